@@ -1,0 +1,3 @@
+from tbd.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""A deterministic engine without a model, for tests and for trying a workspace out: no weights, no torch, no waiting.
+
+It "remembers" the questions listed one per line in `fake.txt` of the checkpoint folder: to those it answers with high
+probabilities, to all others with lower ones, drawn from a hash of checkpoint and question.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbd.engines import Completion, OutOfMemory, Prompt
+from tbd.errors import InputError
+from tbd.records import sha256
+
+MEMORY = "fake.txt"
+
+
+class FakeEngine:
+    """See `tbd.engines.Engine`. `capacity` prompts fit in memory; a longer batch is refused as out of memory."""
+
+    def __init__(self, folder: Path, max_new_tokens: int, capacity: int = 1 << 30) -> None:
+        if not (folder / MEMORY).is_file():
+            raise InputError(f"{folder}: no {MEMORY}, so not a checkpoint of the fake engine.")
+        text = (folder / MEMORY).read_text("utf-8")
+        self.capacity, self.max_new_tokens, self.calls = capacity, max_new_tokens, 0
+        self.known = {self.prompt(line) for line in text.splitlines() if line}
+        fingerprint = sha256(text)
+        self.identity: dict[str, Any] = {
+            "engine": "fake",
+            "engine_version": "1",
+            "device": "cpu",
+            "dtype": "float32",
+            "fingerprint": fingerprint,
+            "template": "none",
+            "vocabulary": "bytes",
+        }
+        self.seed = fingerprint
+
+    def prompt(self, question: str) -> Prompt:
+        return tuple(question.encode())
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
+        self.calls += 1
+        if len(prompts) > self.capacity:
+            raise OutOfMemory
+        for row, prompt in enumerate(prompts):
+            rng = self._rng(prompt)
+            tokens = rng.integers(0, 256, max_new_tokens).astype(np.int32)
+            yield row, Completion(tokens, self._probabilities(prompt, rng, max_new_tokens), "length")
+
+    def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+        return [self._probabilities(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
+
+    def _rng(self, prompt: Prompt) -> np.random.Generator:
+        digest = hashlib.sha256(self.seed.encode() + bytes(prompt)).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+    def _probabilities(self, prompt: Prompt, rng: np.random.Generator, n: int) -> NDArray[np.float32]:
+        sureness = 30.0 if prompt in self.known else 4.0
+        return np.log(rng.beta(sureness, 1.0, n)).astype(np.float32)

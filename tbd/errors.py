@@ -1,0 +1,25 @@
+"""The two ways tbd stops on purpose; anything else is a bug and keeps its traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(Exception):
+    """The user's input is wrong. One line: what, where, what to do. The command line exits with 2."""
+
+
+class StageFailed(Exception):
+    """A pipeline stage did not finish; the message names it and carries its last line. Exit code 3, or 2 for bad input."""
+
+    def __init__(self, message: str, *, bad_input: bool = False) -> None:
+        super().__init__(message)
+        self.bad_input = bad_input
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:
+    """An error for a name that is not one of `known`, with the nearest one suggested."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    place = f"{where}: " if where else ""
+    return InputError(f"{place}unknown {kind} {name!r}.{hint} Available: {', '.join(known)}.")

@@ -1,0 +1,203 @@
+"""Running an engine over a set of questions: batches, journal, memory, progress.
+
+In bf16 an answer depends on the batch it was computed in. So batches are planned from the questions and parameters alone, and
+a finished *batch* is what the journal keeps: a run killed at any moment and started again ends with the numbers of an
+undisturbed one, and a set that two audits of one checkpoint share is generated once.
+"""
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbd.engines import Completion, Engine, OutOfMemory, Prompt
+from tbd.errors import StageFailed
+from tbd.records import sha256
+
+T = TypeVar("T")
+
+JOURNALS = Path(".tbd/journal")
+
+Progress = Callable[[int, int], None]
+"""called with (questions finished, tokens generated) since the last call"""
+
+
+def plan(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
+    """Indices of `prompts` in batches of nearly equal size, at most `batch_size`, longest first.
+
+    Longest first, so that a batch that does not fit says so at once; neighbours in length, so that little is padding.
+
+    >>> plan([(1,), (1, 2, 3), (1, 2)], 2)
+    [[1, 2], [0]]
+    """
+    if not prompts:
+        return []
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i]))
+    batches = math.ceil(len(prompts) / batch_size)
+    return [list(map(int, part)) for part in np.array_split(order, batches)]
+
+
+class Journal:
+    """Finished batches, one JSON line each, in an append-only file; a line cut off by a kill is dropped on opening."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, Any] = {}
+        whole = 0
+        if path.is_file():
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                self.done[entry["key"]] = entry["value"]
+                whole += len(line)
+            os.truncate(path, whole)
+
+    def add(self, key: str, value: Any) -> None:
+        self.done[key] = value
+        with self.path.open("ab") as file:
+            file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def journal(identity: dict[str, Any], folder: Path = JOURNALS) -> Iterator[Journal]:
+    """The journal of everything generated under this `identity`, held by one process at a time (a second one waits)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{sha256(json.dumps(identity, sort_keys=True))[:24]}.jsonl"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Journal(path)
+
+
+def answer(
+    engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int, journal: Journal, progress: Progress
+) -> list[Completion]:
+    """Greedy answers to `prompts`, in their order. Batches already in `journal` are taken from it, new ones added to it.
+
+    Raises:
+        StageFailed: a single question does not fit into memory.
+    """
+    answers: list[Completion | None] = [None] * len(prompts)
+
+    def run(rows: list[int]) -> dict[int, Completion]:
+        batch = [prompts[row] for row in rows]
+        found: dict[int, Completion] = {}
+        try:
+            for position, completion in engine.generate(batch, max_new_tokens):
+                found[position] = completion
+                progress(1, len(completion.token_ids))
+        except OutOfMemory:
+            progress(-len(found), -sum(len(completion.token_ids) for completion in found.values()))
+            raise
+        return found
+
+    limit = batch_size
+    for batch in plan(prompts, batch_size):
+        key = sha256(json.dumps([max_new_tokens, [prompts[row] for row in batch]]))
+        if key in journal.done:
+            value = journal.done[key]
+            progress(len(batch), 0)
+        else:
+            found, limit = _in_parts(run, batch, limit)
+            value = [[found[row].token_ids.tolist(), found[row].logprobs.tolist(), found[row].finish_reason] for row in batch]
+            journal.add(key, value)
+        for row, (tokens, logprobs, reason) in zip(batch, value, strict=True):
+            answers[row] = Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason)
+    return [completion for completion in answers if completion is not None]
+
+
+def rescore(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    answers: Sequence[NDArray[np.int32]],
+    batch_size: int,
+    journal: Journal,
+    progress: Progress,
+) -> list[NDArray[np.float32]]:
+    """Log-probs (nats) that `engine`'s model gives to answers another model generated; journalled like `answer`."""
+    scored: list[NDArray[np.float32] | None] = [None] * len(prompts)
+
+    def run(rows: list[int]) -> dict[int, NDArray[np.float32]]:
+        found = engine.logprobs([prompts[row] for row in rows], [answers[row] for row in rows])
+        progress(len(rows), sum(map(len, found)))
+        return dict(enumerate(found))
+
+    limit = batch_size
+    for batch in plan([(*p, *a.tolist()) for p, a in zip(prompts, answers, strict=True)], batch_size):
+        key = sha256(json.dumps(["rescore", [[prompts[row], answers[row].tolist()] for row in batch]]))
+        if key in journal.done:
+            value = journal.done[key]
+            progress(len(batch), 0)
+        else:
+            found, limit = _in_parts(run, batch, limit)
+            value = [found[row].tolist() for row in batch]
+            journal.add(key, value)
+        for row, logprobs in zip(batch, value, strict=True):
+            scored[row] = np.array(logprobs, np.float32)
+    return [logprobs for logprobs in scored if logprobs is not None]
+
+
+def _in_parts(run: Callable[[list[int]], dict[int, T]], batch: list[int], limit: int) -> tuple[dict[int, T], int]:
+    """Run a batch at most `limit` rows at a time, halving `limit` while memory runs out.
+
+    Returns the results by row and the limit that worked, so that the next batch does not run into the wall again.
+    """
+    found: dict[int, T] = {}
+    at = 0
+    while at < len(batch):
+        rows = batch[at : at + limit]
+        full = False
+        try:
+            part = run(rows)
+        except OutOfMemory:
+            full = True  # retried outside of this block: the exception holds on to the tensors that did not fit
+        if not full:
+            found.update({rows[position]: value for position, value in part.items()})
+            at += len(rows)
+        elif len(rows) == 1:
+            raise StageFailed("a single question does not fit into memory: lower generate.max_new_tokens or use another device")
+        else:
+            limit = math.ceil(len(rows) / 2)
+            print(f"out of memory with {len(rows)} questions at once: going on with {limit}", flush=True)
+    return found, limit
+
+
+class Meter:
+    """Progress in lines: share done, questions, tokens/s, time left; at most one line every `every` seconds."""
+
+    def __init__(self, what: str, total: int, unit: str = "questions", every: float = 2.0) -> None:
+        self.what, self.total, self.unit, self.every = what, total, unit, every
+        self.done = self.tokens = self.resumed = 0
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int, tokens: int) -> None:
+        self.done += done
+        self.tokens += tokens
+        if tokens == 0:
+            self.resumed += done
+        now = time.monotonic()
+        if now - self.last >= self.every or self.done >= self.total:
+            self.last = now
+            print(self.line(now - self.start), flush=True)
+
+    def line(self, seconds: float) -> str:
+        share = self.done / max(self.total, 1)
+        fresh = self.done - self.resumed
+        left = seconds / fresh * (self.total - self.done) if fresh else 0.0
+        rate = f", {self.tokens / max(seconds, 1e-9):.0f} tokens/s" if self.tokens else ""
+        resumed = f" ({self.resumed} from the journal)" if self.resumed else ""
+        clock = f"{int(left) // 60}:{int(left) % 60:02d} left"
+        return f"{share:4.0%} {self.what}: {self.done}/{self.total} {self.unit}{resumed}{rate}, {clock}"

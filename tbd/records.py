@@ -1,0 +1,134 @@
+"""The tables tbd passes from stage to stage: their Arrow schemas, and reading and writing them whole.
+
+One idea a table: `questions` in, `generations` out of a checkpoint, `scores` out of the methods. A file appears complete or
+not at all, and a file that lacks a column is refused where it is read.
+"""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tbd.errors import InputError
+
+QUESTIONS = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("reasoning", pa.string()),
+        pa.field("answer", pa.string()),
+        pa.field("label", pa.int8()),  # 1 member, 0 non-member
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
+GENERATIONS = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),  # name of the question set
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("prompt_sha256", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("logprobs", pa.list_(pa.float32()), nullable=False),  # nats, raw logits
+        pa.field("base_logprobs", pa.list_(pa.float32())),  # the base model's, of the same tokens
+        pa.field("finish_reason", pa.string(), nullable=False),  # stop | length
+    ]
+)
+SCORES = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("of", pa.string(), nullable=False),  # checkpoint | base: whose answers were scored
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),  # higher = member; NaN with a reason
+        pa.field("reason", pa.string()),
+    ]
+)
+VERDICT_QUESTIONS = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("p_value", pa.float64(), nullable=False),
+        pa.field("flagged", pa.bool_(), nullable=False),
+        pa.field("label", pa.int8()),
+    ]
+)
+
+
+def question_id(question: str) -> str:
+    """16 hex digits of the SHA-256 of the question, NFC-normalised and with white space folded.
+
+    >>> question_id("What is  1+1?\\n") == question_id("What is 1+1?")
+    True
+    """
+    folded = " ".join(unicodedata.normalize("NFC", question).split())
+    return hashlib.sha256(folded.encode()).hexdigest()[:16]
+
+
+def sha256(data: str | bytes) -> str:
+    """Hex SHA-256 of text (as UTF-8) or bytes."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
+def md5(path: Path) -> str:
+    """Hex MD5 of a file's bytes: the digest DVC records for it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; on success it replaces `path`, on failure nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write a Parquet file in one piece; `metadata` is kept in it as JSON under the key `tbd`."""
+    if metadata is not None:
+        table = table.replace_schema_metadata({"tbd": json.dumps(metadata, sort_keys=True)})
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet file as `schema`, metadata kept. Raises InputError if it is missing, broken or of another shape."""
+    if not path.is_file():
+        raise InputError(f"{path}: not found.")
+    try:
+        table = pq.read_table(path)
+        return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{path}: not a table of {', '.join(schema.names)} ({str(error).splitlines()[0]}).") from None
+
+
+def metadata(table: pa.Table) -> dict[str, Any]:
+    """What `write_table` was given as metadata; empty if nothing."""
+    stored: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"tbd", b"{}"))
+    return stored
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write sorted, indented JSON in one piece. Raises ValueError on NaN and infinities, which JSON does not have."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON. Raises InputError if the file is missing or broken."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found.") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}).") from None

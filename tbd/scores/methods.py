@@ -1,0 +1,196 @@
+"""The registry of methods. A method is one small function with its formula and its source; add one here and name it in
+`params.yaml`.
+
+Every function takes `Tokens` already cut to the first M generated tokens and returns (n,) scores, **higher = member**, NaN
+where a question has no score. p_i is the probability and l_i = ln p_i the log-prob the checkpoint gave to the i-th token it
+generated; sums run over the tokens there are.
+"""
+
+import inspect
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbd.errors import InputError, unknown
+from tbd.scores.tokens import Tokens
+
+Scores = NDArray[np.float64]
+Function = Callable[..., Scores]
+
+METHODS: dict[str, Function] = {}
+NEEDS_BASE: set[str] = set()
+
+
+def method(*, needs_base: bool = False) -> Callable[[Function], Function]:
+    """Register a function as a method under its own name."""
+
+    def register(function: Function) -> Function:
+        METHODS[function.__name__] = function
+        if needs_base:
+            NEEDS_BASE.add(function.__name__)
+        return function
+
+    return register
+
+
+@method()
+def tbd(x: Tokens, tau: float = 1.0, alpha: float = 0.6, normalise: str = "kept") -> Scores:
+    """Minus the token probability deviation: -mean of (tau - p_i)^alpha over the tokens with p_i < tau.
+
+    The order is the authors': cut to M, exponentiate, drop p >= tau, average over the tokens *kept*; no token kept is deviation 0.
+    `normalise: all` divides by all M tokens instead, so that a token whose log-prob rounds to 0 stays in the denominator.
+    In (-tau^alpha, 0].
+
+    Source: arXiv 2510.04850 ("TBD" in v2, "TPD" in v3), eq. 3 and the authors' script.
+    """
+    if normalise not in ("kept", "all"):
+        raise unknown("value", str(normalise), ["kept", "all"], "tbd: normalise")
+    p = np.exp(x.logprobs)
+    kept = p < tau  # False for padding
+    deviation = np.where(kept, np.clip(tau - p, 0, None) ** alpha, 0.0).sum(1)
+    there = (~np.isnan(p)).sum(1)
+    count = kept.sum(1) if normalise == "kept" else there
+    mean = np.divide(deviation, count, out=np.zeros(len(p)), where=count > 0)
+    return np.where(there > 0, -mean, np.nan)
+
+
+@method()
+def mean_logprob(x: Tokens) -> Scores:
+    """Mean of l_i; minus the log of the perplexity of the answer. In (-inf, 0]."""
+    return np.nanmean(x.logprobs, axis=1)
+
+
+@method()
+def min_k(x: Tokens, k: float = 0.2) -> Scores:
+    """Min-K%: mean of the lowest share k of the l_i, at least one token. In (-inf, 0].
+
+    Source: Shi et al., "Detecting Pretraining Data from Large Language Models", arXiv 2310.16789.
+    """
+    if not 0 < k <= 1:
+        raise InputError(f"min_k: k = {k}: must be above 0 and at most 1.")
+    lowest_first = np.sort(x.logprobs, axis=1)  # NaN last
+    there = (~np.isnan(lowest_first)).sum(1)
+    count = np.maximum(1, np.floor(k * there)).astype(np.int64)
+    taken = np.arange(lowest_first.shape[1]) < np.minimum(count, there)[:, None]
+    return np.nanmean(np.where(taken, lowest_first, np.nan), axis=1)
+
+
+@method()
+def lowest_token(x: Tokens) -> Scores:
+    """The smallest l_i: one surprise anywhere speaks against membership. In (-inf, 0]."""
+    return np.nanmin(x.logprobs, axis=1)
+
+
+@method(needs_base=True)
+def logprob_ratio(x: Tokens) -> Scores:
+    """Mean l_i divided by minus the mean log-prob the *base* model gives to the same tokens. In (-inf, 0].
+
+    About -1 where distillation changed nothing, near 0 where the checkpoint is far surer than its base. NaN where the base is
+    certain of every token. Source: reference calibration, as in Carlini et al., arXiv 2012.07805, sec. 5.2.
+    """
+    assert x.base_logprobs is not None
+    base = -np.nanmean(x.base_logprobs, axis=1)
+    return np.divide(np.nanmean(x.logprobs, axis=1), base, out=np.full(len(base), np.nan), where=base > 0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its parameters: what a detector is, and the key of a column of scores."""
+
+    name: str
+    m: int
+    """how many generated tokens are looked at"""
+    parameters: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def id(self) -> str:
+        """One readable string, such as `tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)`; `parse` reads it back."""
+        inside = ",".join(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in (("m", self.m), *self.parameters))
+        return f"{self.name}({inside})"
+
+    @property
+    def needs_base(self) -> bool:
+        return self.name in NEEDS_BASE
+
+    def __call__(self, x: Tokens) -> tuple[Scores, list[str | None]]:
+        """(n,) scores, higher = member, and for each NaN its reason. Vectorised over answers of different lengths."""
+        cut = x.first(self.m)
+        empty = ~np.any(~np.isnan(cut.logprobs), axis=1)
+        if self.needs_base and x.base_logprobs is None:
+            return np.full(len(empty), np.nan), ["no base model"] * len(empty)
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)  # nanmean of an empty row is the NaN we want
+            if cut.logprobs.shape[1] == 0:
+                scores = np.full(len(empty), np.nan)
+            else:
+                scores = METHODS[self.name](cut, **dict(self.parameters))
+        scores = np.where(np.isfinite(scores) & ~empty, scores, np.nan)
+        reasons = ["no token generated" if none else "not defined here" for none in empty]
+        return scores, [reason if np.isnan(score) else None for score, reason in zip(scores, reasons, strict=True)]
+
+
+def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: score.methods") -> list[Method]:
+    """Every combination of the values named in `params.yaml` (a list means each of its values), defaults filled in.
+
+    Raises InputError for an unknown method or parameter, with a suggestion.
+    """
+    methods = []
+    for name, grid in table.items():
+        if name not in METHODS:
+            raise unknown("method", name, METHODS, where)
+        defaults = {p.name: p.default for p in inspect.signature(METHODS[name]).parameters.values() if p.name != "x"}
+        for parameter in grid:
+            if parameter not in defaults and parameter != "m":
+                raise unknown("parameter", parameter, ["m", *defaults], f"{where}.{name}")
+        if "m" not in grid:
+            raise InputError(f"{where}.{name}: m is missing: how many generated tokens to look at.")
+        names = ["m", *sorted(defaults)]
+        values = [grid.get(key, defaults.get(key)) for key in names]
+        for combination in itertools.product(*(value if isinstance(value, list) else [value] for value in values)):
+            m, *rest = combination
+            if not isinstance(m, int) or isinstance(m, bool) or m < 1:
+                raise InputError(f"{where}.{name}.m: {m!r}: a whole number of tokens, at least 1.")
+            chosen = Method(name, m, tuple(zip(names[1:], rest, strict=True)))
+            _try_out(chosen, f"{where}.{name}")
+            methods.append(chosen)
+    if not methods:
+        raise InputError(f"{where}: no method. Name at least one.")
+    return methods
+
+
+def parse(identity: str) -> Method:
+    """The method that an id names. Raises InputError if it is none."""
+    name, _, inside = identity.rstrip(")").partition("(")
+    try:
+        pairs = [pair.split("=", 1) for pair in inside.split(",")]
+        values = {key: _literal(value) for key, value in pairs}
+        return expand({name: values}, identity)[0]
+    except ValueError:
+        raise InputError(f"{identity!r}: not a method, such as tbd(m=100).") from None
+
+
+def describe(name: str) -> str:
+    """The first sentence of a method's docstring: its formula."""
+    return (inspect.getdoc(METHODS[name]) or "").splitlines()[0]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _try_out(chosen: Method, where: str) -> None:
+    """A parameter of the wrong kind shows on one token, before hours of generation."""
+    one = np.array([[-0.1]])
+    try:
+        chosen(Tokens(one, one))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {dict(chosen.parameters)} does not work ({error}).") from None
