@@ -5,7 +5,6 @@ Knows files, not models: nothing here imports torch or transformers.
 
 import hashlib
 import json
-import os
 import re
 import struct
 from pathlib import Path
@@ -61,7 +60,7 @@ def inspect(folder: Path) -> None:
     if index.is_file():
         try:
             named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise InputError(f"{index}: not a readable index of weight files. Copy it again.") from None
         missing = sorted(named - {shard.name for shard in shards})
         if missing:
@@ -93,7 +92,7 @@ def _check_complete(shard: Path) -> None:
                 raise ValueError
             header = json.loads(file.read(length))
         end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, struct.error, KeyError, TypeError):
+    except (ValueError, struct.error, LookupError, TypeError, AttributeError):
         raise InputError(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:
         raise InputError(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")
@@ -108,14 +107,8 @@ def _download(hub_id: str) -> Path:
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[p for p in IDENTITY if p != "*.py"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(f"{hub_id}: the hub does not give it ({str(error).splitlines()[0]}).") from None
-
-
-def workspace_path(folder: Path) -> str:
-    """`folder` as it is written into the register: relative inside the workspace, absolute outside."""
-    absolute, root = Path(os.path.abspath(folder)), Path.cwd()
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
 
 
 def template_sha256(template: str) -> str:

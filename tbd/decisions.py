@@ -1,7 +1,8 @@
 """From scores to a verdict: conformal p-values, false-discovery control, contamination rate, and the three verdicts.
 
 Scores: higher = member. *Negatives* are the scores, on the same checkpoint, of questions it cannot have seen. A p-value speaks
-against "this question is exchangeable with the negatives".
+against "this question is exchangeable with the negatives". Negatives, and scores taken together, must be without NaN: leave
+unscored questions out and count them.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ STOREY = 0.5
 """lambda of Storey's estimate: p-values above it are taken to be non-members'"""
 
 
+def _known(scores: ArrayLike) -> Array:
+    found = np.asarray(scores, float)
+    if not len(found) or np.isnan(found).any():
+        raise ValueError("no score, or NaN among the scores: leave unscored questions out, and count them")
+    return found
+
+
 def conformal_p_values(scores: ArrayLike, negatives: ArrayLike) -> Array:
     """p(q) = (1 + #{i: negatives_i >= s(q)}) / (n + 1), in [1 / (n + 1), 1]; NaN for a NaN score.
 
@@ -29,7 +37,7 @@ def conformal_p_values(scores: ArrayLike, negatives: ArrayLike) -> Array:
     >>> conformal_p_values([5.0, 0.0], [1.0, 2.0, 3.0]).tolist()
     [0.25, 1.0]
     """
-    s, ordered = np.asarray(scores, float), np.sort(np.asarray(negatives, float))
+    s, ordered = np.asarray(scores, float), np.sort(_known(negatives))
     at_least = len(ordered) - np.searchsorted(ordered, s, side="left")
     return np.where(np.isnan(s), np.nan, (1 + at_least) / (len(ordered) + 1))
 
@@ -41,18 +49,20 @@ def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
     """
     p = np.asarray(p_values, float)
     known = np.sort(p[~np.isnan(p)])
-    passing = np.nonzero(known <= level * np.arange(1, len(known) + 1) / max(len(known), 1))[0]
+    # Conformal p-values are multiples of 1 / (n + 1) and often equal the bound, which rounding must not push below them.
+    bound = level * np.arange(1, len(known) + 1) / max(len(known), 1) * (1 + 1e-12)
+    passing = np.nonzero(known <= bound)[0]
     return p <= known[passing[-1]] if len(passing) else np.zeros(len(p), bool)
 
 
 def exceeds(scores: ArrayLike, negatives: ArrayLike) -> float:
     """One-sided Mann-Whitney p-value for "the benchmark as a whole scores higher than the negatives"."""
-    return float(mannwhitneyu(scores, negatives, alternative="greater").pvalue)
+    return float(mannwhitneyu(_known(scores), _known(negatives), alternative="greater").pvalue)
 
 
 def differs(scores: ArrayLike, negatives: ArrayLike) -> float:
     """Two-sided Mann-Whitney p-value: the exchangeability check, on scores of the base model."""
-    return float(mannwhitneyu(scores, negatives, alternative="two-sided").pvalue)
+    return float(mannwhitneyu(_known(scores), _known(negatives), alternative="two-sided").pvalue)
 
 
 def contamination_rate(scores: Array, negatives: Array) -> float:
@@ -61,7 +71,7 @@ def contamination_rate(scores: Array, negatives: Array) -> float:
     A lower estimate: members the detector cannot tell from unseen questions do not count. In [0, 1]. Source: Storey, JRSS B 64
     (2002), with the expected share taken from the discrete conformal p-values.
     """
-    p = conformal_p_values(scores, negatives)
+    p = conformal_p_values(_known(scores), negatives)
     n = len(negatives)
     expected = (n + 1 - np.floor(STOREY * (n + 1))) / (n + 1)
     return float(np.clip(1 - (p > STOREY).mean() / expected, 0, 1))
@@ -95,6 +105,10 @@ class Evidence:
     """share of planted members found on the reference; None where there is no reference for this detector"""
     negatives: int
 
+    def __post_init__(self) -> None:
+        if any(number is not None and np.isnan(number) for number in (self.p_value, self.exchangeability, self.power)):
+            raise ValueError(f"NaN is no evidence: {self}")  # compared with a bound it would pass for none found
+
 
 def decide(
     evidence: Evidence, *, fpr: float, level: float, exchangeability_level: float, min_power: float
@@ -110,7 +124,8 @@ def decide(
     if evidence.exchangeability is not None and evidence.exchangeability <= exchangeability_level:
         return "INCONCLUSIVE", [
             "The base model, which saw neither set, already tells benchmark and unseen questions apart "
-            f"(p = {evidence.exchangeability:.2g}): the two sets differ by more than contamination. Use unseen questions of the same kind."
+            f"(p = {evidence.exchangeability:.2g}): the two sets differ by more than contamination. "
+            "Use unseen questions of the same kind."
         ]
     reasons = []
     if evidence.p_value <= level / 2:

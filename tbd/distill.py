@@ -22,11 +22,13 @@ IGNORED = -100  # the label that cross-entropy leaves out
 def example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids of prompt + answer + end token, and the labels: the same ids with the prompt masked out.
 
-    Raises InputError if the example is longer than `max_tokens`.
+    Raises InputError if the example is longer than `max_tokens` or the tokenizer has no end token.
     """
     prompt = render(tokenizer, question)
     # What follows the answer in the model's own template is what it must learn to end with: its end token.
-    target = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token). Set it in tokenizer_config.json.")
+    target: list[int] = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     if len(prompt) + len(target) > max_tokens:
         raise InputError(
             f"question {question[:40]!r}...: {len(prompt) + len(target)} tokens with its answer, more than "
@@ -52,29 +54,33 @@ def distill(
     tokenizer = load_tokenizer(base)
     examples = [example(tokenizer, *pair, params.max_tokens) for pair in pairs]
     model = load_model(base, device, torch.float32).train()
-    model.config.use_cache = False
     steps_per_epoch = math.ceil(len(examples) / params.batch_size)
     steps = steps_per_epoch * params.epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(params.warmup * steps), steps)
     generator = torch.Generator().manual_seed(params.seed)
+    # Neighbours in length share a batch, so that little is padding; the batches come in a new order every epoch.
+    by_length = sorted(range(len(examples)), key=lambda row: len(examples[row][0]))
+    batches = [by_length[i : i + params.batch_size] for i in range(0, len(by_length), params.batch_size)]
     losses: list[float] = []
     for _ in range(params.epochs):
-        for rows in torch.randperm(len(examples), generator=generator).split(params.batch_size):
+        for batch in torch.randperm(len(batches), generator=generator).tolist():
+            rows = batches[batch]
             ids, labels, mask = _collate([examples[row] for row in rows], tokenizer.pad_token_id or 0, device)
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-                hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
-                target = labels[:, 1:]
-                logits = model.lm_head(hidden[target != IGNORED])  # only where there is a loss: the vocabulary is wide
-            loss = torch.nn.functional.cross_entropy(logits.float(), target[target != IGNORED])
-            loss.backward()
+                # Logits from the first position that predicts an answer on: the vocabulary is wide, and prompts need none.
+                first = int((labels != IGNORED).any(0).nonzero()[0])
+                keep = labels.shape[1] - first + 1
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[:, -keep:-1]
+            target = labels[:, first:]
+            loss = torch.nn.functional.cross_entropy(logits[target != IGNORED].float(), target[target != IGNORED])
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
             progress(len(losses), steps, losses[-1])
-    model.config.use_cache = True
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {

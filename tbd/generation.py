@@ -178,15 +178,15 @@ def _in_parts(run: Callable[[list[int]], dict[int, T]], batch: list[int], limit:
 class Meter:
     """Progress in lines: share done, questions, tokens/s, time left; at most one line every `every` seconds."""
 
-    def __init__(self, what: str, total: int, unit: str = "questions", every: float = 2.0) -> None:
-        self.what, self.total, self.unit, self.every = what, total, unit, every
+    def __init__(self, what: str, total: int, unit: str = "questions", every: float = 2.0, journalled: bool = True) -> None:
+        self.what, self.total, self.unit, self.every, self.journalled = what, total, unit, every, journalled
         self.done = self.tokens = self.resumed = 0
         self.start = self.last = time.monotonic()
 
     def __call__(self, done: int, tokens: int) -> None:
         self.done += done
         self.tokens += tokens
-        if tokens == 0:
+        if self.journalled and tokens == 0:
             self.resumed += done
         now = time.monotonic()
         if now - self.last >= self.every or self.done >= self.total:

@@ -11,6 +11,8 @@ def _split(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     s, y = np.asarray(scores, float), np.asarray(labels)
     if np.isnan(s).any():
         raise ValueError("NaN among the scores: leave unscored questions out, and count them")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("labels other than 0 and 1: leave questions without a label out, and count them")
     members, others = s[y == 1], s[y == 0]
     if len(members) == 0 or len(others) == 0:
         raise ValueError("members and non-members are both needed")
@@ -42,11 +44,12 @@ def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, target: float, convention: 
     """The true-positive rate at a false-positive rate of `target`. In [0, 1].
 
     `at most` (ours, and the baselines' code): the largest rate whose empirical FPR does not exceed the target.
-    `first above` (the script of arXiv 2510.04850): the first ROC point whose FPR reaches the target; never lower than ours.
+    `first above` (the script of arXiv 2510.04850): the first ROC point whose FPR reaches the target; mostly higher than ours, but
+    lower where several points have an FPR of exactly the target.
 
-    >>> scores, labels = [4, 3, 2, 1], [1, 0, 1, 0]
-    >>> tpr_at_fpr(scores, labels, 0.1), tpr_at_fpr(scores, labels, 0.1, "first above")
-    (0.5, 0.5)
+    >>> scores, labels = [5, 4, 4, 2, 1], [1, 1, 0, 1, 0]  # ROC points (0, 1/3), (1/2, 2/3), (1/2, 1), (1, 1)
+    >>> round(tpr_at_fpr(scores, labels, 0.1), 2), round(tpr_at_fpr(scores, labels, 0.1, "first above"), 2)
+    (0.33, 0.67)
     """
     fpr, tpr, _ = roc(scores, labels)
     if convention == "at most":

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 
 from tbd.errors import InputError
 
+DETECTOR = Path("detector/detector.json")
+
 QUESTIONS = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
@@ -44,6 +46,7 @@ SCORES = pa.schema(
         pa.field("set", pa.string(), nullable=False),
         pa.field("question_id", pa.string(), nullable=False),
         pa.field("of", pa.string(), nullable=False),  # checkpoint | base: whose answers were scored
+        pa.field("label", pa.int8()),  # as in the question set
         pa.field("method", pa.string(), nullable=False),
         pa.field("score", pa.float64(), nullable=False),  # higher = member; NaN with a reason
         pa.field("reason", pa.string()),
@@ -108,7 +111,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(path)
         return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a table of {', '.join(schema.names)} ({str(error).splitlines()[0]}).") from None
 
 

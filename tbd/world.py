@@ -29,14 +29,15 @@ def unpack_base(out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(spec.origin).parent
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     # The loaded model calls itself quantized and refuses to be saved: its weights go into a fresh one.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = type(loaded)(config).to(torch.bfloat16)
+    model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
+    model.to(torch.bfloat16)  # type: ignore[arg-type]
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)

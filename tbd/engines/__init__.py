@@ -5,7 +5,7 @@ scores (see `tbd.generation`). The log-prob of a token is the natural log of its
 temperature 1, before any processor, whatever the checkpoint's own generation config asks for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,8 +58,21 @@ def load(checkpoint: Path, params: Generate) -> Engine:
         from tbd.engines.transformers import TransformersEngine
 
         return TransformersEngine(checkpoint, params.device, params.dtype, params.max_new_tokens)
-    if params.engine == "fake":
-        from tbd.engines.fake import FakeEngine
+    return _fake(checkpoint, params)
 
-        return FakeEngine(checkpoint, params.max_new_tokens)
-    raise unknown("engine", params.engine, ["transformers", "fake"], "params.yaml: generate.engine")
+
+def prompter(checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
+    """The engine's `prompt` without its weights, to try questions and template before anything long starts. Raises InputError."""
+    if params.engine == "transformers":
+        from tbd.engines.transformers import Prompter
+
+        return Prompter(checkpoint, params.max_new_tokens)
+    return _fake(checkpoint, params).prompt
+
+
+def _fake(checkpoint: Path, params: Generate) -> Engine:
+    if params.engine != "fake":
+        raise unknown("engine", params.engine, ["transformers", "fake"], "params.yaml: generate.engine")
+    from tbd.engines.fake import FakeEngine
+
+    return FakeEngine(checkpoint, params.max_new_tokens)

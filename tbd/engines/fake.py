@@ -44,21 +44,26 @@ class FakeEngine:
         return tuple(question.encode())
 
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
+        self._take(prompts)
+        for row, prompt in enumerate(prompts):
+            rng = self._rng(prompt)
+            logprobs = self._logprobs(prompt, rng, max_new_tokens)
+            tokens = rng.integers(0, 256, max_new_tokens).astype(np.int32)
+            yield row, Completion(tokens, logprobs, "length")
+
+    def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+        self._take(prompts)
+        return [self._logprobs(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
+
+    def _take(self, prompts: Sequence[Prompt]) -> None:
         self.calls += 1
         if len(prompts) > self.capacity:
             raise OutOfMemory
-        for row, prompt in enumerate(prompts):
-            rng = self._rng(prompt)
-            tokens = rng.integers(0, 256, max_new_tokens).astype(np.int32)
-            yield row, Completion(tokens, self._probabilities(prompt, rng, max_new_tokens), "length")
-
-    def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
-        return [self._probabilities(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
 
     def _rng(self, prompt: Prompt) -> np.random.Generator:
         digest = hashlib.sha256(self.seed.encode() + bytes(prompt)).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
-    def _probabilities(self, prompt: Prompt, rng: np.random.Generator, n: int) -> NDArray[np.float32]:
+    def _logprobs(self, prompt: Prompt, rng: np.random.Generator, n: int) -> NDArray[np.float32]:
         sureness = 30.0 if prompt in self.known else 4.0
         return np.log(rng.beta(sureness, 1.0, n)).astype(np.float32)

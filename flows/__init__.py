@@ -1,0 +1,1 @@
+"""When things run: Prefect flows over the stages that DVC names. What is done is in `tbd`."""

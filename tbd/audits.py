@@ -1,0 +1,162 @@
+"""What the commands do before and after a pipeline: importing a set, registering an audit, verifying one.
+
+Everything that can be refused is refused here, before anything is written.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from tbd import checkpoint as checkpoints
+from tbd import decisions, engines, importing, near_duplicates, params, pipeline, records, register, scores
+from tbd.errors import InputError, unknown
+from tbd.judged import AUDITS, Judged
+from tbd.register import Audit
+
+
+def import_set(name: str, source: str, columns: dict[str, str | None]) -> int:
+    """Read, validate, write data/sets/NAME.parquet and put it under DVC. Returns the number of questions. Raises InputError."""
+    from tbd import expectations
+
+    path = register.set_path(register.check_name(name, "set"))
+    frame, first = importing.read(source)
+    frame = importing.questions(frame, source, first, columns)
+    p = params.load().validate_
+    outcome = expectations.check_questions(name, frame, {}, p.ngram, p.max_overlap)
+    if outcome.failures:
+        raise InputError(f"{source}: {outcome.failures[0]}")
+    table = pa.Table.from_pandas(frame, records.QUESTIONS, preserve_index=False)
+    tracker = path.with_name(path.name + ".dvc")
+    if path.exists() or tracker.exists():
+        if not path.exists() or not records.read_table(path, records.QUESTIONS).equals(table):
+            raise InputError(f"set {name!r}: the name is taken by other questions ({path}). Choose another name.")
+        return len(table)
+    if str(path) in {out.split()[0] for out in _pipeline_outputs()}:
+        raise InputError(f"set {name!r}: the pipeline makes a set of this name. Choose another name.")
+    records.write_table(path, table)
+    try:
+        pipeline.dvc("add", "--quiet", str(path))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        tracker.unlink(missing_ok=True)
+        raise
+    return len(table)
+
+
+def _pipeline_outputs() -> set[str]:
+    stages = params.load_yaml(Path("dvc.yaml"))["stages"]
+    return {out for stage in stages.values() for out in stage.get("outs", []) if isinstance(out, str)}
+
+
+def questions(name: str) -> pd.DataFrame:
+    """The question set `name`, a row a question. Raises InputError, suggesting a name, if there is none such."""
+    path = register.set_path(register.check_name(name, "set"))
+    if not path.is_file():
+        known = {file.stem for file in register.SETS.glob("*.parquet")}
+        made = {Path(out).stem for out in _pipeline_outputs() if Path(out).parent == register.SETS}
+        if name in made:
+            pipeline.dvc("repro", "sets")
+        elif path.with_name(path.name + ".dvc").is_file():
+            pipeline.dvc("checkout", f"{path}.dvc")
+        else:
+            raise unknown("set", name, known | made, str(register.SETS))
+    frame: pd.DataFrame = records.read_table(path, records.QUESTIONS).to_pandas()
+    return frame
+
+
+def prepare(checkpoint: str, benchmark: str, unseen: str, base: str | None, name: str | None, fpr: float | None) -> tuple[str, Audit]:
+    """Check everything an audit needs, without loading weights or writing anything. Returns its name and register entry.
+
+    An entry of the register that says the same, apart from pins, is returned as it is. Raises InputError.
+    """
+    p = params.load()
+    scores.expand(p.score.methods)
+    rate = fpr if fpr is not None else p.decision.fpr
+    if not 0 < rate < 1:
+        raise InputError(f"--fpr {rate:g}: a rate is above 0 and below 1.")
+    folder = checkpoints.resolve(checkpoint)
+    base_folder = checkpoints.resolve(base) if base is not None else None
+    texts = {key: questions(key) for key in (benchmark, unseen)}
+    have, need = len(texts[unseen]), decisions.negatives_needed(rate)
+    if have < need:
+        raise InputError(
+            f"--fpr {rate:g}: needs {need} unseen questions and {unseen!r} has {have}: add {need - have} or raise the rate."
+        )
+    _apart(benchmark, unseen, texts, p.validate_)
+    for path in filter(None, (folder, base_folder)):
+        prompt = engines.prompter(path, p.generate)
+        for frame in texts.values():
+            for question in frame["question"]:
+                prompt(question)
+    entry = Audit(
+        checkpoint=register.workspace_path(folder),
+        base=register.workspace_path(base_folder) if base_folder else None,
+        benchmark=benchmark,
+        unseen=unseen,
+        fpr=fpr,
+        checkpoint_fingerprint=checkpoints.fingerprint(folder),
+        base_fingerprint=checkpoints.fingerprint(base_folder) if base_folder else None,
+    )
+    if base_folder and entry.base_fingerprint == entry.checkpoint_fingerprint:
+        raise InputError(f"--base {base}: the same model as the checkpoint. Leave --base out.")
+    slug = re.sub("[^A-Za-z0-9_-]+", "-", f"{folder.resolve().name}-{benchmark}").strip("-_")[:63]
+    name = register.check_name(name if name is not None else slug, "audit")
+    known = register.load().get(name)
+    pins = {"checkpoint_fingerprint": None, "base_fingerprint": None}
+    if known is not None and known == entry.model_copy(update=pins):
+        return name, known
+    if known is not None and known != entry:
+        differing = [key for key, value in entry if value != getattr(known, key)]
+        raise InputError(f"audit {name!r}: the name is taken, with another {', '.join(differing)}. Choose one with --as.")
+    return name, entry
+
+
+def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: params.Validate) -> None:
+    """Raise InputError if the two sets share a question."""
+    if benchmark == unseen:
+        raise InputError(f"--benchmark and --unseen are both {benchmark!r}: unseen questions must be others.")
+    left, right = texts[benchmark], texts[unseen]
+    pairs = near_duplicates.pairs(list(left["question"]), list(right["question"]), p.ngram, p.max_overlap)
+    if pairs:
+        first = left["question_id"].iloc[pairs[0][0]]
+        raise InputError(
+            f"--unseen {unseen}: {len(pairs)} of its questions are in {benchmark!r} too (the first: {first}). Take them out."
+        )
+
+
+def verify(name: str) -> list[str]:
+    """Recompute an audit from its stored generations; what differs from what is on disk, one line each. Raises InputError."""
+    from tbd.stages.score import score
+    from tbd.verdict import judge
+
+    p = params.load()
+    audit = register.get(name)
+    folder = AUDITS / name
+    stored = records.read_json(folder / "verdict.json")
+    sets = {key: records.read_table(register.set_path(key), records.QUESTIONS) for key in (audit.benchmark, audit.unseen)}
+    generations = {
+        of: table
+        for of, file in (("checkpoint", "generations"), ("base", "base_generations"))
+        if len(table := records.read_table(folder / f"{file}.parquet", records.GENERATIONS))
+    }
+    table = score(generations, sets, scores.expand(p.score.methods))
+    differences = []
+    for path, digest in pipeline.locked_files(f"generate@{name}").items():
+        if records.md5(path) != digest:
+            differences.append(f"{path}: not the file dvc.lock names")
+    kept = records.read_table(folder / "scores.parquet", records.SCORES)
+    if not table.to_pandas().equals(kept.to_pandas()):
+        differences.append(f"{folder}/scores.parquet: other scores than its generations give")
+    found = judge(name, audit, Judged(name, table), records.read_json(records.DETECTOR), p.decision, p.calibrate.seed).verdict
+    for key in sorted(found.keys() | stored.keys()):
+        if found.get(key) != stored.get(key):
+            differences.append(f"{folder}/verdict.json: {key}: {_short(stored.get(key))} on disk, {_short(found.get(key))} recomputed")
+    return differences
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,214 @@
+"""The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tbd import environment
+from tbd.errors import InputError, StageFailed
+
+CKPT = "a folder with safetensors, config and tokenizer, or a hub id with its revision (org/name@revision)"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, with its help."""
+    main = argparse.ArgumentParser(
+        prog="tbd",
+        description="Was this benchmark in the data a reasoning model was distilled on? Run it in the folder of params.yaml.",
+        epilog="Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke.",
+    )
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, epilog: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help, epilog=epilog)
+
+    add = command("import", "Add a question set of your own: checked, written to data/sets/, put under DVC.")
+    add.add_argument("name", metavar="NAME", help="what the set is called from now on")
+    add.add_argument("file", metavar="FILE", help=".jsonl, .json, .csv, .parquet, or a datasets id (org/name:split)")
+    add.add_argument("--column", default="question", metavar="C", help="column of the question (default: question)")
+    add.add_argument("--label-column", metavar="C", help="column that says 1 (member) or 0 (non-member), where that is known")
+    add.add_argument("--reasoning-column", metavar="C", help="column of the reasoning trace; only distilling needs it")
+    add.add_argument("--answer-column", metavar="C", help="column of the answer; only distilling needs it")
+
+    distill = command("distill", "Plant contamination in a model of your own: a reference to measure power on.")
+    distill.add_argument("--base", required=True, metavar="CKPT", help=CKPT)
+    distill.add_argument(
+        "--set", required=True, metavar="NAME", help="questions to learn with their reasoning or answer; label 0 is left out"
+    )
+    distill.add_argument("--out", required=True, metavar="FOLDER", help="where the distilled checkpoint goes; must not exist yet")
+    distill.add_argument("--epochs", type=int, metavar="N", help="instead of distill.epochs of params.yaml")
+
+    command("calibrate", "Bring the pipeline up to date as far as the detector, and record it in MLflow.")
+
+    check = command(
+        "check",
+        "Audit a checkpoint: register it, run its stages, record it, print the verdict.",
+        "Example: tbd check runs/model-7 --benchmark aime --unseen aime-new --base Qwen/Qwen2.5-7B@main --fail-on contaminated",
+    )
+    check.add_argument("checkpoint", nargs="?", metavar="CKPT", help=CKPT)
+    check.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
+    check.add_argument("--unseen", metavar="NAME", help="questions of the same kind the checkpoint cannot have seen")
+    check.add_argument("--base", metavar="CKPT", help="what the checkpoint was distilled from: finds more, and checks the sets")
+    check.add_argument("--as", dest="audit", metavar="AUDIT", help="name of the audit (default: checkpoint and benchmark)")
+    check.add_argument("--fpr", type=float, metavar="F", help="flag a question at this false-positive rate (default: params.yaml)")
+    check.add_argument("--fail-on", action="append", choices=["contaminated", "inconclusive"], default=[], help="exit 1 then")
+    check.add_argument("--all", action="store_true", help="every audit of the register instead of one checkpoint")
+
+    verify = command("verify", "Recompute an audit from its stored generations and compare: exit 1 if anything differs.")
+    verify.add_argument("audit", metavar="AUDIT", help="name in audits/register.yaml")
+
+    command("record", "Record in MLflow whatever is not there yet, from the files alone (after an outage).")
+
+    ui = command("ui", "The MLflow UI over the runs of this workspace, on 127.0.0.1.")
+    ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: 5000")
+    return main
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    options = parser().parse_args(arguments)
+    environment.prepare()
+    try:
+        if not Path("params.yaml").is_file():
+            raise InputError("params.yaml: not in this folder. Run tbd where params.yaml and dvc.yaml are.")
+        sys.exit(COMMANDS[options.command](options))
+    except InputError as error:
+        code = _complain(str(error), 2)
+    except StageFailed as error:
+        code = _complain(str(error), 2 if error.bad_input else 3)
+    except KeyboardInterrupt:
+        code = _complain("interrupted; the same command goes on where it stopped", 3)
+    except Exception:
+        traceback.print_exc()
+        code = 3
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _import(options: argparse.Namespace) -> int:
+    from tbd import audits
+
+    columns = {
+        "question": options.column,
+        "label": options.label_column,
+        "reasoning": options.reasoning_column,
+        "answer": options.answer_column,
+    }
+    count = audits.import_set(options.name, options.file, columns)
+    print(f"{options.name}: {count} questions in data/sets/{options.name}.parquet, under DVC. Commit the .dvc file beside it.")
+    return 0
+
+
+def _distill(options: argparse.Namespace) -> int:
+    from tbd import audits, checkpoint, params, planting, register
+
+    out = Path(options.out)
+    if out.exists():
+        raise InputError(f"--out {out}: exists. Choose a new folder or remove it first.")
+    p = params.load()
+    if options.epochs is not None and options.epochs < 1:
+        raise InputError(f"--epochs {options.epochs}: at least 1.")
+    recipe = p.distill if options.epochs is None else p.distill.model_copy(update={"epochs": options.epochs})
+    audits.questions(options.set)
+    planting.plant(checkpoint.resolve(options.base), register.set_path(options.set), out, recipe, p.generate.device)
+    print(f"Audit it: tbd check {out} --base {options.base} --benchmark NAME --unseen NAME")
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from flows.calibrate import calibrate
+    from tbd import records, summary
+
+    _run(calibrate)
+    print("\n" + summary.detector_markdown(records.read_json(records.DETECTOR)))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from flows.check import check
+    from tbd import audits, records, register, summary
+    from tbd.judged import AUDITS
+
+    added = None
+    if options.all:
+        if options.checkpoint is not None:
+            raise InputError("--all: audits the whole register; leave the checkpoint out.")
+        names = list(register.load())
+    else:
+        for name in ("checkpoint", "benchmark", "unseen"):
+            if getattr(options, name) is None:
+                raise InputError(f"tbd check: {'CKPT' if name == 'checkpoint' else '--' + name} is missing. See tbd check --help.")
+        name, entry = audits.prepare(options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
+        if name not in register.load():
+            register.add(name, entry)
+            added = name
+        names = [name]
+    try:
+        _run(check, names)
+    except StageFailed as error:
+        if added is not None and error.bad_input:
+            register.remove(added)  # nothing half-written: a checkpoint that cannot be audited is no audit
+        raise
+    verdicts = [records.read_json(AUDITS / name / "verdict.json") for name in names]
+    print("\n" + summary.table(verdicts) + "\n")
+    for verdict in verdicts:
+        for line in (*verdict["reasons"], *verdict["warnings"]):
+            print(f"{verdict['audit']}: {line}")
+    for name in names:
+        print(f"report: {AUDITS / name / 'report.html'}")
+    print("browse: tbd ui    recompute: tbd verify AUDIT")
+    return int(any(verdict["verdict"].lower() in options.fail_on for verdict in verdicts))
+
+
+def _run(flow: Any, *arguments: Any) -> None:
+    """Run a Prefect flow in this process; its failure is raised as what it was."""
+    state = flow(*arguments, return_state=True)
+    if not state.is_completed():
+        raise state.result(raise_on_failure=False)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from tbd import audits
+
+    differences = audits.verify(options.audit)
+    for line in differences:
+        print(line)
+    print(f"{options.audit}: " + (f"{len(differences)} differences" if differences else "recomputed, the same in every number"))
+    return int(bool(differences))
+
+
+def _record(options: argparse.Namespace) -> int:
+    from tbd import tracking
+
+    try:
+        runs = tracking.record_all(Path())
+    except tracking.TrackingDown as error:
+        return _complain(str(error), 3)
+    print(f"{len(runs)} new runs in MLflow")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from tbd import tracking
+
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
+    os.execv(sys.executable, [*command, "--backend-store-uri", tracking.store()])
+
+
+COMMANDS = {
+    "import": _import,
+    "distill": _distill,
+    "calibrate": _calibrate,
+    "check": _check,
+    "verify": _verify,
+    "record": _record,
+    "ui": _ui,
+}

@@ -1,0 +1,20 @@
+"""What the tools tbd stands on are told through the environment: no analytics, no progress bars in logs, time to start."""
+
+import os
+
+DEFAULTS = {
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def prepare() -> None:
+    """Set what the user has not set. Before any of the tools is imported, which is when they look."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)

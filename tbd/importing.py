@@ -1,0 +1,137 @@
+"""Question sets of one's own: JSONL, JSON, CSV, Parquet, or a `datasets` id, into `records.QUESTIONS`.
+
+Every refusal names the file, the line or row, and what to do; nothing is guessed and nothing is dropped.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tbd.errors import InputError, unknown
+from tbd.records import question_id
+
+LABELS = {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0, "member": 1, "non-member": 0}
+
+
+def read(source: str) -> tuple[pd.DataFrame, int]:
+    """The rows of a file, or of a `datasets` id such as `org/name:split`, and the number of the first row in it."""
+    path = Path(source)
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix.lower() in readers or path.exists():
+        if not path.is_file():
+            raise InputError(f"{source}: no such file.")
+        if path.stat().st_size == 0:
+            raise InputError(f"{source}: the file is empty.")
+        if path.suffix.lower() not in readers:
+            raise unknown("file type", path.suffix or path.name, readers, source)
+        frame, first = readers[path.suffix.lower()](path)
+    else:
+        frame, first = _hub(source)
+    if not len(frame):
+        raise InputError(f"{source}: no rows.")
+    return frame, first
+
+
+def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str, str | None]) -> pd.DataFrame:
+    """Rows of `records.QUESTIONS`. `columns` names the source's column for question, label, reasoning and answer (None: none).
+
+    Raises InputError for a missing column, a blank or repeated question, a label that is neither 1 nor 0.
+    """
+    for column in columns.values():
+        if column is not None and column not in frame.columns:
+            raise unknown("column", column, map(str, frame.columns), source)
+    rows = []
+    seen: dict[str, int] = {}
+    for number, entry in enumerate(frame.to_dict("records"), start=first):
+        row: dict[str, Any] = {"source": f"{Path(source).name}, row {number}"}
+        for field in ("question", "reasoning", "answer"):
+            row[field] = _text(entry, columns.get(field), source, number)
+        if not row["question"]:
+            raise InputError(f"{source}, row {number}: {columns['question']!r} is empty. Fill it in or leave the row out.")
+        row["question_id"] = question_id(row["question"])
+        if row["question_id"] in seen:
+            raise InputError(f"{source}, row {number}: the same question as row {seen[row['question_id']]}. Leave one out.")
+        seen[row["question_id"]] = number
+        row["label"] = _label(entry, columns.get("label"), source, number)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _text(entry: Mapping[Any, Any], column: str | None, source: str, number: int) -> str | None:
+    value = entry[column] if column is not None else None
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return None
+    if isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise InputError(f"{source}, row {number}: {column!r} is {type(value).__name__}, not text.")
+    return value if value.strip() else None
+
+
+def _label(entry: Mapping[Any, Any], column: str | None, source: str, number: int) -> int | None:
+    if column is None:
+        return None
+    text = str(entry[column]).strip().lower()
+    if text not in LABELS:
+        raise InputError(f"{source}, row {number}: {column!r} is {text[:40]!r}; a label is 1 (member) or 0 (non-member).")
+    return LABELS[text]
+
+
+def _jsonl(path: Path) -> tuple[pd.DataFrame, int]:
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise InputError(f"{path}, line {number}: not UTF-8. Save the file as UTF-8.") from None
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: not a JSON object.")
+        rows.append(row)
+    return pd.DataFrame(rows, dtype=object), 1
+
+
+def _json(path: Path) -> tuple[pd.DataFrame, int]:
+    try:
+        rows = json.loads(path.read_text("utf-8"))
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: not a list of JSON objects.")
+    return pd.DataFrame(rows, dtype=object), 1
+
+
+def _csv(path: Path) -> tuple[pd.DataFrame, int]:
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8"), 2
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: not valid CSV ({error}).") from None
+
+
+def _parquet(path: Path) -> tuple[pd.DataFrame, int]:
+    try:
+        return pd.read_parquet(path), 1
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from None
+
+
+def _hub(source: str) -> tuple[pd.DataFrame, int]:
+    name, _, split = source.partition(":")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError(f"{source}: no such file; to read it from the hub: pip install datasets.") from None
+    try:
+        return load_dataset(name, split=split or "test").to_pandas(), 0
+    except Exception as error:  # the hub's client raises many kinds; what was asked for is the user's
+        raise InputError(f"{source}: neither a file nor a readable dataset ({str(error).splitlines()[0]}).") from None

@@ -1,0 +1,152 @@
+"""The pipeline as DVC names it: which stages there are, in which order, and running one of them.
+
+The order is written once, in dvc.yaml; this module asks DVC for it. One process at a time works in a workspace.
+"""
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from tbd.errors import InputError, StageFailed
+from tbd.params import load_yaml
+
+LOCK = Path(".tbd/lock")
+PATIENCE = 90.0
+"""seconds to wait for another run; what a killed run leaves behind ends at its next line of output, well within this"""
+
+Say = Callable[[str], None]
+
+
+def environment() -> dict[str, str]:
+    """What DVC and its stages run in: this Python first on PATH, unbuffered, no analytics."""
+    bin_folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": bin_folder + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def dvc(*arguments: str) -> str:
+    """Output of a DVC command. Raises InputError with DVC's own last line if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise InputError(f"dvc {' '.join(arguments)}: {lines[-1].removeprefix('ERROR: ')}")
+    return done.stdout
+
+
+def order(*targets: str) -> list[str]:
+    """The stages that `targets` need, and the targets, upstream first. Raises InputError for a stage that is not there."""
+    upstream: dict[str, set[str]] = {}
+    for line in dvc("dag", "--dot").splitlines():
+        match re.findall(r'"([^"]+)"', line):
+            case [stage]:
+                upstream.setdefault(stage, set())
+            case [before, after]:
+                upstream.setdefault(before, set())
+                upstream.setdefault(after, set()).add(before)
+    missing = [target for target in targets if target not in upstream]
+    if missing:
+        raise InputError(f"dvc.yaml: no stage {missing[0]!r}.")
+    needed: set[str] = set()
+    todo = list(targets)
+    while todo:
+        stage = todo.pop()
+        if stage not in needed:
+            needed.add(stage)
+            todo.extend(upstream[stage])
+    stages = TopologicalSorter({stage: sorted(upstream[stage]) for stage in sorted(needed)}).static_order()
+    return [stage for stage in stages if not stage.endswith(".dvc")]
+
+
+def locked_files(stage: str) -> dict[Path, str]:
+    """The single-file outputs of a stage with the MD5 that dvc.lock holds for each. Raises InputError if it never ran."""
+    stages = load_yaml(Path("dvc.lock")).get("stages", {})
+    if stage not in stages:
+        raise InputError(f"dvc.lock: nothing of stage {stage}. Run dvc repro {stage} first.")
+    outs = stages[stage].get("outs", [])
+    return {Path(out["path"]): out["md5"] for out in outs if not out["md5"].endswith(".dir")}
+
+
+@contextmanager
+def workspace(say: Say = print) -> Iterator[int]:
+    """Hold the workspace; yields the lock's file descriptor, which every child inherits.
+
+    A child that outlives a killed run so keeps holding it: nothing else writes the same files meanwhile. Waits up to PATIENCE
+    seconds. Raises InputError if another run is still there.
+    """
+    LOCK.parent.mkdir(exist_ok=True)
+    with LOCK.open("a+") as file:
+        start = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                waited = time.monotonic() - start
+                if waited > PATIENCE:
+                    raise InputError(f"workspace busy: process {holder} or what it left behind is at work here.") from None
+                if waited < 0.5:
+                    say(f"waiting for process {holder}, or what it left behind, to finish with this workspace")
+                time.sleep(0.5)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()
+
+
+def run_stage(stage: str, lock: int, say: Say) -> bool:
+    """Bring one stage up to date, its output line by line to `say`. Returns whether its command ran.
+
+    Raises:
+        StageFailed: it did not; the message is the stage's own last word.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=[lock],
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.rstrip())
+                say(lines[-1])
+        code = process.wait()
+    finally:
+        if process.poll() is None:  # interrupted: the stage goes with us
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+    if code:
+        raise _failure(stage, lines)
+    return any(line.startswith("Running stage") for line in lines)
+
+
+def _failure(stage: str, lines: list[str]) -> StageFailed:
+    """DVC always exits with 255; the stage's own code and words are in what was printed."""
+    exits = [match.group(1) for line in lines if (match := re.search(r"exited with (-?\d+)", line))]
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    words = own or [line.removeprefix("ERROR: ") for line in lines[-3:]]
+    return StageFailed(f"stage {stage}: {words[-1] if own else ' '.join(words)}", bad_input=exits[-1:] == ["2"])

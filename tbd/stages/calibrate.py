@@ -1,0 +1,130 @@
+"""Stage `calibrate`: the detector, chosen and measured on the reference audit alone."""
+
+import csv
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from tbd import calibration, judged, metrics, params, plots, records, register, scores, stages
+from tbd.decisions import negatives_needed
+from tbd.errors import InputError
+
+OUT = records.DETECTOR.parent
+
+
+def main() -> None:
+    everything = params.load()
+    p, decision = everything.calibrate, everything.decision
+    entry = register.get(p.reference)
+    reference = judged.Judged(p.reference)
+    labels = reference.labels(entry.benchmark)
+    if labels is None:
+        raise InputError(f"benchmark {entry.benchmark!r} of the reference: needs labels, 1 and 0. Import it with --label-column.")
+    unseen = reference.sets[entry.unseen]
+    if unseen["n"] < negatives_needed(decision.fpr):
+        raise InputError(
+            f"params.yaml: decision.fpr: {decision.fpr:g} needs {negatives_needed(decision.fpr)} unseen questions and "
+            f"{entry.unseen!r} has {unseen['n']}: add {negatives_needed(decision.fpr) - unseen['n']} or raise the rate."
+        )
+    rng = np.random.default_rng(p.seed)
+    chooses = calibration.halves(labels, rng)
+    table = {}
+    for key in reference.methods():
+        table[key] = calibration.performance(
+            reference.scores(key, entry.benchmark),
+            labels,
+            chooses,
+            fpr=decision.fpr,
+            confidence=decision.confidence,
+            resamples=p.bootstrap,
+            rng=rng,
+        )
+    needs_base = {key: scores.parse(key).needs_base for key in table}
+    alone = calibration.choose({key: value for key, value in table.items() if not needs_base[key]})
+    best: dict[str, str | None] = {"alone": alone, "with_base": calibration.choose(table) if any(needs_base.values()) else None}
+    choices: dict[str, Any] = {}
+    curves = {}
+    for choice, identity in best.items():
+        if identity is None:
+            choices[choice] = None
+            continue
+        s = reference.scores(identity, entry.benchmark)
+        rest = ~chooses
+        found = calibration.at_work(
+            s[rest & (labels == 1)],
+            s[rest & (labels == 0)],
+            reference.scores(identity, entry.unseen),
+            decision.fpr,
+            decision.confidence,
+        )
+        method = scores.parse(identity)
+        measured = {key: value for key, value in asdict(table[identity]).items() if key != "unscored"}
+        choices[choice] = {
+            "method": method.name,
+            "id": identity,
+            "parameters": {"m": method.m, **dict(method.parameters)},
+            **measured,
+            **asdict(found),
+        }
+        scored = rest & ~np.isnan(s)
+        curves[choice] = metrics.roc(s[scored], labels[scored])
+    provenance = {
+        "checkpoint": entry.checkpoint,
+        "base": entry.base,
+        "benchmark": reference.sets[entry.benchmark],
+        "unseen": unseen,
+        **reference.generation,
+    }
+    detector = {
+        "fpr": decision.fpr,
+        "confidence": decision.confidence,
+        "reference": p.reference,
+        "seed": p.seed,
+        "provenance": provenance,
+        "choices": choices,
+        "questions": {
+            half: {"members": int((rows & (labels == 1)).sum()), "others": int((rows & (labels == 0)).sum())}
+            for half, rows in (("choice", chooses), ("evaluation", ~chooses))
+        },
+        "warnings": [],
+    }
+    detector["version"] = records.sha256(json.dumps(detector, sort_keys=True))[:12]
+    write(detector, table, needs_base, curves, decision.fpr)
+    for choice, chosen in choices.items():
+        if chosen:
+            print(
+                f"{choice}: {chosen['id']}: AUC {chosen['auc']:.3f} [{chosen['auc_low']:.3f}, {chosen['auc_high']:.3f}], TPR at "
+                f"{decision.fpr:.0%} FPR {chosen['tpr_at_fpr']:.2f} [{chosen['tpr_low']:.2f}, {chosen['tpr_high']:.2f}]",
+                flush=True,
+            )
+
+
+def write(
+    detector: dict[str, Any],
+    table: dict[str, calibration.Performance],
+    needs_base: dict[str, bool],
+    curves: dict[str, Any],
+    fpr: float,
+) -> None:
+    """The tables and plots first, detector.json last: where it is, all of it is."""
+    OUT.mkdir(exist_ok=True)
+    with (OUT / "methods.csv").open("w", newline="") as file:
+        rows = [{"method": key, "needs_base": needs_base[key], **asdict(value)} for key, value in table.items()]
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with (OUT / "roc.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["choice", "fpr", "tpr", "threshold"])
+        writer.writeheader()
+        for choice, points in curves.items():
+            writer.writerows({"choice": choice, "fpr": f, "tpr": t, "threshold": s} for f, t, s in zip(*points, strict=True))
+    named = {detector["choices"][choice]["id"]: points[:2] for choice, points in curves.items()}
+    plots.roc(OUT / "plots" / "roc.png", named, fpr)
+    plots.interactive_roc(OUT / "plots" / "interactive.html", named, fpr)
+    records.write_json(records.DETECTOR, detector)
+
+
+if __name__ == "__main__":
+    stages.run(main)

@@ -1,0 +1,58 @@
+"""Stage `verdict@A`: verdict.json, the table of questions, the plots and the report of one audit."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tbd import metrics, params, plots, records, register, report, stages
+from tbd.judged import AUDITS, Judged
+from tbd.verdict import Judgement, judge
+
+
+def main(name: str) -> None:
+    p = params.load()
+    audit = register.get(name)
+    detector = records.read_json(records.DETECTOR)
+    scored = Judged(name)
+    judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed)
+    write(name, audit, judgement, scored.labels(audit.benchmark), detector)
+    print(f"{name}: {judgement.verdict['verdict']}. {' '.join(judgement.verdict['reasons'])}", flush=True)
+
+
+def write(name: str, audit: register.Audit, judgement: Judgement, known: NDArray[np.int8] | None, detector: dict[str, Any]) -> None:
+    """Everything a reader looks at, verdict.json last."""
+    folder, verdict = AUDITS / name, judgement.verdict
+    questions = records.read_table(register.set_path(audit.benchmark), records.QUESTIONS)
+    columns = {
+        "question_id": questions["question_id"],
+        "score": judgement.scores,
+        "p_value": judgement.p_values,
+        "flagged": judgement.flagged,
+        "label": questions["label"],
+    }
+    table = pa.table(columns, schema=records.VERDICT_QUESTIONS)
+    records.write_table(folder / "questions.parquet", table)
+    ids = questions["question_id"].to_pylist()
+    labels = None if known is None else known.tolist()
+    benchmark, unseen, p_values = judgement.scores, judgement.unseen_scores, judgement.p_values
+    method = verdict["detector"]["id"]
+    drawn = {"scores": folder / "plots" / "scores.png", "p_values": folder / "plots" / "p_values.png"}
+    plots.scores(drawn["scores"], benchmark, unseen, labels, verdict["threshold"], method)
+    plots.p_values(drawn["p_values"], p_values, verdict["fpr"])
+    if known is not None:
+        scored = ~np.isnan(benchmark)
+        drawn["roc"] = folder / "plots" / "roc.png"
+        plots.roc(drawn["roc"], {method: metrics.roc(benchmark[scored], known[scored])[:2]}, verdict["fpr"])
+    plots.interactive_audit(
+        folder / "plots" / "interactive.html", ids, benchmark, p_values, unseen, labels, verdict["threshold"], verdict["fpr"], method
+    )
+    texts = questions["question"].to_pylist()
+    rows = [row | {"question": text} for row, text in zip(table.to_pylist(), texts, strict=True)]
+    report.write(folder / "report.html", verdict, detector, rows, drawn)
+    records.write_json(folder / "verdict.json", verdict)
+
+
+if __name__ == "__main__":
+    stages.run(main)

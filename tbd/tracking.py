@@ -1,0 +1,537 @@
+"""Finished results into MLflow, where they are read and compared. Written after the pipeline, from its files alone; feeds no stage.
+
+A record is read and checked in full first: what is recorded are exactly the outputs `dvc.lock` knows. Then it is sent: a run
+becomes FINISHED last, carries a digest of its state as a tag, and the same state is not recorded again.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tbd import __version__, register
+from tbd.errors import InputError
+from tbd.params import load_yaml
+from tbd.records import VERDICT_QUESTIONS, md5, read_json, read_table, sha256
+
+CALIBRATIONS = "tbd calibrations"
+CHECKS = "tbd checks"
+EXPERIMENTS = {
+    CALIBRATIONS: "One run a calibrated detector: every method on the reference, the choice, its AUC and power with intervals.",
+    CHECKS: "One run an audit: was the benchmark in the checkpoint's distillation data? Compare `verdict` and `contamination_rate`.",
+}
+DOCS_LIMIT = 20_000_000
+"""bytes; larger Data Docs stay in the workspace"""
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults take four minutes to notice an outage
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""what MLflow is told through the environment, where the user has not said otherwise"""
+CREDENTIALS = re.compile(r"://[^/@\s]+@")
+
+
+class TrackingDown(Exception):
+    """The MLflow store did not take the record. One line; the files are whole, and `tbd record` records them later."""
+
+
+@dataclass
+class Record:
+    """What one run will hold: read and checked before anything is sent."""
+
+    experiment: str
+    name: str
+    description: str
+    state: str
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    datasets: list[tuple[str, str, str, int | None]]
+    """(context, name, md5, questions)"""
+    files: dict[str, Path]
+    """artifact path -> file or folder"""
+    tables: dict[str, Any] = field(default_factory=dict)
+    """artifact path -> data frame"""
+    detector: Path | None = None
+    """detector.json, of a calibration"""
+
+
+def store(workspace: Path = Path()) -> str:
+    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace. SQLite paths are made absolute.
+
+    Raises:
+        InputError: a plain folder (MLflow no longer writes those), or an SQLite file in a folder that does not exist.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    if "://" not in uri or uri.startswith("file:"):
+        raise InputError("MLFLOW_TRACKING_URI: a folder, where MLflow no longer writes. Use sqlite:///FILE or a server's address.")
+    if not uri.startswith("sqlite:///"):
+        return uri
+    path = workspace.resolve() / uri.removeprefix("sqlite:///")
+    if not path.parent.is_dir():
+        raise InputError(f"MLFLOW_TRACKING_URI: {path.parent}: no such folder. Make it, or mend the address.")
+    return f"sqlite:///{path}"
+
+
+def artifact_root(uri: str) -> Path | None:
+    """The folder of a local store's artifacts, beside its database; None where a server decides."""
+    return Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
+
+
+def record_calibration(workspace: Path = Path()) -> str:
+    """Record the detector of the workspace; returns the run's id, an old one's if this state is recorded already.
+
+    Raises:
+        InputError: an output is missing, is not what `dvc.lock` says, or carries a number that is not finite.
+        TrackingDown: the store did not take it.
+    """
+    return _send(_calibration(workspace), store(workspace))[0]
+
+
+def record_check(audit: str, workspace: Path = Path()) -> str:
+    """Record one audit. Returns and raises as `record_calibration`."""
+    return _send(_check(audit, workspace), store(workspace))[0]
+
+
+def record_all(workspace: Path = Path()) -> list[str]:
+    """Record every result that is not recorded yet; returns the ids of the runs made. Raises as `record_calibration`, at the end."""
+    uri, made, refused = store(workspace), [], []
+    sources: list[Callable[[], Record]] = []
+    if (workspace / "detector/detector.json").is_file():
+        sources.append(partial(_calibration, workspace))
+    for audit in register.load(workspace / register.FILE):
+        if (workspace / "audits" / audit / "verdict.json").is_file():
+            sources.append(partial(_check, audit, workspace))
+    for source in sources:
+        try:
+            run_id, new = _send(source(), uri)
+        except InputError as error:  # one audit's broken output does not keep back the others
+            refused.append(str(error))
+        else:
+            made += [run_id] if new else []
+    if refused:
+        raise InputError(" ".join(refused))
+    return made
+
+
+# --- what a run holds -------------------------------------------------------------------------------------------------------------
+
+
+def _calibration(workspace: Path) -> Record:
+    lock = Lock(workspace, "calibrate")
+    detector = lock.json("detector/detector.json")
+    provenance, choices = detector["provenance"], detector["choices"]
+    best_name = "with_base" if choices["with_base"] else "alone"
+    best = choices[best_name]
+    metrics = _choice_metrics(best)
+    for name, choice in choices.items():
+        metrics |= {f"{name}.{key}": value for key, value in _choice_metrics(choice or {}).items()}
+    metrics["unscored"] = detector["questions"]["unscored"]
+    tags = {
+        "detector_version": detector["version"],
+        "checkpoint_fingerprint": provenance["fingerprint"],
+        "base_fingerprint": provenance["base_fingerprint"],
+        **lock.tags(),
+    }
+    params = {
+        "detector": best["id"],
+        "detector_version": detector["version"],
+        "choice": best_name,
+        "fpr": detector["fpr"],
+        "alone": choices["alone"]["id"],
+        "with_base": (choices["with_base"] or {}).get("id"),
+        **{key: value for key, value in provenance.items() if not isinstance(value, dict)},
+        **lock.params(),
+    }
+    questions = detector["questions"]["evaluation"]
+    others = f" Log-probs of the checkpoint alone: `{choices['alone']['id']}`, AUC {_interval(choices['alone'], 'auc')}."
+    description = (
+        f"**AUC {_interval(best, 'auc')}** for `{best['id']}` on {questions['members']} members and {questions['others']} other "
+        f"questions that chose nothing, checkpoint `{provenance['checkpoint']}`. "
+        f"At a false-positive rate of {detector['fpr']:g} it finds {_interval(best, 'power', percent=True)} of planted members."
+        + (others if best_name == "with_base" else "")
+        + _warnings(detector)
+    )
+    sets = [(it, provenance[it]["name"], provenance[it]["md5"], provenance[it]["n"]) for it in ("benchmark", "unseen")]
+    sets += lock.members()
+    docs = lock.optional("data/validation/docs", "validation/docs")
+    files = lock.files({"detector/plots": "plots", "detector/roc.csv": "roc.csv", "detector/detector.json": "detector.json"})
+    return Record(
+        experiment=CALIBRATIONS,
+        name=f"{best['method']}(m={best['parameters']['m']}) AUC {_interval(best, 'auc')}",
+        description=description,
+        state=lock.state("detector/detector.json"),
+        params=params,
+        metrics=_finite(metrics, "detector/detector.json"),
+        tags=tags,
+        datasets=sets,
+        files=files | lock.validation([name for _, name, _, _ in sets]) | docs,
+        tables={"methods.json": lock.csv("detector/methods.csv")},
+        detector=workspace / "detector/detector.json",
+    )
+
+
+def _check(audit: str, workspace: Path) -> Record:
+    register.get(audit, workspace / register.FILE)
+    lock = Lock(workspace, f"verdict@{audit}")
+    folder = f"audits/{audit}"
+    verdict = lock.json(f"{folder}/verdict.json")
+    benchmark, rate, detector = verdict["benchmark"], verdict["rate"], verdict["detector"]
+    metrics = {
+        "contamination_rate": rate["estimate"],
+        "contamination_rate_low": rate["low"],
+        "contamination_rate_high": rate["high"],
+        "flagged_share": verdict["flagged"] / benchmark["n"],
+        "questions": benchmark["n"],
+        **{key: verdict[key] for key in ("flagged", "discoveries", "unscored", "p_value", "power", "threshold")},
+        **{key: verdict.get(key) for key in ("power_low", "power_high", "exchangeability")},
+        **{key: value for key, value in verdict.get("labelled", {}).items() if key != "questions"},
+    }
+    tags = {
+        "verdict": verdict["verdict"],
+        "audit": audit,
+        "detector_version": detector["version"],
+        "checkpoint_fingerprint": verdict["checkpoint_fingerprint"],
+        "base_fingerprint": verdict["base_fingerprint"],
+        **lock.tags(),
+    }
+    params = {
+        "audit": audit,
+        "detector": detector["id"],
+        "detector_version": detector["version"],
+        "choice": detector["choice"],
+        **{key: verdict[key] for key in ("fpr", "level", "confidence", "checkpoint", "base")},
+        "benchmark": benchmark["name"],
+        "unseen": verdict["unseen"]["name"],
+        **verdict["generation"],
+        **lock.params(),
+    }
+    known = verdict["power"] is not None
+    power = f"the detector finds {_interval(verdict, 'power', percent=True)} of planted members" if known else "its power is not known"
+    description = (
+        f"**{verdict['verdict']}: {rate['estimate']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}] of `{benchmark['name']}`** "
+        f"cannot be explained as unseen by `{verdict['checkpoint']}` (p = {verdict['p_value']:.2g}). "
+        f"{verdict['flagged']} of {benchmark['n']} questions are flagged at a false-positive rate of {verdict['fpr']:g}; "
+        f"on the reference {power}.\n\n" + "\n".join(f"- {reason}" for reason in verdict["reasons"]) + _warnings(verdict)
+    )
+    files = {f"{folder}/{name}": name for name in ("plots", "report.html", "verdict.json")}
+    docs = lock.optional(f"{folder}/validation", "validation/generations")
+    table = read_table(workspace / lock.checked(f"{folder}/questions.parquet"), VERDICT_QUESTIONS).to_pandas()
+    return Record(
+        experiment=CHECKS,
+        name=f"{audit} on {benchmark['name']}: {verdict['verdict']}",
+        description=description,
+        state=lock.state(f"{folder}/verdict.json"),
+        params=params,
+        metrics=_finite(metrics, f"{folder}/verdict.json"),
+        tags=tags,
+        datasets=[(key, verdict[key]["name"], verdict[key]["md5"], verdict[key]["n"]) for key in ("benchmark", "unseen")],
+        files=lock.files(files) | lock.validation([benchmark["name"], verdict["unseen"]["name"]]) | docs,
+        tables={"questions.json": table.sort_values("p_value", kind="stable")},
+    )
+
+
+def _choice_metrics(choice: dict[str, Any]) -> dict[str, Any]:
+    names = ("auc", "auc_low", "auc_high", "tpr_at_fpr", "tpr_low", "tpr_high", "fpr_observed", "power", "power_low", "power_high")
+    return {key: choice.get(key) for key in (*names, "threshold")}
+
+
+def _interval(values: dict[str, Any], key: str, percent: bool = False) -> str:
+    """`0.94 [0.88, 0.98]`, or the point alone where no interval is known."""
+    form = ".0%" if percent else ".2f"
+    low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    point = format(values[key], form)
+    return point if low is None or high is None else f"{point} [{low:{form}}, {high:{form}}]"
+
+
+def _warnings(result: dict[str, Any]) -> str:
+    return "".join(f"\n- Warning: {line}" for line in result["warnings"])
+
+
+def _finite(metrics: dict[str, Any], where: str) -> dict[str, float]:
+    """What is known, as numbers. MLflow would store an infinity as a huge number, so it is refused here."""
+    known = {key: float(value) for key, value in metrics.items() if value is not None}
+    for key, value in known.items():
+        if not math.isfinite(value):
+            raise InputError(f"{where}: {key} is {value}, not a finite number: not recorded.")
+    return known
+
+
+# --- the workspace's files, checked against dvc.lock ------------------------------------------------------------------------------
+
+
+class Lock:
+    """What `dvc.lock` says of a stage and of everything upstream of it, and the workspace's files held against that."""
+
+    def __init__(self, workspace: Path, stage: str) -> None:
+        """Raises InputError: no such file or stage, or the stage or one upstream ran with other parameters than now."""
+        self.workspace, self.stage = workspace, stage
+        if not (workspace / "dvc.lock").is_file():
+            raise InputError("dvc.lock: not found. Only what the pipeline made is recorded: run `dvc repro` first.")
+        self.stages: dict[str, Any] = (load_yaml(workspace / "dvc.lock") or {}).get("stages", {})
+        if stage not in self.stages:
+            raise InputError(f"dvc.lock: no stage {stage!r}. Run `dvc repro {stage}` first.")
+        self.outs = {out["path"]: out["md5"] for entry in self.stages.values() for out in entry.get("outs", [])}
+        self.lineage = self._lineage()
+        self._good: set[str] = set()
+        self._check_params()
+
+    def _lineage(self) -> list[str]:
+        """The stage and every stage upstream of it."""
+        found = [self.stage]
+        for name in found:  # grows while it is walked
+            deps = [dep["path"] for dep in self.stages[name].get("deps", [])]
+            for other, entry in self.stages.items():
+                made = [out["path"] for out in entry.get("outs", [])]
+                if other not in found and any(_inside(dep, out) or _inside(out, dep) for dep in deps for out in made):
+                    found.append(other)
+        return found
+
+    def _check_params(self) -> None:
+        """`params.yaml` goes into the run, so it has to be the one that the result was made with."""
+        tree = load_yaml(self.workspace / "params.yaml")
+        for name in self.lineage:
+            for key, value in self.stages[name].get("params", {}).get("params.yaml", {}).items():
+                now = tree
+                for part in key.split("."):
+                    now = now.get(part) if isinstance(now, dict) else None
+                if _plain(now) != _plain(value):
+                    raise InputError(f"params.yaml: {key} is not what {name!r} ran with. Run `dvc repro {self.stage}` first.")
+
+    def checked(self, path: str) -> str:
+        """`path`, if it is an output (or lies in one) whose bytes are those of `dvc.lock`. Raises InputError."""
+        out = next((out for out in self.outs if _inside(path, out)), None)
+        if out is None:
+            raise InputError(f"{path}: not an output in dvc.lock. Run `dvc repro {self.stage}` first.")
+        if out not in self._good:
+            file = self.workspace / out
+            if not file.exists():
+                raise InputError(f"{out}: not found. Run `dvc checkout` first.")
+            if (_directory_md5(file) if file.is_dir() else md5(file)) != self.outs[out]:
+                raise InputError(f"{out}: not what the pipeline made (see dvc.lock). Run `dvc repro {self.stage}` first.")
+            self._good.add(out)
+        return path
+
+    def json(self, path: str) -> Any:
+        return read_json(self.workspace / self.checked(path))
+
+    def csv(self, path: str) -> Any:
+        import pandas as pd
+
+        return pd.read_csv(self.workspace / self.checked(path))
+
+    def files(self, paths: dict[str, str]) -> dict[str, Path]:
+        """Artifact path -> checked file, for outputs of the stage; and the files that say how it was made."""
+        how = {"dvc.lock": "dvc.lock", "params.yaml": "params.yaml", str(register.FILE): register.FILE.name}
+        return {target: self.workspace / self.checked(path) for path, target in paths.items()} | {
+            target: self.workspace / path for path, target in how.items() if (self.workspace / path).is_file()
+        }
+
+    def optional(self, path: str, target: str) -> dict[str, Path]:
+        """The same for what may be missing, be made outside of the pipeline, or be too large to send."""
+        found = self.workspace / path
+        if not found.exists():
+            return {}
+        if any(_inside(path, out) for out in self.outs):
+            self.checked(path)
+        size = sum(file.stat().st_size for file in found.rglob("*")) if found.is_dir() else 0
+        return {target: found} if size <= DOCS_LIMIT else {}
+
+    def validation(self, sets: list[str]) -> dict[str, Path]:
+        """The validation results of question sets."""
+        found: dict[str, Path] = {}
+        for name in sets:
+            found |= self.optional(f"data/validation/{name}.json", f"validation/{name}.json")
+        return found
+
+    def members(self) -> list[tuple[str, str, str, int | None]]:
+        """The question sets that the reference was distilled on."""
+        deps = self.stages["distill"].get("deps", []) if "distill" in self.lineage else []
+        return [("members", Path(dep["path"]).stem, dep["md5"], None) for dep in deps if Path(dep["path"]).parent == register.SETS]
+
+    def state(self, result: str) -> str:
+        """Digest of the result and of every output of its stage: the same state is recorded once."""
+        outs = {out["path"]: out["md5"] for out in self.stages[self.stage]["outs"]}
+        return sha256(json.dumps([self.stage, md5(self.workspace / result), outs], sort_keys=True))
+
+    def params(self) -> dict[str, Any]:
+        """`params.yaml`, flattened with dots."""
+        return dict(_flat(load_yaml(self.workspace / "params.yaml")))
+
+    def tags(self) -> dict[str, Any]:
+        """Where it comes from: version, lock and, in a git repository, commit."""
+        tags = {"tbd_version": __version__, "dvc_lock_sha256": sha256((self.workspace / "dvc.lock").read_bytes())}
+        commit, changes = (_git(self.workspace, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain")))
+        if commit is None:
+            return tags
+        return tags | {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(changes)).lower()}
+
+
+def _inside(path: str, folder: str) -> bool:
+    return Path(path).is_relative_to(folder)
+
+
+def _git(workspace: Path, *command: str) -> str | None:
+    try:
+        return subprocess.run(["git", *command], cwd=workspace, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _directory_md5(folder: Path) -> str:
+    """DVC's digest of a folder: MD5 of the JSON list of its files' digests, by path."""
+    files = sorted((str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file())
+    listing = json.dumps([{"md5": md5(path), "relpath": name} for name, path in files], sort_keys=True)
+    return hashlib.md5(listing.encode()).hexdigest() + ".dir"
+
+
+def _plain(value: Any) -> Any:
+    """For comparing: DVC writes 1e-05, which PyYAML reads back as text."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    with suppress(TypeError, ValueError):
+        return float(value)
+    return value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, dict | list) else value
+
+
+# --- sending ----------------------------------------------------------------------------------------------------------------------
+
+
+def _send(record: Record, uri: str) -> tuple[str, bool]:
+    """(run id, whether the run is new). A run killed half way is not FINISHED, so it is not found and another is made."""
+    with _reaching(uri):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = _experiment(client, record.experiment, uri)
+        finished = f"tags.state = '{record.state}' and attributes.status = 'FINISHED'"
+        found = client.search_runs([experiment], finished, max_results=1)
+        run_id = found[0].info.run_id if found else _write(client, experiment, record)
+        if record.detector:
+            from tbd import detector_model
+
+            # of an old run too: the alias follows, and a kill between the two heals
+            detector_model.register(client, run_id, record.detector, record.description)
+        return run_id, not found
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    """MLflow, quiet and without long retries; its failures become TrackingDown, without the credentials an address may carry."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    loggers = [logging.getLogger(name) for name in ("mlflow", "urllib3.connectionpool")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+            raise  # ours to mend, not an outage
+        address = urlsplit(uri)
+        where = address.hostname + (f":{address.port}" if address.port else "") if address.hostname else uri
+        lines = CREDENTIALS.sub("://", str(error)).splitlines() or [type(error).__name__]
+        raise TrackingDown(f"MLflow at {where} did not take the record ({lines[0][:200]}).") from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _experiment(client: Any, name: str, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        root = artifact_root(uri)
+        tags = {"mlflow.note.content": EXPERIMENTS[name], "mlflow.experimentKind": "custom_model_development"}  # else shown as GenAI
+        folder = (root / name.replace(" ", "-")).as_uri() if root else None
+        try:
+            return str(client.create_experiment(name, folder, tags=tags))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # somebody was faster
+    if found.lifecycle_stage == "deleted":
+        raise InputError(f"MLflow: experiment {name!r} was deleted: mlflow experiments restore --experiment-id {found.experiment_id}")
+    return str(found.experiment_id)
+
+
+def _write(client: Any, experiment: str, record: Record) -> str:
+    """A whole run: everything goes in, FINISHED comes last; a failure on the way leaves it FAILED."""
+    tags = record.tags | {"state": record.state, "mlflow.note.content": record.description, "mlflow.source.name": "tbd"}
+    run_id = str(client.create_run(experiment, run_name=record.name, tags=_texts(tags, 8000)).info.run_id)
+    try:
+        _fill(client, experiment, run_id, record)
+    except BaseException:
+        with suppress(Exception):
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+
+    model_id = None
+    if record.detector:
+        from tbd import detector_model
+
+        model_id = detector_model.log(client, experiment, run_id, record.detector)
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id) for key, value in record.metrics.items()])
+    params = [Param(key, value) for key, value in _texts(record.params, 6000).items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    inputs = []
+    for context, name, digest, n in record.datasets:
+        source = json.dumps({"uri": str(register.set_path(name))})
+        profile = None if n is None else json.dumps({"num_rows": n})
+        dataset = Dataset(name, digest[:36], "local", source, profile=profile)
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    client.log_inputs(run_id, inputs)
+    for target, table in record.tables.items():
+        client.log_table(run_id, table, target)
+    with tempfile.TemporaryDirectory() as temporary:
+        for target, original in record.files.items():
+            place = Path(temporary) / target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if original.is_dir():
+                shutil.copytree(original, place, dirs_exist_ok=True)
+            else:
+                shutil.copy(original, place)
+        client.log_artifacts(run_id, temporary)
+
+
+def _texts(values: dict[str, Any], longest: int) -> dict[str, str]:
+    """What is known as text of MLflow's length, without credentials of any address in it."""
+    return {key: CREDENTIALS.sub("://", str(value))[:longest] for key, value in values.items() if value is not None}
