@@ -21,7 +21,8 @@ import torch
 
 from tbd import generation, params, records, register
 from tbd.engines import Prompt
-from tbd.engines.transformers import Prompter, TransformersEngine, choose_device, load_model
+from tbd.engines.loading import Prompter, choose_device, load_model
+from tbd.engines.transformers import TransformersEngine
 
 CHECKPOINT = Path("checkpoints/base")
 QUESTIONS = register.set_path("unseen")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
-from tbd.engines.transformers import load_model, load_tokenizer, render
+from tbd.engines.loading import load_model, load_tokenizer, render
 from tbd.errors import InputError
 from tbd.params import Distill
 

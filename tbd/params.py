@@ -141,7 +141,9 @@ def load_yaml(path: Path) -> Any:
 
 
 def _explain(error: ValidationError, model: type[BaseModel], where: str) -> InputError:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the misspelling is what to tell.
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = errors[0]
     *parents, last = [str(part) for part in first["loc"]] or [""]
     path = ".".join([*parents, last])
     if first["type"] == "extra_forbidden":
@@ -151,4 +153,5 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> Inpu
             section = fields[name]
         known = [field.alias or key for key, field in section.model_fields.items()]
         return unknown("parameter", last, known, f"{where}: {'.'.join(parents)}" if parents else where)
-    return InputError(f"{where}: {path}: {first['msg']}.")
+    at = f"{where}: {path}" if path else where
+    return InputError(f"{at}: {first['msg']}.")

@@ -15,7 +15,7 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str) 
     else the answer. Raises InputError if neither is there.
     """
     from tbd.distill import distill
-    from tbd.engines.transformers import choose_device
+    from tbd.engines.loading import choose_device
     from tbd.generation import Meter
 
     checkpoint.inspect(base)

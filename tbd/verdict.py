@@ -94,7 +94,8 @@ def judge(name: str, audit: Audit, scored: Judged, detector: dict[str, Any], dec
         "power_high": power_high,
         "power_reference": {"audit": detector["reference"], "same_base": same_base},
         "exchangeability": exchangeability,
-        "generation": {key: value for key, value in scored.generation.items() if key not in ("fingerprint", "base_fingerprint")},
+        "generation": {"torch_version": None}  # not every engine has one
+        | {key: value for key, value in scored.generation.items() if key not in ("fingerprint", "base_fingerprint")},
     }
     labels = scored.labels(audit.benchmark)
     if labels is not None:

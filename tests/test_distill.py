@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from tbd import checkpoint
 from tbd.distill import IGNORED, distill, example
-from tbd.engines.transformers import TransformersEngine, load_model, load_tokenizer
+from tbd.engines.loading import load_model, load_tokenizer
+from tbd.engines.transformers import TransformersEngine
 from tbd.errors import InputError
 from tbd.params import Distill
 

@@ -64,7 +64,7 @@ def load(checkpoint: Path, params: Generate) -> Engine:
 def prompter(checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
     """The engine's `prompt` without its weights, to try questions and template before anything long starts. Raises InputError."""
     if params.engine == "transformers":
-        from tbd.engines.transformers import Prompter
+        from tbd.engines.loading import Prompter
 
         return Prompter(checkpoint, params.max_new_tokens)
     return _fake(checkpoint, params).prompt

@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tbd import checkpoint as checkpoints
 from tbd.engines import Completion, OutOfMemory, Prompt
-from tbd.errors import InputError
+from tbd.engines.loading import Prompter, choose_device, load_model
 from tbd.records import sha256
 
 PREFILL_ROWS = 8
-DEFAULT_CONTEXT = 1 << 30
 
 
 class Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -99,85 +97,6 @@ def pack(model: torch.nn.Module) -> None:
             setattr(model, name, PackedLinear(child))
         else:
             pack(child)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer. Raises InputError if it cannot be read or has no chat template."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever the many tokenizer classes raise, the file is the user's
-        raise InputError(f"{folder}: the tokenizer cannot be read ({_first_line(error)}). Save it again.") from None
-    if not tokenizer.chat_template:
-        raise InputError(f"{folder}: the tokenizer has no chat template. Add chat_template.jinja to the checkpoint.")
-    return tokenizer
-
-
-def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The checkpoint's causal language model in evaluation mode: safetensors only, no remote code. Raises InputError."""
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever the many model classes raise, the file is the user's
-        raise InputError(f"{folder}: transformers cannot load it ({_first_line(error)}).") from None
-    model: PreTrainedModel = loaded[0]
-    loading: dict[str, Any] = loaded[1]
-    if loading["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(loading["missing_keys"])
-        raise InputError(f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again.")
-    if getattr(model, "_is_stateful", False):
-        raise InputError(f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in padded batches.")
-    model.to(device)  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
-    return model
-
-
-def choose_device(device: str) -> str:
-    """`auto` becomes cuda, mps or cpu, whichever is there first. Raises InputError for a device this machine lacks."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"params.yaml: generate.device: {device!r} is not here ({_first_line(error)}).") from None
-    return device
-
-
-def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-    """Token ids of the question as the user's turn, ending where the assistant's answer begins.
-
-    Raises InputError if the chat template does not work.
-    """
-    try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise InputError(f"{tokenizer.name_or_path}: the chat template does not work ({_first_line(error)}). Mend it there.") from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-class Prompter:
-    """Questions as prompts of a checkpoint, checked against its context. Needs no weights, so a bad question shows at once."""
-
-    def __init__(self, folder: Path, max_new_tokens: int) -> None:
-        self.folder, self.max_new_tokens = folder, max_new_tokens
-        self.tokenizer = load_tokenizer(folder)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        except Exception as error:  # whatever the many config classes raise, the file is the user's
-            raise InputError(f"{folder / 'config.json'}: transformers cannot read it ({_first_line(error)}).") from None
-        self.context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-
-    def __call__(self, question: str) -> Prompt:
-        ids = render(self.tokenizer, question)
-        if len(ids) + self.max_new_tokens > self.context:
-            raise InputError(
-                f"question {question[:40]!r}...: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "
-                f"{self.context} of {self.folder}. Lower generate.max_new_tokens or leave the question out."
-            )
-        return tuple(ids)
 
 
 class TransformersEngine:
@@ -314,8 +233,3 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     config = model.generation_config.eos_token_id if model.generation_config is not None else None
     several = config if isinstance(config, list) else [config]
     return frozenset(int(token) for token in [*several, tokenizer.eos_token_id] if token is not None)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

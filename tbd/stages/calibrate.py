@@ -22,6 +22,12 @@ def main() -> None:
     labels = reference.labels(entry.benchmark)
     if labels is None:
         raise InputError(f"benchmark {entry.benchmark!r} of the reference: needs labels, 1 and 0. Import it with --label-column.")
+    fewest = min(int((labels == label).sum()) for label in (0, 1))
+    if fewest < 2:
+        raise InputError(
+            f"benchmark {entry.benchmark!r} of the reference: {fewest} of its questions has the rarer label. One half of the labelled "
+            "questions chooses, the other measures: at least 2 members and 2 others are needed."
+        )
     unseen = reference.sets[entry.unseen]
     if unseen["n"] < negatives_needed(decision.fpr):
         raise InputError(
@@ -42,15 +48,19 @@ def main() -> None:
             rng=rng,
         )
     needs_base = {key: scores.parse(key).needs_base for key in table}
+    if all(needs_base.values()):
+        raise InputError("params.yaml: score.methods: every method needs a base model. Add one that does not.")
     alone = calibration.choose({key: value for key, value in table.items() if not needs_base[key]})
     best: dict[str, str | None] = {"alone": alone, "with_base": calibration.choose(table) if any(needs_base.values()) else None}
     choices: dict[str, Any] = {}
     curves = {}
+    unscored = np.zeros(len(labels), bool)
     for choice, identity in best.items():
         if identity is None:
             choices[choice] = None
             continue
         s = reference.scores(identity, entry.benchmark)
+        unscored |= np.isnan(s)
         rest = ~chooses
         found = calibration.at_work(
             s[rest & (labels == 1)],
@@ -87,8 +97,11 @@ def main() -> None:
         "questions": {
             half: {"members": int((rows & (labels == 1)).sum()), "others": int((rows & (labels == 0)).sum())}
             for half, rows in (("choice", chooses), ("evaluation", ~chooses))
-        },
-        "warnings": [],
+        }
+        | {"unscored": int(unscored.sum())},
+        "warnings": [f"{unscored.sum()} of {len(labels)} labelled questions have no score and are left out."]
+        if unscored.any()
+        else [],
     }
     detector["version"] = records.sha256(json.dumps(detector, sort_keys=True))[:12]
     write(detector, table, needs_base, curves, decision.fpr)

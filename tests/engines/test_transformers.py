@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tbd.engines import Completion, OutOfMemory, Prompt
-from tbd.engines.transformers import PackedLinear, TransformersEngine, choose_device, load_model, pack
+from tbd.engines.loading import choose_device, load_model
+from tbd.engines.transformers import PackedLinear, TransformersEngine, pack
 from tbd.errors import InputError
 
 NEW = 24

@@ -1,0 +1,319 @@
+"""The pipeline as DVC runs it: what is stale, what is repeated, what survives, and that dvc.yaml names what a stage uses."""
+
+import ast
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tbd import pipeline, register
+from tbd.errors import InputError, StageFailed
+from tests.workspace import REPOSITORY, Workspace, create, finished
+
+AUDITS = ("reference", "base")
+OF_AUDITS = [f"{kind}@{audit}" for kind in ("generate", "score", "verdict") for audit in AUDITS]
+STAGES = ["base", "sets", "validate", "distill", *OF_AUDITS, "calibrate"]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Workspace:
+    """A finished workspace of the test's own."""
+    return finished()[0].copy(tmp_path / "copy")
+
+
+def test_a_cold_run_tells_the_reference_from_the_base() -> None:
+    workspace, stages = finished()
+    assert sorted(stages) == sorted(STAGES)
+    assert {audit: workspace.verdict(audit)["verdict"] for audit in AUDITS} == {"reference": "CONTAMINATED", "base": "NO EVIDENCE"}
+
+
+def test_a_second_run_does_nothing(copy: Workspace) -> None:
+    assert copy.dvc("status").strip() == "Data and pipelines are up to date."
+    assert copy.repro() == []
+    assert copy.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_another_false_positive_rate_decides_again_and_generates_nothing(copy: Workspace) -> None:
+    copy.edit("params.yaml", {"decision": {"fpr": 0.1}})
+    assert copy.repro() == ["calibrate", "verdict@reference", "verdict@base"]
+    assert {copy.verdict(audit)["fpr"] for audit in AUDITS} == {0.1}
+
+
+def test_another_way_to_score_does_not_generate_again(copy: Workspace) -> None:
+    with (copy.root / "tbd/scores/methods.py").open("a") as file:
+        file.write("\n# changed\n")
+    assert copy.repro() == ["score@reference", "score@base"]  # the scores are the same, so nothing behind them is stale
+    copy.edit("params.yaml", {"score": {"methods": {"mean_logprob": {"m": 20}, "logprob_ratio": {"m": 10}}}})
+    assert copy.repro() == ["score@reference", "score@base", "calibrate", "verdict@reference", "verdict@base"]
+
+
+def test_a_new_audit_runs_its_own_stages_alone(copy: Workspace) -> None:
+    copy.run("python", "fake_checkpoint.py", "other")
+    entry = copy.root / "audits/register.yaml"
+    audits = yaml.safe_load(entry.read_text())["audits"]
+    copy.edit("audits/register.yaml", {"audits": {"other": audits["reference"] | {"checkpoint": "checkpoints/other", "fpr": 0.1}}})
+    assert copy.repro() == ["validate", "generate@other", "score@other", "verdict@other"]
+    assert copy.verdict("other")["verdict"] == "CONTAMINATED" and copy.verdict("other")["fpr"] == 0.1
+    del audits["base"]
+    entry.write_text(yaml.safe_dump({"audits": audits}))  # an audit that goes away takes nothing with it
+    assert copy.repro() == ["validate"]
+
+
+def test_parameters_of_distilling_leave_the_base_and_the_sets_alone(copy: Workspace) -> None:
+    copy.edit("params.yaml", {"distill": {"epochs": 7}})
+    assert copy.repro() == ["distill"]  # the fake checkpoint does not depend on it, so its generations are not stale
+
+
+def test_a_second_clone_with_the_cache_has_the_same_verdicts_byte_for_byte(copy: Workspace, tmp_path: Path) -> None:
+    copy.run("git", "clone", "--quiet", str(copy.root), str(tmp_path / "clone"))
+    clone = Workspace(tmp_path / "clone")
+    assert not clone.bytes("verdict.json")
+    clone.run("cp", "-r", str(copy.root / ".dvc/cache"), str(clone.root / ".dvc/cache"))
+    assert clone.repro() == []
+    assert clone.hashes() == copy.hashes()
+    assert len(clone.bytes("verdict.json")) == 2
+    for audit in AUDITS:
+        clone.tbd("verify", audit)
+
+
+def test_the_same_from_nothing_is_the_same_byte_for_byte(tmp_path: Path) -> None:
+    again = create(tmp_path / "again")
+    before = finished()[0]
+    assert again.repro("verdict@base")
+    kept = {name: digest for name, digest in before.hashes().items() if name in again.hashes()}
+    assert {name for name, digest in again.hashes().items() if kept.get(name) != digest} <= {"dvc.lock"}
+
+
+@pytest.fixture
+def slow(copy: Workspace) -> Workspace:
+    """A workspace whose next generation takes seconds: very long answers, one at a time."""
+    copy.edit("params.yaml", {"generate": {"max_new_tokens": 60_000, "batch_size": 1}})
+    return copy
+
+
+def test_killed_in_the_middle_it_goes_on_with_the_same_outputs(slow: Workspace, tmp_path: Path) -> None:
+    killed = slow.copy(tmp_path / "killed")
+    run = killed.start(sys.executable, "-m", "dvc", "repro", "generate@base")
+    (journal,) = wait_for(lambda: [file for file in (killed.root / ".tbd/journal").glob("*.jsonl") if grown(file)])
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+    kept = journal.read_bytes()
+    whole = kept[: kept.rfind(b"\n") + 1]
+    assert "generate@base" in killed.dvc("status")
+    assert killed.repro("generate@base") == ["generate@base"]
+    assert slow.repro("generate@base") == ["generate@base"]
+    assert killed.bytes("generations.parquet") == slow.bytes("generations.parquet")
+    after = journal.read_bytes()
+    keys = [line[:80] for line in after.splitlines()]
+    assert after.startswith(whole) and len(keys) == len(set(keys))  # nothing lost, nothing twice
+
+
+def grown(journal: Path) -> bool:
+    """Whether a few of the long answers are in it."""
+    return journal.stat().st_size > 5_000_000
+
+
+def wait_for(found: Callable[[], list[Path]], seconds: float = 60) -> list[Path]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if some := found():
+            return some
+        time.sleep(0.02)
+    raise AssertionError("it did not happen")
+
+
+def test_the_order_is_topological_and_what_is_needed(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.root)
+    order = pipeline.order("verdict@reference", "verdict@base")
+    assert sorted(order) == sorted(STAGES)
+    lock = yaml.safe_load((copy.root / "dvc.lock").read_text())["stages"]
+    made: set[str] = set()
+    for stage in order:
+        needed = [dep["path"] for dep in lock[stage]["deps"]]
+        for other, entry in lock.items():
+            for out in entry["outs"]:
+                if any(Path(path).is_relative_to(out["path"]) for path in needed):
+                    assert out["path"] in made, f"{stage} comes before {other}"
+        made |= {out["path"] for out in lock[stage]["outs"]}
+    assert pipeline.order("sets") == ["sets"]
+    assert set(pipeline.order("verdict@base")) == {*STAGES} - {"verdict@reference"}
+    with pytest.raises(InputError, match="no stage 'verdict@nobody'"):
+        pipeline.order("verdict@nobody")
+
+
+def test_what_dvc_lock_says_of_a_stage(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.root)
+    files = pipeline.locked_files("generate@base")
+    assert set(files) == {Path("audits/base/generations.parquet"), Path("audits/base/base_generations.parquet")}
+    with pytest.raises(InputError, match="nothing of stage generate@nobody"):
+        pipeline.locked_files("generate@nobody")
+
+
+# --- a pipeline of two lines, for what needs no science ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace with the stages `first` and, after it, `second`; `code` is what `second` runs."""
+    workspace = Workspace(tmp_path / "small")
+    workspace.root.mkdir()
+    workspace.run("git", "init", "--quiet")
+    workspace.dvc("init", "--quiet")
+    stages = {
+        "first": {"cmd": "echo one > one.txt && echo made one", "outs": ["one.txt"]},
+        "second": {"cmd": "python second.py", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
+    }
+    (workspace.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    for name, value in workspace.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(workspace.root)
+    return workspace
+
+
+def second(workspace: Workspace, code: str) -> None:
+    (workspace.root / "second.py").write_text(code)
+
+
+def test_a_stage_says_whether_it_ran_and_what_it_printed(small: Workspace) -> None:
+    second(small, "print('halfway', flush=True); open('two.txt', 'w').write('two')")
+    lines: list[str] = []
+    with pipeline.workspace() as lock:
+        assert [pipeline.run_stage(stage, lock, lines.append) for stage in pipeline.order("second")] == [True, True]
+        assert "made one" in lines and "halfway" in lines
+        assert [pipeline.run_stage(stage, lock, lines.append) for stage in pipeline.order("second")] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "bad_input"),
+    [
+        ("import sys; print('error: no such thing', file=sys.stderr); sys.exit(2)", "stage second: no such thing", True),
+        ("import sys; print('error: the disk is full', file=sys.stderr); sys.exit(3)", "stage second: the disk is full", False),
+        ("1 / 0", "exited with 1", False),
+        ("print('done')", "two.txt", False),  # an output that was not made
+    ],
+)
+def test_a_failing_stage_has_the_last_word(small: Workspace, code: str, message: str, bad_input: bool) -> None:
+    second(small, code)
+    with pipeline.workspace() as lock:
+        assert pipeline.run_stage("first", lock, print)
+        with pytest.raises(StageFailed, match=message) as failure:
+            pipeline.run_stage("second", lock, print)
+    assert failure.value.bad_input is bad_input
+
+
+def test_the_workspace_is_held_by_one(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import time\nfrom tbd import pipeline\nwith pipeline.workspace():\n    print('held', flush=True)\n    time.sleep(60)"
+    with small.start(sys.executable, "-c", code) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(pipeline, "PATIENCE", 0.2)
+        said: list[str] = []
+        with pytest.raises(InputError, match=f"workspace busy: process {holder.pid} "), pipeline.workspace(said.append):
+            pass
+        assert len(said) == 1 and str(holder.pid) in said[0]
+        holder.kill()
+    with pipeline.workspace():
+        assert register.FILE.name  # entered
+
+
+ORPHAN = """
+import time
+print("started", flush=True)
+time.sleep(1.5)
+print("over", flush=True)
+open("two.txt", "w").write("two")
+"""
+RUN = """
+from tbd import pipeline
+with pipeline.workspace() as lock:
+    for stage in pipeline.order("second"):
+        pipeline.run_stage(stage, lock, lambda line: print(line, flush=True))
+"""
+
+
+def test_what_a_killed_run_leaves_behind_keeps_the_workspace_until_it_ends(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    second(small, ORPHAN)
+    with small.start(sys.executable, "-c", RUN) as run:
+        assert run.stdout is not None
+        while "started" not in run.stdout.readline():
+            pass
+        run.kill()
+    said: list[str] = []
+    with pipeline.workspace(said.append) as lock:  # waits for the orphan
+        assert said
+        assert not [pid for pid in Path("/proc").glob("[0-9]*") if runs_second(pid)]
+        second(small, "open('two.txt', 'w').write('two')")
+        assert pipeline.run_stage("second", lock, print)
+
+
+def runs_second(process: Path) -> bool:
+    try:
+        return b"second.py" in (process / "cmdline").read_bytes() and Path.cwd() == (process / "cwd").resolve()
+    except OSError:
+        return False
+
+
+# --- dvc.yaml against the code ----------------------------------------------------------------------------------------------------
+
+PLUMBING = {
+    "tbd/__init__.py",
+    "tbd/environment.py",  # what other tools are told; moves no number
+    "tbd/errors.py",
+    "tbd/params.py",  # typed reading of what the stage's `params` list by value
+    "tbd/register.py",  # the same for the register
+    "tbd/stages/__init__.py",
+}
+"""modules that every stage imports and that decide no number: a change there must not cost hours of generation"""
+
+ALLOWED = {
+    "base": {"tbd/records.py"},  # writes one small JSON file with it
+    "generate": {"tbd/engines/fake.py"},
+    "score": {"tbd/near_duplicates.py"},  # of question sets, which another suite of tbd/expectations.py checks
+}
+"""and modules that one stage can reach but takes no number from"""
+
+
+def imports(file: Path) -> set[Path]:
+    """Modules of tbd that a file imports, inside functions too."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            path = REPOSITORY / name.replace(".", "/")
+            found |= {candidate for candidate in (path.with_suffix(".py"), path / "__init__.py") if candidate.is_file()}
+    return {path for path in found if path.is_relative_to(REPOSITORY / "tbd")}
+
+
+def reached(file: Path) -> set[str]:
+    """Everything of tbd that running a file can import, plumbing not followed."""
+    found: set[Path] = set()
+    todo = [file]
+    while todo:
+        for path in imports(todo.pop()) - found:
+            found.add(path)
+            if str(path.relative_to(REPOSITORY)) not in PLUMBING:
+                todo.append(path)
+    return {str(path.relative_to(REPOSITORY)) for path in found}
+
+
+@pytest.mark.parametrize("stage", sorted(path.stem for path in (REPOSITORY / "tbd/stages").glob("[a-z]*.py")))
+def test_dvc_yaml_names_every_module_a_stage_uses(stage: str) -> None:
+    definition = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]
+    deps = [Path(dep) for dep in definition.get("do", definition)["deps"]]
+    needed = {f"tbd/stages/{stage}.py", *reached(REPOSITORY / f"tbd/stages/{stage}.py")} - PLUMBING - ALLOWED.get(stage, set())
+    assert sorted(name for name in needed if not any(Path(name).is_relative_to(dep) for dep in deps)) == []
+
+
+def test_every_module_that_dvc_yaml_names_exists() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    for stage in stages.values():
+        for dep in stage.get("do", stage)["deps"]:
+            assert not dep.startswith("tbd/") or (REPOSITORY / dep).exists(), dep
