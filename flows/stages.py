@@ -46,5 +46,5 @@ def walk(*targets: str) -> None:
         for stage in pipeline.order(*targets):
             state = run_stage(stage, lock, return_state=True)
             if not state.is_completed():
-                failure = state.data if isinstance(state.data, StageFailed) else StageFailed(state.message or f"stage {stage} failed")
-                raise failure
+                failure = state.result(raise_on_failure=False)  # state.data holds it wrapped
+                raise failure if isinstance(failure, StageFailed) else StageFailed(state.message or f"stage {stage} failed")

@@ -4,6 +4,7 @@ Everything that can be refused is refused here, before anything is written.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,24 @@ def prepare(checkpoint: str, benchmark: str, unseen: str, base: str | None, name
     return name, entry
 
 
+def ready(names: Iterable[str]) -> None:
+    """Check the parameters, and these audits against them, before a long run that would end there. Raises InputError."""
+    p = params.load()
+    scores.expand(p.score.methods)
+    for name in names:
+        audit = register.get(name)
+        rate = audit.fpr if audit.fpr is not None else p.decision.fpr
+        path = register.set_path(audit.unseen)
+        if not path.is_file():
+            continue  # the pipeline is about to make or check it out
+        have, need = len(records.read_table(path, records.QUESTIONS)), decisions.negatives_needed(rate)
+        if have < need:
+            raise InputError(
+                f"audit {name!r}: a false-positive rate of {rate:g} needs {need} unseen questions and {audit.unseen!r} has {have}: "
+                f"add {need - have} or raise the rate."
+            )
+
+
 def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: params.Validate) -> None:
     """Raise InputError if the two sets share a question."""
     if benchmark == unseen:
@@ -135,22 +154,27 @@ def verify(name: str) -> list[str]:
     p = params.load()
     audit = register.get(name)
     folder = AUDITS / name
-    stored = records.read_json(folder / "verdict.json")
-    sets = {key: records.read_table(register.set_path(key), records.QUESTIONS) for key in (audit.benchmark, audit.unseen)}
-    generations = {
-        of: table
-        for of, file in (("checkpoint", "generations"), ("base", "base_generations"))
-        if len(table := records.read_table(folder / f"{file}.parquet", records.GENERATIONS))
-    }
-    table = score(generations, sets, scores.expand(p.score.methods))
-    differences = []
-    for path, digest in pipeline.locked_files(f"generate@{name}").items():
-        if records.md5(path) != digest:
-            differences.append(f"{path}: not the file dvc.lock names")
-    kept = records.read_table(folder / "scores.parquet", records.SCORES)
-    if not table.to_pandas().equals(kept.to_pandas()):
-        differences.append(f"{folder}/scores.parquet: other scores than its generations give")
-    found = judge(name, audit, Judged(name, table), records.read_json(records.DETECTOR), p.decision, p.calibrate.seed).verdict
+    differences = [
+        f"{path}: not the file dvc.lock names"
+        for stage in ("generate", "score", "verdict")
+        for path, digest in pipeline.locked_files(f"{stage}@{name}").items()
+        if not path.is_file() or records.md5(path) != digest
+    ]
+    try:
+        stored = records.read_json(folder / "verdict.json")
+        sets = {key: records.read_table(register.set_path(key), records.QUESTIONS) for key in (audit.benchmark, audit.unseen)}
+        generations = {"checkpoint": records.read_table(folder / "generations.parquet", records.GENERATIONS)}
+        if len(base := records.read_table(folder / "base_generations.parquet", records.GENERATIONS)):
+            generations["base"] = base
+        table = score(generations, sets, scores.expand(p.score.methods))
+        kept = records.read_table(folder / "scores.parquet", records.SCORES)
+        if not table.to_pandas().equals(kept.to_pandas()):
+            differences.append(f"{folder}/scores.parquet: other scores than its generations give")
+        found = judge(name, audit, Judged(name, table), records.read_json(records.DETECTOR), p.decision, p.calibrate.seed).verdict
+    except InputError as error:
+        if not differences:
+            raise
+        return [*differences, str(error)]  # a file that was tampered with need not be readable
     for key in sorted(found.keys() | stored.keys()):
         if found.get(key) != stored.get(key):
             differences.append(f"{folder}/verdict.json: {key}: {_short(stored.get(key))} on disk, {_short(found.get(key))} recomputed")

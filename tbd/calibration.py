@@ -3,8 +3,7 @@
 Knows arrays, not files.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,8 +118,3 @@ def threshold(negatives: Array, fpr: float) -> float | None:
 def choose(performances: dict[str, Performance]) -> str:
     """The method id with the highest AUC on the choosing half; the first named in params.yaml where several tie."""
     return max(performances, key=lambda key: performances[key].auc_choice)
-
-
-def row(performance: Performance) -> dict[str, Any]:
-    """A performance as a flat dictionary."""
-    return asdict(performance)

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tbd import environment
 from tbd.errors import InputError, StageFailed
@@ -14,9 +14,16 @@ from tbd.errors import InputError, StageFailed
 CKPT = "a folder with safetensors, config and tokenizer, or a hub id with its revision (org/name@revision)"
 
 
+class Parser(argparse.ArgumentParser):
+    """One that complains in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See {self.prog} --help.\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line, with its help."""
-    main = argparse.ArgumentParser(
+    main = Parser(
         prog="tbd",
         description="Was this benchmark in the data a reasoning model was distilled on? Run it in the folder of params.yaml.",
         epilog="Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke.",
@@ -117,16 +124,18 @@ def _distill(options: argparse.Namespace) -> int:
     if options.epochs is not None and options.epochs < 1:
         raise InputError(f"--epochs {options.epochs}: at least 1.")
     recipe = p.distill if options.epochs is None else p.distill.model_copy(update={"epochs": options.epochs})
+    base = checkpoint.resolve(options.base)
     audits.questions(options.set)
-    planting.plant(checkpoint.resolve(options.base), register.set_path(options.set), out, recipe, p.generate.device)
+    planting.plant(base, register.set_path(options.set), out, recipe, p.generate.device)
     print(f"Audit it: tbd check {out} --base {options.base} --benchmark NAME --unseen NAME")
     return 0
 
 
 def _calibrate(options: argparse.Namespace) -> int:
     from flows.calibrate import calibrate
-    from tbd import records, summary
+    from tbd import audits, params, records, summary
 
+    audits.ready([params.load().calibrate.reference])
     _run(calibrate)
     print("\n" + summary.detector_markdown(records.read_json(records.DETECTOR)))
     return 0
@@ -142,6 +151,7 @@ def _check(options: argparse.Namespace) -> int:
         if options.checkpoint is not None:
             raise InputError("--all: audits the whole register; leave the checkpoint out.")
         names = list(register.load())
+        audits.ready(names)
     else:
         for name in ("checkpoint", "benchmark", "unseen"):
             if getattr(options, name) is None:
@@ -153,8 +163,9 @@ def _check(options: argparse.Namespace) -> int:
         names = [name]
     try:
         _run(check, names)
-    except StageFailed as error:
-        if added is not None and error.bad_input:
+    except (InputError, StageFailed) as error:
+        refused = isinstance(error, InputError) or error.bad_input
+        if added is not None and refused and not (AUDITS / added / "verdict.json").is_file():
             register.remove(added)  # nothing half-written: a checkpoint that cannot be audited is no audit
         raise
     verdicts = [records.read_json(AUDITS / name / "verdict.json") for name in names]

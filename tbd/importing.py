@@ -4,6 +4,7 @@ Every refusal names the file, the line or row, and what to do; nothing is guesse
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,12 @@ def _json(path: Path) -> tuple[pd.DataFrame, int]:
 
 def _csv(path: Path) -> tuple[pd.DataFrame, int]:
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8"), 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than the header names: they would be dropped
+            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", index_col=False), 2
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: not valid CSV ({error}).") from None
 
 

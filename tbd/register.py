@@ -19,6 +19,8 @@ from tbd.records import atomic
 FILE = Path("audits/register.yaml")
 SETS = Path("data/sets")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.IGNORECASE)
+NUMBER = re.compile(r"\d+e\d+|0o[0-7]+", re.IGNORECASE)
+"""what DVC's YAML reader takes for a number and ours, which writes the register, for a text"""
 HEADER = "# The audit register: one entry an audit, added by `tbd check`. dvc.yaml makes generate, score and verdict stages of each.\n"
 
 
@@ -42,6 +44,8 @@ def check_name(name: str, what: str) -> str:
     """`name`, if it is a plain name. Raises InputError for one that could leave its folder or break a stage name."""
     if not NAME.fullmatch(name):
         raise InputError(f"{what} {name!r}: use letters, digits, - and _ (at most 63, a letter or digit first).")
+    if NUMBER.fullmatch(name):
+        raise InputError(f"{what} {name!r}: reads as a number in a YAML file. Put a letter in front.")
     return name
 
 

@@ -56,7 +56,7 @@ def judge(name: str, audit: Audit, scored: Judged, detector: dict[str, Any], dec
     flagged = p_values <= fpr  # False for NaN
     discoveries = int(decisions.benjamini_hochberg(p_values, decision.level / 2).sum())
     exchangeability = _base_check(audit, scored, detector, warnings)
-    power, power_low, power_high = _power(chosen, fpr, decision.confidence)
+    power, power_low, power_high = _power(chosen, fpr, decision.confidence, warnings)
     same_base = _same_base(audit, scored, detector, warnings)
     p_value = decisions.exceeds(benchmark, negatives)
     verdict, reasons = decisions.decide(
@@ -99,7 +99,11 @@ def judge(name: str, audit: Audit, scored: Judged, detector: dict[str, Any], dec
     }
     labels = scored.labels(audit.benchmark)
     if labels is not None:
-        found["labelled"] = _labelled(name, labels, scores, flagged, detector, decision.confidence)
+        labelled = _labelled(name, labels, scores, flagged, detector, decision.confidence)
+        if labelled is None:
+            warnings.append("Of the labelled questions with a score all are members or none is, so how right scores are is not known.")
+        else:
+            found["labelled"] = labelled
     return Judgement(found, scores, p_values, flagged, negatives_all)
 
 
@@ -124,8 +128,14 @@ def _base_check(audit: Audit, scored: Judged, detector: dict[str, Any], warnings
     return decisions.differs(benchmark[~np.isnan(benchmark)], unseen[~np.isnan(unseen)])
 
 
-def _power(chosen: dict[str, Any], fpr: float, confidence: float) -> tuple[float, float, float]:
-    """Share of the reference's held-out members found at `fpr`, with its interval."""
+def _power(
+    chosen: dict[str, Any], fpr: float, confidence: float, warnings: list[str]
+) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Share of the reference's held-out members found at `fpr`, with its interval; None where the reference cannot say."""
+    have, need = len(chosen["negatives"]), decisions.negatives_needed(fpr)
+    if have < need:
+        warnings.append(f"Power is not known: at a rate of {fpr:g} the reference needs {need} unseen questions and has {have}.")
+        return None, None, None
     p_values = np.asarray(chosen["member_p_values"])
     hits = int((p_values <= fpr).sum())
     return hits / len(p_values), *proportion(hits, len(p_values), confidence)
@@ -149,14 +159,16 @@ def _same_base(audit: Audit, scored: Judged, detector: dict[str, Any], warnings:
 
 def _labelled(
     name: str, labels: NDArray[np.int8], scores: Array, flagged: NDArray[np.bool_], detector: dict[str, Any], confidence: float
-) -> dict[str, Any]:
-    """How right the scores were, where the benchmark says which questions are members."""
+) -> dict[str, Any] | None:
+    """How right the scores were, where the benchmark says which questions are members; None where one kind has no score."""
     used = ~np.isnan(scores)
     which = "all"
     if name == detector["reference"]:  # half of its questions chose the detector: they do not count
         used &= ~calibration.halves(labels, np.random.default_rng(detector["seed"]))
         which = "evaluation half"
     y, s = labels[used], scores[used]
+    if len(np.unique(y)) < 2:
+        return None
     low, high = delong(s, y, confidence)
     tpr = proportion(int(flagged[used][y == 1].sum()), int((y == 1).sum()), confidence)
     return {

@@ -6,11 +6,11 @@ grade-school problems with worked solutions from `reasoning-gym` (GSM-Symbolic).
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from tbd import near_duplicates
 from tbd.errors import InputError
 from tbd.records import question_id
 
@@ -44,31 +44,31 @@ def unpack_base(out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def question_sets(seed: int, members: int, others: int, unseen: int) -> dict[str, pd.DataFrame]:
+def question_sets(seed: int, members: int, others: int, unseen: int, ngram: int, max_overlap: float) -> dict[str, pd.DataFrame]:
     """The built-in sets, columns as in `records.QUESTIONS`: members, benchmark (members mixed with others) and unseen.
 
-    The same seed gives the same questions. A question that occurs twice is taken once.
+    The same seed gives the same questions. Of near-duplicates (see `near_duplicates.pairs`) the first is taken.
     """
     from reasoning_gym import create_dataset
 
     wanted = members + others + unseen
-    generator = create_dataset("gsm_symbolic", seed=seed, size=3 * wanted)
-    rows: dict[str, dict[str, Any]] = {}
-    for entry in generator:
-        identity = question_id(entry["question"])
-        rows.setdefault(
-            identity,
-            {
-                "question_id": identity,
-                "question": entry["question"],
-                "reasoning": entry["metadata"]["answer_cot"],
-                "answer": entry["answer"],
-                "source": f"reasoning-gym gsm_symbolic, seed {seed}, item {entry['metadata']['source_index']}",
-            },
-        )
-        if len(rows) == wanted:
-            break
-    frame = pd.DataFrame(rows.values())
+    entries = list(create_dataset("gsm_symbolic", seed=seed, size=2 * wanted))
+    texts = [entry["question"] for entry in entries]
+    again = {later for _, later in near_duplicates.pairs(texts, None, ngram, max_overlap)}
+    rows = [
+        {
+            "question_id": question_id(entry["question"]),
+            "question": entry["question"],
+            "reasoning": entry["metadata"]["answer_cot"],
+            "answer": entry["answer"],
+            "source": f"reasoning-gym gsm_symbolic, seed {seed}, item {item}",
+        }
+        for item, entry in enumerate(entries)
+        if item not in again
+    ]
+    if len(rows) < wanted:
+        raise InputError(f"params.yaml: sets: {wanted} different questions wanted, {len(rows)} found. Ask for fewer.")
+    frame = pd.DataFrame(rows[:wanted])
     frame["label"] = np.repeat([1, 0], [members, others + unseen])
     benchmark = frame[: members + others]
     order = np.random.default_rng(seed).permutation(len(benchmark))

@@ -47,21 +47,16 @@ def test_another_false_positive_rate_decides_again_and_generates_nothing(copy: W
 def test_another_way_to_score_does_not_generate_again(copy: Workspace) -> None:
     with (copy.root / "tbd/scores/methods.py").open("a") as file:
         file.write("\n# changed\n")
-    assert copy.repro() == ["score@reference", "score@base"]  # the scores are the same, so nothing behind them is stale
-    copy.edit("params.yaml", {"score": {"methods": {"mean_logprob": {"m": 20}, "logprob_ratio": {"m": 10}}}})
-    assert copy.repro() == ["score@reference", "score@base", "calibrate", "verdict@reference", "verdict@base"]
+    # calibrate reads method ids with it; the scores are the same, so no verdict is stale
+    assert copy.repro() == ["score@reference", "score@base", "calibrate"]
 
 
 def test_a_new_audit_runs_its_own_stages_alone(copy: Workspace) -> None:
     copy.run("python", "fake_checkpoint.py", "other")
-    entry = copy.root / "audits/register.yaml"
-    audits = yaml.safe_load(entry.read_text())["audits"]
+    audits = yaml.safe_load((copy.root / "audits/register.yaml").read_text())["audits"]
     copy.edit("audits/register.yaml", {"audits": {"other": audits["reference"] | {"checkpoint": "checkpoints/other", "fpr": 0.1}}})
     assert copy.repro() == ["validate", "generate@other", "score@other", "verdict@other"]
     assert copy.verdict("other")["verdict"] == "CONTAMINATED" and copy.verdict("other")["fpr"] == 0.1
-    del audits["base"]
-    entry.write_text(yaml.safe_dump({"audits": audits}))  # an audit that goes away takes nothing with it
-    assert copy.repro() == ["validate"]
 
 
 def test_parameters_of_distilling_leave_the_base_and_the_sets_alone(copy: Workspace) -> None:
@@ -81,18 +76,19 @@ def test_a_second_clone_with_the_cache_has_the_same_verdicts_byte_for_byte(copy:
         clone.tbd("verify", audit)
 
 
-def test_the_same_from_nothing_is_the_same_byte_for_byte(tmp_path: Path) -> None:
+def test_the_same_from_nothing_is_the_same_byte_for_byte(copy: Workspace, tmp_path: Path) -> None:
     again = create(tmp_path / "again")
-    before = finished()[0]
-    assert again.repro("verdict@base")
-    kept = {name: digest for name, digest in before.hashes().items() if name in again.hashes()}
-    assert {name for name, digest in again.hashes().items() if kept.get(name) != digest} <= {"dvc.lock"}
+    assert "score@base" in again.repro("score@base")
+    found, before = again.hashes(), copy.hashes()
+    assert {name for name, digest in found.items() if before.get(name) != digest} <= {"dvc.lock"}
+    assert copy.repro("--force", "--single-item", "calibrate", "verdict@reference") == ["calibrate", "verdict@reference"]
+    assert copy.hashes() == before
 
 
 @pytest.fixture
 def slow(copy: Workspace) -> Workspace:
     """A workspace whose next generation takes seconds: very long answers, one at a time."""
-    copy.edit("params.yaml", {"generate": {"max_new_tokens": 60_000, "batch_size": 1}})
+    copy.edit("params.yaml", {"generate": {"max_new_tokens": 25_000, "batch_size": 1}})
     return copy
 
 
@@ -115,7 +111,7 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_outputs(slow: Workspace, 
 
 def grown(journal: Path) -> bool:
     """Whether a few of the long answers are in it."""
-    return journal.stat().st_size > 5_000_000
+    return journal.stat().st_size > 1_500_000
 
 
 def wait_for(found: Callable[[], list[Path]], seconds: float = 60) -> list[Path]:
@@ -271,7 +267,13 @@ PLUMBING = {
 
 ALLOWED = {
     "base": {"tbd/records.py"},  # writes one small JSON file with it
-    "generate": {"tbd/engines/fake.py"},
+    "distill": {  # reads and checks files, shows progress; the weights come from planting, distill and engines/transformers
+        "tbd/checkpoint.py",
+        "tbd/engines/__init__.py",
+        "tbd/engines/fake.py",
+        "tbd/generation.py",
+        "tbd/records.py",
+    },
     "score": {"tbd/near_duplicates.py"},  # of question sets, which another suite of tbd/expectations.py checks
 }
 """and modules that one stage can reach but takes no number from"""

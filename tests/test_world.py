@@ -14,7 +14,7 @@ pytest.importorskip("reasoning_gym", reason="the planted world needs the extra t
 
 @pytest.fixture(scope="module")
 def sets():
-    return question_sets(seed=3, members=12, others=10, unseen=8)
+    return question_sets(seed=3, members=12, others=10, unseen=8, ngram=3, max_overlap=0.8)
 
 
 def test_sizes_and_columns(sets) -> None:
@@ -43,7 +43,7 @@ def test_the_order_of_the_benchmark_does_not_tell_the_members(sets) -> None:
 def test_the_same_seed_gives_the_same_questions_in_another_process(sets) -> None:
     code = (
         "from tbd.world import question_sets\n"
-        "for frame in question_sets(seed=3, members=12, others=10, unseen=8).values(): print(*frame['question_id'])"
+        "for frame in question_sets(seed=3, members=12, others=10, unseen=8, ngram=3, max_overlap=0.8).values(): print(*frame['question_id'])"
     )
     lines = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
@@ -52,5 +52,5 @@ def test_the_same_seed_gives_the_same_questions_in_another_process(sets) -> None
 
 
 def test_another_seed_gives_other_questions(sets) -> None:
-    other = question_sets(seed=1003, members=12, others=10, unseen=8)
+    other = question_sets(seed=1003, members=12, others=10, unseen=8, ngram=3, max_overlap=0.8)
     assert not set(other["benchmark"]["question_id"]) & set(sets["benchmark"]["question_id"])

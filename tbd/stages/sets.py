@@ -6,8 +6,10 @@ from tbd import params, records, register, stages, world
 
 
 def main() -> None:
-    p = params.load().sets
-    for name, frame in world.question_sets(p.seed, p.members, p.others, p.unseen).items():
+    everything = params.load()
+    p, same = everything.sets, everything.validate_
+    made = world.question_sets(p.seed, p.members, p.others, p.unseen, same.ngram, same.max_overlap)
+    for name, frame in made.items():
         records.write_table(register.set_path(name), pa.Table.from_pandas(frame, records.QUESTIONS, preserve_index=False))
         print(f"{name}: {len(frame)} questions", flush=True)
 

@@ -26,7 +26,7 @@ def main() -> None:
     if frames.keys() >= BUILT_IN:  # what the benchmark calls a non-member must not be among the members
         others_of_benchmark = frames["benchmark"][frames["benchmark"]["label"] == 0]
         members = {"members": list(frames["members"]["question"])}
-        outcomes.append(expectations.check_questions("benchmark-others", others_of_benchmark, members, p.ngram, p.max_overlap))
+        outcomes.append(expectations.check_questions("benchmark.others", others_of_benchmark, members, p.ngram, p.max_overlap))
     expectations.write_docs(outcomes, OUT / "docs")
     failures = [f"{outcome.name}: {line}" for outcome in outcomes for line in outcome.failures]
     for line in failures:

@@ -1,0 +1,161 @@
+"""The workspace's files held against `dvc.lock`: what is recorded is what the pipeline made, with the parameters of now."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tbd import __version__, register
+from tbd.errors import InputError
+from tbd.params import load_yaml
+from tbd.records import md5, read_json, sha256
+
+DOCS_LIMIT = 20_000_000
+"""bytes; larger Data Docs stay in the workspace"""
+
+
+class Lock:
+    """What `dvc.lock` says of a stage and of everything upstream of it, and the workspace's files held against that."""
+
+    def __init__(self, workspace: Path, stage: str) -> None:
+        """Raises InputError: no such file or stage, or the stage or one upstream ran with other parameters than now."""
+        self.workspace, self.stage = workspace, stage
+        if not (workspace / "dvc.lock").is_file():
+            raise InputError("dvc.lock: not found. Only what the pipeline made is recorded: run `dvc repro` first.")
+        self.stages: dict[str, Any] = (load_yaml(workspace / "dvc.lock") or {}).get("stages", {})
+        if stage not in self.stages:
+            raise InputError(f"dvc.lock: no stage {stage!r}. Run `dvc repro {stage}` first.")
+        self.outs = {out["path"]: out["md5"] for entry in self.stages.values() for out in entry.get("outs", [])}
+        self.lineage = self._lineage()
+        self._good: set[str] = set()
+        self._check_params()
+
+    def _lineage(self) -> list[str]:
+        """The stage and every stage upstream of it."""
+        found = [self.stage]
+        for name in found:  # grows while it is walked
+            deps = [dep["path"] for dep in self.stages[name].get("deps", [])]
+            for other, entry in self.stages.items():
+                made = [out["path"] for out in entry.get("outs", [])]
+                if other not in found and any(_inside(dep, out) or _inside(out, dep) for dep in deps for out in made):
+                    found.append(other)
+        return found
+
+    def _check_params(self) -> None:
+        """`params.yaml` goes into the run, so it has to be the one that the result was made with."""
+        tree = load_yaml(self.workspace / "params.yaml")
+        for name in self.lineage:
+            for key, value in self.stages[name].get("params", {}).get("params.yaml", {}).items():
+                now = tree
+                for part in key.split("."):
+                    now = now.get(part) if isinstance(now, dict) else None
+                if _plain(now) != _plain(value):
+                    raise InputError(f"params.yaml: {key} is not what {name!r} ran with. Run `dvc repro {self.stage}` first.")
+
+    def checked(self, path: str) -> str:
+        """`path`, if it is an output (or lies in one) whose bytes are those of `dvc.lock`. Raises InputError."""
+        out = next((out for out in self.outs if _inside(path, out)), None)
+        if out is None:
+            raise InputError(f"{path}: not an output in dvc.lock. Run `dvc repro {self.stage}` first.")
+        if out not in self._good:
+            file = self.workspace / out
+            if not file.exists():
+                raise InputError(f"{out}: not found. Run `dvc checkout` first.")
+            if (_directory_md5(file) if file.is_dir() else md5(file)) != self.outs[out]:
+                raise InputError(f"{out}: not what the pipeline made (see dvc.lock). Run `dvc repro {self.stage}` first.")
+            self._good.add(out)
+        return path
+
+    def json(self, path: str) -> Any:
+        return read_json(self.workspace / self.checked(path))
+
+    def csv(self, path: str) -> Any:
+        import pandas as pd
+
+        return pd.read_csv(self.workspace / self.checked(path))
+
+    def files(self, paths: dict[str, str]) -> dict[str, Path]:
+        """Artifact path -> checked file, for outputs of the stage; and the files that say how it was made."""
+        how = {"dvc.lock": "dvc.lock", "params.yaml": "params.yaml", str(register.FILE): register.FILE.name}
+        return {target: self.workspace / self.checked(path) for path, target in paths.items()} | {
+            target: self.workspace / path for path, target in how.items() if (self.workspace / path).is_file()
+        }
+
+    def optional(self, path: str, target: str) -> dict[str, Path]:
+        """The same for what may be missing, be made outside of the pipeline, or be too large to send."""
+        found = self.workspace / path
+        if not found.exists():
+            return {}
+        if any(_inside(path, out) for out in self.outs):
+            self.checked(path)
+        size = sum(file.stat().st_size for file in found.rglob("*")) if found.is_dir() else 0
+        return {target: found} if size <= DOCS_LIMIT else {}
+
+    def validation(self, sets: list[str]) -> dict[str, Path]:
+        """The validation results of question sets."""
+        found: dict[str, Path] = {}
+        for name in sets:
+            found |= self.optional(f"data/validation/{name}.json", f"validation/{name}.json")
+        return found
+
+    def members(self) -> list[tuple[str, str, str, int | None]]:
+        """The question sets that the reference was distilled on."""
+        deps = self.stages["distill"].get("deps", []) if "distill" in self.lineage else []
+        return [("members", Path(dep["path"]).stem, dep["md5"], None) for dep in deps if Path(dep["path"]).parent == register.SETS]
+
+    def state(self, result: str) -> str:
+        """Digest of the result and of every output of its stage: the same state is recorded once."""
+        outs = {out["path"]: out["md5"] for out in self.stages[self.stage]["outs"]}
+        return sha256(json.dumps([self.stage, md5(self.workspace / result), outs], sort_keys=True))
+
+    def params(self) -> dict[str, Any]:
+        """`params.yaml`, flattened with dots."""
+        return dict(_flat(load_yaml(self.workspace / "params.yaml")))
+
+    def tags(self) -> dict[str, Any]:
+        """Where it comes from: version, lock and, in a git repository, commit."""
+        tags = {"tbd_version": __version__, "dvc_lock_sha256": sha256((self.workspace / "dvc.lock").read_bytes())}
+        commit, changes = (_git(self.workspace, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain")))
+        if commit is None:
+            return tags
+        return tags | {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(changes)).lower()}
+
+
+def _inside(path: str, folder: str) -> bool:
+    return Path(path).is_relative_to(folder)
+
+
+def _git(workspace: Path, *command: str) -> str | None:
+    try:
+        return subprocess.run(["git", *command], cwd=workspace, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _directory_md5(folder: Path) -> str:
+    """DVC's digest of a folder: MD5 of the JSON list of its files' digests, by path."""
+    files = sorted((str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file())
+    listing = json.dumps([{"md5": md5(path), "relpath": name} for name, path in files], sort_keys=True)
+    return hashlib.md5(listing.encode()).hexdigest() + ".dir"
+
+
+def _plain(value: Any) -> Any:
+    """For comparing: DVC writes 1e-05, which PyYAML reads back as text."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    with suppress(TypeError, ValueError):
+        return float(value)
+    return value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, dict | list) else value

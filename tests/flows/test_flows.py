@@ -1,0 +1,224 @@
+"""The flows on real pipelines: a temporary Prefect server for most, one that is started by hand, and kills."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import State
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.check import check
+from flows.stages import walk
+from tbd import pipeline
+from tbd.errors import InputError, StageFailed
+from tests.workspace import Workspace, finished
+
+MonkeyPatch = pytest.MonkeyPatch
+AUDITS = ["reference", "base"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    """A temporary Prefect server with an empty database."""
+    with prefect_test_harness(server_startup_timeout=60):
+        yield
+
+
+def enter(workspace: Workspace, monkeypatch: MonkeyPatch) -> Workspace:
+    monkeypatch.chdir(workspace.root)
+    for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"):
+        monkeypatch.setenv(name, workspace.environment[name])
+    return workspace
+
+
+@pytest.fixture
+def copy(server: None, tmp_path: Path, monkeypatch: MonkeyPatch) -> Workspace:
+    """A finished workspace of the test's own, and the current folder."""
+    return enter(finished()[0].copy(tmp_path / "copy"), monkeypatch)
+
+
+@pytest.fixture
+def toy(server: None, tmp_path: Path, monkeypatch: MonkeyPatch) -> Workspace:
+    """A pipeline of two stages; `second.py` is for the test to write."""
+    workspace = Workspace(tmp_path / "toy")
+    workspace.root.mkdir()
+    workspace.run("git", "init", "--quiet")
+    workspace.dvc("init", "--quiet")
+    stages = {
+        "first": {"cmd": "echo one > one.txt", "outs": ["one.txt"]},
+        "second": {"cmd": "python second.py", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
+    }
+    (workspace.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    return enter(workspace, monkeypatch)
+
+
+@flow(name="toy")
+def walks(*targets: str) -> None:
+    walk(*targets)
+
+
+class Seen:
+    """What Prefect knows of one flow run."""
+
+    def __init__(self, state: State) -> None:
+        run = state.state_details.flow_run_id
+        assert run is not None
+        with get_client(sync_client=True) as client:
+            self.run = client.read_flow_run(run)
+            tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+            self.tasks = {task.name: task for task in sorted(tasks, key=lambda task: task.start_time or task.created)}  # type: ignore
+            self.logs = [entry.message for entry in self._logs(client, run)]
+            artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+            self.artifacts = {artifact.key: artifact for artifact in artifacts}
+
+    @staticmethod
+    def _logs(client: Any, run: Any) -> list[Any]:
+        """Logs are sent every two seconds, so the last ones may be on their way."""
+        for _ in range(40):
+            found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), limit=200)
+            if any("Finished in state" in entry.message and entry.name == "prefect.flow_runs" for entry in found):
+                break
+            time.sleep(0.2)
+        return list(found)
+
+
+def test_check_shows_every_stage_as_a_task_with_its_log(copy: Workspace, monkeypatch: MonkeyPatch) -> None:
+    copy.edit("params.yaml", {"decision": {"fpr": 0.1}})
+    seen = Seen(check(AUDITS, return_state=True))
+    order = pipeline.order("verdict@reference", "verdict@base")
+    assert seen.run.state is not None and seen.run.state.is_completed()
+    assert list(seen.tasks) == [*order, "record reference", "record base"]
+    stale = {"calibrate", "verdict@reference", "verdict@base"}
+    messages = {name: seen.tasks[name].state.message for name in order}
+    assert messages == {name: "ran" if name in stale else "up to date" for name in order}
+    assert any(line.startswith("reference: CONTAMINATED.") for line in seen.logs)
+    assert {"verdict-reference", "verdict-base", "verdicts"} == set(seen.artifacts)
+    assert "# CONTAMINATED" in str(seen.artifacts["verdict-reference"].data)
+    rows = json.loads(str(seen.artifacts["verdicts"].data))
+    assert [(row["audit"], row["verdict"]) for row in rows] == [("reference", "CONTAMINATED"), ("base", "NO EVIDENCE")]
+    assert copy.verdict("base")["fpr"] == 0.1 and (copy.root / "mlflow.db").is_file()
+
+    # once more, with MLflow away: nothing to do, and no failure
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
+        seen = Seen(check(["base"], return_state=True))
+    assert seen.run.state is not None and seen.run.state.is_completed()
+    assert {task.state.message for name, task in seen.tasks.items() if not name.startswith("record")} == {"up to date"}
+    assert any("tbd record" in line for line in seen.logs)
+
+
+def test_lines_with_a_share_move_a_progress_bar(toy: Workspace) -> None:
+    (toy.root / "second.py").write_text("print(' 50% half'); print('100% all'); open('two.txt', 'w').write('two')")
+    seen = Seen(walks("second", return_state=True))
+    assert seen.artifacts["progress-second"].data == 100.0 and " 50% half" in seen.logs
+
+
+def test_a_failing_stage_fails_the_flow_with_its_own_word(toy: Workspace) -> None:
+    (toy.root / "second.py").write_text("import sys; print('looking'); print('error: no such model', file=sys.stderr); sys.exit(2)")
+    state = walks("second", return_state=True)
+    seen = Seen(state)
+    assert state.is_failed() and list(seen.tasks) == ["first", "second"]
+    assert seen.tasks["second"].state.message == "stage second: no such model"
+    failure = state.result(raise_on_failure=False)
+    assert isinstance(failure, StageFailed) and failure.bad_input
+    assert "looking" in seen.logs
+    (toy.root / "second.py").write_text("open('two.txt', 'w').write('two')")
+    assert [task.state.message for task in Seen(walks("second", return_state=True)).tasks.values()] == ["up to date", "ran"]
+
+
+def test_a_second_flow_in_the_workspace_is_refused(toy: Workspace, monkeypatch: MonkeyPatch) -> None:
+    (toy.root / "second.py").write_text("open('two.txt', 'w').write('two')")
+    monkeypatch.setattr(pipeline, "PATIENCE", 0.1)
+    holder = "import time\nfrom tbd import pipeline\nwith pipeline.workspace():\n    print('held', flush=True)\n    time.sleep(60)"
+    with toy.start(sys.executable, "-c", holder) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        failure = walks("second", return_state=True).result(raise_on_failure=False)
+        assert isinstance(failure, InputError) and str(process.pid) in str(failure)
+        assert not (toy.root / "two.txt").exists()
+        process.kill()
+    assert walks("second", return_state=True).is_completed()
+
+
+# --- servers of one's own, and kills: in processes of their own -------------------------------------------------------------------
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A Prefect server as a user starts it; yields its API address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path / "prefect-server"
+    home.mkdir()
+    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = (home / "log").open("w")
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(240):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=1):
+                    break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            pytest.skip("the Prefect server did not start within a minute")
+        yield f"http://127.0.0.1:{port}/api"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+def ask(address: str, what: str, **filters: Any) -> Any:
+    request = urllib.request.Request(
+        f"{address}/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(address: str, tmp_path: Path) -> None:
+    workspace = finished()[0].copy(tmp_path / "killed")
+    workspace.edit("params.yaml", {"generate": {"max_new_tokens": 6_000, "batch_size": 1}})
+    run = workspace.start(sys.executable, "-m", "tbd", "check", "--all", PREFECT_API_URL=address)
+    journals = workspace.root / ".tbd/journal"
+    end = time.monotonic() + 90
+    while not any(file.stat().st_size > 400_000 for file in journals.glob("*.jsonl")):
+        assert time.monotonic() < end and run.poll() is None, run.communicate()
+        time.sleep(0.02)
+    os.kill(run.pid, signal.SIGKILL)  # the command alone: what it started lives on
+    run.communicate()
+
+    done = workspace.tbd("check", "--all", PREFECT_API_URL=address)
+    assert "CONTAMINATED" in done.stdout and "NO EVIDENCE" in done.stdout
+    for file in journals.glob("*.jsonl"):
+        keys = [json.loads(line)["key"] for line in file.read_bytes().splitlines()]
+        assert len(keys) == len(set(keys))
+
+    flow_runs = ask(address, "flow_runs", sort="START_TIME_DESC")
+    assert [one["state_type"] for one in flow_runs][:1] == ["COMPLETED"] and len(flow_runs) == 2
+    tasks = ask(address, "task_runs", flow_runs={"id": {"any_": [flow_runs[0]["id"]]}}, sort="END_TIME_DESC")
+    assert {"generate@reference", "calibrate", "verdict@base", "record base"} <= {task["name"] for task in tasks}
+    assert {"verdicts", "verdict-base", "verdict-reference"} <= {artifact["key"] for artifact in ask(address, "artifacts")}

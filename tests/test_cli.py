@@ -1,0 +1,328 @@
+"""The command line on a real workspace: what it refuses, in one line and without a trace, and what it does.
+
+Whatever is refused is refused before Prefect starts, so these run in this process; only what the import costs needs others.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tbd import cli, records
+from tests.workspace import Workspace, finished
+
+MonkeyPatch = pytest.MonkeyPatch
+HEAVY = ["prefect", "mlflow", "dvc", "great_expectations", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "sklearn",
+         "matplotlib", "plotly", "pydantic"]  # fmt: skip
+SETS = ["--benchmark", "benchmark", "--unseen", "unseen"]
+
+
+class Command:
+    """`tbd` in a workspace."""
+
+    def __init__(self, workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+        self.workspace, self.root, self.capsys = workspace, workspace.root, capsys
+
+    def __call__(self, *arguments: Any, code: int = 0) -> tuple[str, str]:
+        """Its two outputs; it must exit with `code`."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        out, err = self.capsys.readouterr()
+        assert stop.value.code == code, f"exit {stop.value.code}: {out}{err}"
+        return out, err
+
+    def refused(self, *arguments: Any) -> str:
+        """The one line it complains in; nothing in the workspace has changed."""
+        before = self.workspace.hashes()
+        out, err = self(*arguments, code=2)
+        assert self.workspace.hashes() == before
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
+        return err.removeprefix("error: ").strip()
+
+
+@pytest.fixture(scope="module")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A finished workspace that asks for the real engine: what is refused leaves it as it was, so one serves all."""
+    workspace = finished()[0].copy(tmp_path_factory.mktemp("cli") / "shared")
+    workspace.edit("params.yaml", {"generate": {"engine": "transformers"}})
+    return workspace
+
+
+def enter(workspace: Workspace, monkeypatch: MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.chdir(workspace.root)
+    for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR"):
+        monkeypatch.setenv(name, workspace.environment[name])
+    return Command(workspace, capsys)
+
+
+@pytest.fixture
+def shared(_shared: Workspace, monkeypatch: MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return enter(_shared, monkeypatch, capsys)
+
+
+@pytest.fixture
+def tbd(tmp_path: Path, monkeypatch: MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """A finished workspace of the test's own, on the fake engine."""
+    return enter(finished()[0].copy(tmp_path / "workspace"), monkeypatch, capsys)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------------------
+
+
+def rows(n: int = 3) -> list[dict[str, Any]]:
+    asked = "How many legs have {} different horses in stable {}?"
+    return [{"q": asked.format(i + 2, i), "known": i % 2, "why": "Count.", "a": 4 * i} for i in range(n)]
+
+
+def jsonl(path: Path, entries: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
+
+
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("x.jsonl", b"", "x.jsonl: the file is empty"),
+    "only blank lines": ("x.jsonl", b"\n\n", "x.jsonl: no rows"),
+    "header alone": ("x.csv", b"q,known\n", "x.csv: no rows"),
+    "missing column": ("x.csv", b"question,known\na b c,1\n", "unknown column 'q'. Available: known, question."),
+    "broken line": ("x.jsonl", b'{"q": "one question"}\n{"q": "two\n', "x.jsonl, line 2: not valid JSON"),
+    "line that is a list": ("x.jsonl", b'{"q": "one question"}\n\n["q"]\n', "x.jsonl, line 3: not a JSON object"),
+    "broken json": ("x.json", b'[{"q": "one"},', "x.json: not valid JSON"),
+    "json that is no list": ("x.json", b'{"q": "one"}', "x.json: not a list of JSON objects"),
+    "latin-1 jsonl": ("x.jsonl", '{"q": "one"}\n{"q": "Wie viele Äpfel?"}\n'.encode("latin-1"), "x.jsonl, line 2: not UTF-8"),
+    "latin-1 json": ("x.json", '[{"q": "Wie viele Äpfel?"}]'.encode("latin-1"), "x.json: not UTF-8"),
+    "latin-1 csv": ("x.csv", "q\nWie viele Äpfel?\n".encode("latin-1"), "x.csv: not UTF-8"),
+    "ragged csv": ("x.csv", b"q,known\nhow many,1\nwhat if,0,0\n", "x.csv: not valid CSV"),
+    "csv with a column too many": ("x.csv", b"q,known\nhow many,1,7\nwhat if,0,8\n", "x.csv: not valid CSV"),
+    "not parquet": ("x.parquet", b"PAR1 no PAR1", "x.parquet: not a readable Parquet file"),
+    "another type": ("x.txt", b"how many", "x.txt: unknown file type '.txt'"),
+    "blank question": ("x.jsonl", b'{"q": "how many"}\n{"q": "  "}\n', "x.jsonl, row 2: 'q' is empty"),
+    "question missing in a line": ("x.jsonl", b'{"q": "how many"}\n{"p": "what"}\n', "x.jsonl, row 2: 'q' is empty"),
+    "question that is a list": ("x.jsonl", b'{"q": ["how many"]}\n', "x.jsonl, row 1: 'q' is list, not text"),
+    "twice the same": ("x.csv", b'q\nhow many\nwhat if\n"how  many"\n', "x.csv, row 4: the same question as row 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_import_refuses_a_bad_file(shared: Command, tmp_path: Path, case: str) -> None:
+    name, content, message = BAD_FILES[case]
+    (tmp_path / name).write_bytes(content)
+    assert message in shared.refused("import", "mine", tmp_path / name, "--column", "q")
+
+
+def test_import_refuses_what_is_not_there_or_fits_no_name(shared: Command, tmp_path: Path) -> None:
+    assert shared.refused("import", "mine", tmp_path / "gone.jsonl") == f"{tmp_path}/gone.jsonl: no such file."
+    file = jsonl(tmp_path / "x.jsonl", rows())
+    assert "unknown column 'questions'" in shared.refused("import", "mine", file, "--column", "questions")
+    assert "'why' is 'count.'; a label is 1" in shared.refused("import", "mine", file, "--column", "q", "--label-column", "why")
+    assert "name is taken" in shared.refused("import", "unseen", file, "--column", "q")
+    for name in ("../mine", "a/b", "", ".hidden", "x" * 64, "-x", "1e3"):
+        assert f"set {name!r}: " in shared.refused("import", "--column", "q", "--", name, file)
+
+
+def test_import_refuses_near_duplicates_naming_the_expectation(shared: Command, tmp_path: Path) -> None:
+    text = "Anna buys 3 red apples and 4 green pears at the market on a rainy Monday, how many fruits are in her bag?"
+    file = jsonl(tmp_path / "x.jsonl", [{"question": text}, {"question": text.replace("bag", "basket")}])
+    line = shared.refused("import", "mine", file)
+    assert "expect_" in line and "near-duplicates" in line
+
+
+CHECKPOINTS = {
+    "no config": "no config.json",
+    "no tokenizer": "no tokenizer",
+    "no weights": r"no *.safetensors file",
+    "pickle only": "weights only as pickle (pytorch_model.bin)",
+    "truncated": "truncated",
+    "cut in header": "truncated",
+    "no template": "no chat template",
+    "adapter": "an adapter (LoRA)",
+}
+
+
+@pytest.mark.parametrize("how", CHECKPOINTS)
+def test_check_and_distill_refuse_a_checkpoint_that_is_none(
+    shared: Command, tmp_path: Path, broken: Callable[[str], Path], how: str
+) -> None:
+    folder = broken(how)
+    assert CHECKPOINTS[how] in shared.refused("check", folder, *SETS)
+    assert CHECKPOINTS[how] in shared.refused("distill", "--base", folder, "--set", "members", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_refuses_what_is_no_audit(shared: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def check(*arguments: Any) -> str:
+        return shared.refused("check", tiny_checkpoint, *arguments)
+
+    assert "no such checkpoint folder" in shared.refused("check", tmp_path / "gone", *SETS)
+    assert "name its revision too" in shared.refused("check", "org/model", *SETS)
+    assert "tokens and 20 new ones exceed the 256 of" in check(*SETS)  # a question longer than the context
+    assert "unknown set 'benchmrk'. Did you mean 'benchmark'?" in check("--benchmark", "benchmrk", "--unseen", "unseen")
+    assert "set '../unseen'" in check("--benchmark", "benchmark", "--unseen", "../unseen")
+    assert "both 'unseen'" in check("--benchmark", "unseen", "--unseen", "unseen")
+    assert "20 of its questions are in 'benchmark' too" in check("--benchmark", "benchmark", "--unseen", "members")
+    assert "needs 999 unseen questions and 'unseen' has 40: add 959" in check(*SETS, "--fpr", "0.001")
+    for rate in ("0", "1", "-1", "nan"):
+        assert "a rate is above 0 and below 1" in check(*SETS, f"--fpr={rate}")
+    assert "--unseen is missing" in check("--benchmark", "benchmark")
+    assert "CKPT is missing" in shared.refused("check", *SETS)
+    assert "leave the checkpoint out" in check("--all")
+    assert "invalid float value: 'much'" in check(*SETS, "--fpr", "much")
+    assert "argument --fail-on: invalid choice: 'clean'" in check(*SETS, "--fail-on", "clean")
+
+
+def test_check_refuses_a_name_that_is_taken_or_leaves_its_folder(tbd: Command) -> None:
+    for name in ("../up", "a/b", "/tmp/x", "..", "", "a b", "x" * 64, "a\nb", "1e3"):
+        assert f"audit {name!r}: " in tbd.refused("check", "checkpoints/reference", *SETS, f"--as={name}")
+    line = tbd.refused("check", "checkpoints/reference", *SETS, "--as", "base")
+    assert "audit 'base': the name is taken, with another checkpoint" in line
+    assert "the same model as the checkpoint" in tbd.refused(
+        "check", "checkpoints/base", *SETS, "--base", "checkpoints/base", "--as", "other"
+    )
+
+
+def test_what_params_yaml_says_wrong_is_refused_before_anything_runs(tbd: Command) -> None:
+    path = tbd.root / "params.yaml"
+    good = path.read_text()
+    commands: list[list[Any]] = [["calibrate"], ["check", "--all"], ["check", "checkpoints/reference", *SETS]]
+
+    def refused(before: str, after: str, message: str) -> None:
+        assert before in good
+        path.write_text(good.replace(before, after))
+        for command in commands:
+            assert message in tbd.refused(*command)
+
+    refused("fpr: 0.05", "fpr: 0.001", "needs 999 unseen questions and 'unseen' has 40: add 959")
+    refused("fpr: 0.05", "fprr: 0.05", "params.yaml: decision: unknown parameter 'fprr'. Did you mean 'fpr'?")
+    refused("mean_logprob:", "mean_logprop:", "unknown method 'mean_logprop'. Did you mean 'mean_logprob'?")
+    refused("    tbd:\n", "    tbd:\n      alfa: 0.6\n", "unknown parameter 'alfa'. Did you mean 'alpha'?")
+    refused("fpr: 0.05", "fpr: [", "params.yaml, line")
+    path.unlink()
+    assert "params.yaml: not in this folder" in tbd.refused("calibrate")
+
+
+def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def distill(*arguments: Any, name: str = "members", to: Path = out) -> str:
+        return shared.refused("distill", "--base", tiny_checkpoint, "--set", name, "--out", to, *arguments)
+
+    assert "exists" in distill(to=tmp_path)
+    assert "unknown set 'member'. Did you mean 'members'?" in distill(name="member")
+    assert "--epochs 0: at least 1" in distill("--epochs", 0)
+    shared.workspace.edit("params.yaml", {"distill": {"max_tokens": 16}})
+    assert "more than distill.max_tokens = 16" in distill()
+    shared.workspace.edit("params.yaml", {"distill": {"max_tokens": 1024}})
+    assert not list(tmp_path.glob(".out*")) and not out.exists()
+
+
+def test_unknown_commands_and_audits_are_refused_in_a_line(shared: Command) -> None:
+    assert "invalid choice: 'chek'" in shared.refused("chek")
+    assert "arguments are required: COMMAND" in shared.refused()
+    assert "unknown audit 'referenc'. Did you mean 'reference'?" in shared.refused("verify", "referenc")
+
+
+# --- what is done -----------------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, entries: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        return jsonl(path, entries)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(entries))
+    elif path.suffix == ".csv":
+        pd.DataFrame(entries).to_csv(path, index=False)
+    else:
+        pq.write_table(pa.Table.from_pylist(entries), path)
+    return path
+
+
+def test_import_reads_every_kind_of_file_the_same(tbd: Command, tmp_path: Path) -> None:
+    columns = ["--column", "q", "--label-column", "known", "--reasoning-column", "why", "--answer-column", "a"]
+    found = {}
+    for kind in ("jsonl", "json", "csv", "parquet"):
+        out, err = tbd("import", f"mine-{kind}", write(tmp_path / f"x.{kind}", rows()), *columns)
+        assert out.startswith(f"mine-{kind}: 3 questions") and err == ""
+        table = records.read_table(Path(f"data/sets/mine-{kind}.parquet"), records.QUESTIONS)
+        assert table["source"].to_pylist() == [f"x.{kind}, row {i}" for i in ((2, 3, 4) if kind == "csv" else (1, 2, 3))]
+        found[kind] = table.drop_columns("source").to_pylist()
+        assert Path(f"data/sets/mine-{kind}.parquet.dvc").is_file()
+    assert found["jsonl"] == found["json"] == found["csv"] == found["parquet"]
+    first = found["jsonl"][0]
+    assert first == {"question_id": records.question_id(rows()[0]["q"]), "question": rows()[0]["q"], "reasoning": "Count.",
+                     "answer": "0", "label": 0}  # fmt: skip
+    assert tbd.workspace.run("git", "status", "--porcelain", "-uall").stdout.splitlines() == [
+        f"?? data/sets/mine-{kind}.parquet.dvc" for kind in ("csv", "json", "jsonl", "parquet")
+    ]
+
+
+def test_importing_the_same_again_changes_nothing_and_another_is_refused(tbd: Command, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", rows())
+    tbd("import", "mine", file, "--column", "q")
+    before = tbd.workspace.hashes()
+    assert tbd("import", "mine", file, "--column", "q")[0].startswith("mine: 3 questions")
+    assert tbd.workspace.hashes() == before
+    assert "set 'mine': the name is taken" in tbd.refused("import", "mine", jsonl(file, rows(2)), "--column", "q")
+
+
+def test_an_imported_set_leaves_the_audits_there_are_alone(tbd: Command, tmp_path: Path) -> None:
+    tbd("import", "mine", jsonl(tmp_path / "x.jsonl", rows()), "--column", "q")
+    assert tbd.workspace.repro() == ["validate"]
+
+
+def tampered_numbers(folder: Path) -> None:
+    table = records.read_table(folder / "generations.parquet", records.GENERATIONS)
+    changed = [[value - 1 for value in row] for row in table["logprobs"].to_pylist()]
+    table = table.set_column(4, records.GENERATIONS.field(4), pa.array(changed, records.GENERATIONS.field(4).type))
+    pq.write_table(table, folder / "generations.parquet")
+
+
+def tampered_bytes(folder: Path) -> None:
+    data = bytearray((folder / "generations.parquet").read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    (folder / "generations.parquet").write_bytes(data)
+
+
+def tampered_verdict(folder: Path) -> None:
+    path = folder / "verdict.json"
+    path.write_text(path.read_text().replace("CONTAMINATED", "NO EVIDENCE"))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (tampered_numbers, "other scores than its generations give"),
+        (tampered_bytes, "audits/reference/generations.parquet: not the file dvc.lock names"),
+        (tampered_verdict, "verdict.json: verdict: 'NO EVIDENCE' on disk, 'CONTAMINATED' recomputed"),
+        (lambda folder: (folder / "verdict.json").write_text("{"), "verdict.json: not the file dvc.lock names"),
+        (lambda folder: (folder / "scores.parquet").unlink(), "scores.parquet: not the file dvc.lock names"),
+    ],
+)
+def test_verify_says_whether_everything_is_what_it_was(tbd: Command, tamper: Callable[[Path], Any], said: str) -> None:
+    assert tbd("verify", "reference")[0] == "reference: recomputed, the same in every number\n"
+    tamper(tbd.root / "audits/reference")
+    out, _ = tbd("verify", "reference", code=1)
+    assert said in out
+    tbd("verify", "base")
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["import tbd", "import tbd.cli", "import tbd.cli; tbd.cli.parser().format_help()"])
+def test_help_loads_nothing_heavy(code: str) -> None:
+    code = f"import sys; {code}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_help_says_how_every_command_is_used(shared: Command) -> None:
+    out, err = shared("--help")
+    assert err == "" and all(name in out for name in cli.COMMANDS)
+    for name in cli.COMMANDS:
+        assert "usage: tbd" in shared(name, "--help")[0]
