@@ -1,7 +1,7 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
-import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
@@ -210,8 +210,13 @@ def _record(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     from tbd import tracking
 
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port)]
-    os.execv(sys.executable, [*command, "--backend-store-uri", tracking.store()])
+    store = tracking.store()
+    if store.startswith(("http://", "https://")):
+        print("MLFLOW_TRACKING_URI names a server: open it in a browser.")
+        return 0
+    print(f"Experiments: http://127.0.0.1:{options.port}/#/experiments?workflowType=machine_learning", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port), "--backend-store-uri", store]
+    return subprocess.call([*command, "--artifacts-destination", str(tracking.artifact_root(store))])
 
 
 COMMANDS = {

@@ -21,9 +21,10 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tbd import detector_model, scores, lock, tracking
+from tbd import detector_model, scores, tracking
 from tbd.decisions import conformal_p_values
 from tbd.errors import InputError
+from tbd.lock import _directory_md5
 from tbd.records import VERDICT_QUESTIONS, md5, write_json, write_table
 from tbd.scores.tokens import Tokens, pad
 
@@ -108,7 +109,7 @@ def lock(workspace: Path) -> None:
 
     def entry(path: str) -> dict:
         file = workspace / path
-        return {"path": path, "hash": "md5", "md5": lock._directory_md5(file) if file.is_dir() else md5(file)}
+        return {"path": path, "hash": "md5", "md5": _directory_md5(file) if file.is_dir() else md5(file)}
 
     stages = {
         "distill": {"deps": [{"path": "data/sets/members.parquet", "md5": "a" * 32}],
@@ -307,7 +308,7 @@ def test_dvc_itself_digests_a_folder_the_same(workspace: Path, monkeypatch: Monk
         (workspace / "folder" / name).write_text(name)
     assert main(["init", "-q"]) == 0
     assert main(["add", "-q", "folder"]) == 0
-    assert lock._directory_md5(Path("folder")) == yaml.safe_load(Path("folder.dvc").read_text())["outs"][0]["md5"]
+    assert _directory_md5(Path("folder")) == yaml.safe_load(Path("folder.dvc").read_text())["outs"][0]["md5"]
 
 
 def test_the_registered_detector_scores_as_the_package_does(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:

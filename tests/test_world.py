@@ -43,7 +43,8 @@ def test_the_order_of_the_benchmark_does_not_tell_the_members(sets) -> None:
 def test_the_same_seed_gives_the_same_questions_in_another_process(sets) -> None:
     code = (
         "from tbd.world import question_sets\n"
-        "for frame in question_sets(seed=3, members=12, others=10, unseen=8, ngram=3, max_overlap=0.8).values(): print(*frame['question_id'])"
+        "made = question_sets(seed=3, members=12, others=10, unseen=8, ngram=3, max_overlap=0.8)\n"
+        "for frame in made.values(): print(*frame['question_id'])"
     )
     lines = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
