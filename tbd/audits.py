@@ -31,11 +31,16 @@ def import_set(name: str, source: str, columns: dict[str, str | None]) -> int:
         raise InputError(f"{source}: {outcome.failures[0]}")
     table = pa.Table.from_pandas(frame, records.QUESTIONS, preserve_index=False)
     tracker = path.with_name(path.name + ".dvc")
-    if path.exists() or tracker.exists():
-        if not path.exists() or not records.read_table(path, records.QUESTIONS).equals(table):
+    made_by_pipeline = str(path) in _pipeline_outputs()
+    if tracker.exists() and not path.exists():
+        pipeline.dvc("checkout", "--quiet", str(tracker))
+    if path.exists():
+        if not records.read_table(path, records.QUESTIONS).equals(table):
             raise InputError(f"set {name!r}: the name is taken by other questions ({path}). Choose another name.")
+        if not tracker.exists() and not made_by_pipeline:  # killed between writing and tracking
+            pipeline.dvc("add", "--quiet", str(path))
         return len(table)
-    if str(path) in {out.split()[0] for out in _pipeline_outputs()}:
+    if made_by_pipeline:
         raise InputError(f"set {name!r}: the pipeline makes a set of this name. Choose another name.")
     records.write_table(path, table)
     try:
@@ -76,8 +81,8 @@ def prepare(checkpoint: str, benchmark: str, unseen: str, base: str | None, name
     p = params.load()
     scores.expand(p.score.methods)
     rate = fpr if fpr is not None else p.decision.fpr
-    if not 0 < rate < 1:
-        raise InputError(f"--fpr {rate:g}: a rate is above 0 and below 1.")
+    if not params.SMALLEST_RATE <= rate < 1:
+        raise InputError(f"--fpr {rate:g}: a rate is at least {params.SMALLEST_RATE:g} and below 1.")
     folder = checkpoints.resolve(checkpoint)
     base_folder = checkpoints.resolve(base) if base is not None else None
     texts = {key: questions(key) for key in (benchmark, unseen)}
@@ -171,7 +176,7 @@ def verify(name: str) -> list[str]:
         if not table.to_pandas().equals(kept.to_pandas()):
             differences.append(f"{folder}/scores.parquet: other scores than its generations give")
         found = judge(name, audit, Judged(name, table), records.read_json(records.DETECTOR), p.decision, p.calibrate.seed).verdict
-    except InputError as error:
+    except (InputError, KeyError, ValueError) as error:
         if not differences:
             raise
         return [*differences, str(error)]  # a file that was tampered with need not be readable

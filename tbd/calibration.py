@@ -76,13 +76,17 @@ def performance(
     def rate(members: Array, others: Array) -> float:
         return tpr_at_fpr(np.r_[members, others], np.r_[np.ones(len(members)), np.zeros(len(others))], fpr)
 
+    point = tpr_at_fpr(s, y, fpr)
     tpr_low, tpr_high = bootstrap(rate, [s[y == 1], s[y == 0]], rng, resamples, confidence)
+    if point in (0.0, 1.0):  # every resample says the same, which is not certainty
+        members = int((y == 1).sum())
+        tpr_low, tpr_high = proportion(round(point * members), members, confidence)
     return Performance(
         auc_choice=auc(scores[choice], labels[choice]),
         auc=auc(s, y),
         auc_low=low,
         auc_high=high,
-        tpr_at_fpr=tpr_at_fpr(s, y, fpr),
+        tpr_at_fpr=point,
         tpr_low=tpr_low,
         tpr_high=tpr_high,
         tpr_paper_convention=tpr_at_fpr(s, y, fpr, "first above"),

@@ -1,6 +1,7 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
+import shutil
 import subprocess
 import sys
 import traceback
@@ -133,8 +134,9 @@ def _distill(options: argparse.Namespace) -> int:
 
 def _calibrate(options: argparse.Namespace) -> int:
     from flows.calibrate import calibrate
-    from tbd import audits, params, records, summary
+    from tbd import audits, params, records, summary, tracking
 
+    tracking.store()  # a wrong address is better told before hours of generation than after
     audits.ready([params.load().calibrate.reference])
     _run(calibrate)
     print("\n" + summary.detector_markdown(records.read_json(records.DETECTOR)))
@@ -143,13 +145,16 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from flows.check import check
-    from tbd import audits, records, register, summary
+    from tbd import audits, records, register, summary, tracking
     from tbd.judged import AUDITS
+
+    tracking.store()  # a wrong address is better told before hours of generation than after
 
     added = None
     if options.all:
-        if options.checkpoint is not None:
-            raise InputError("--all: audits the whole register; leave the checkpoint out.")
+        given = [key for key in ("checkpoint", "benchmark", "unseen", "base", "audit", "fpr") if getattr(options, key) is not None]
+        if given:
+            raise InputError(f"--all: audits the register as it stands; leave {', '.join(given)} out.")
         names = list(register.load())
         audits.ready(names)
     else:
@@ -167,6 +172,7 @@ def _check(options: argparse.Namespace) -> int:
         refused = isinstance(error, InputError) or error.bad_input
         if added is not None and refused and not (AUDITS / added / "verdict.json").is_file():
             register.remove(added)  # nothing half-written: a checkpoint that cannot be audited is no audit
+            shutil.rmtree(AUDITS / added, ignore_errors=True)
         raise
     verdicts = [records.read_json(AUDITS / name / "verdict.json") for name in names]
     print("\n" + summary.table(verdicts) + "\n")
@@ -216,7 +222,11 @@ def _ui(options: argparse.Namespace) -> int:
         return 0
     print(f"Experiments: http://127.0.0.1:{options.port}/#/experiments?workflowType=machine_learning", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port), "--backend-store-uri", store]
-    return subprocess.call([*command, "--artifacts-destination", str(tracking.artifact_root(store))])
+    root = tracking.artifact_root(store)
+    try:
+        return subprocess.call([*command, *(["--artifacts-destination", str(root)] if root else [])])
+    except KeyboardInterrupt:
+        return 0  # how one stops it
 
 
 COMMANDS = {

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmu
 from tbd.engines.loading import load_model, load_tokenizer, render
 from tbd.errors import InputError
 from tbd.params import Distill
+from tbd.records import question_id
 
 IGNORED = -100  # the label that cross-entropy leaves out
 
@@ -31,7 +32,7 @@ def example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_
     target: list[int] = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     if len(prompt) + len(target) > max_tokens:
         raise InputError(
-            f"question {question[:40]!r}...: {len(prompt) + len(target)} tokens with its answer, more than "
+            f"question {question_id(question)}: {len(prompt) + len(target)} tokens with its answer, more than "
             f"distill.max_tokens = {max_tokens}. Raise it in params.yaml or shorten the answer."
         )
     return prompt + target, [IGNORED] * len(prompt) + target

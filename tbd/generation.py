@@ -104,14 +104,13 @@ def answer(
             raise
         return found
 
-    limit = batch_size
     for batch in plan(prompts, batch_size):
         key = sha256(json.dumps([max_new_tokens, [prompts[row] for row in batch]]))
         if key in journal.done:
             value = journal.done[key]
             progress(len(batch), 0)
         else:
-            found, limit = _in_parts(run, batch, limit)
+            found = _in_parts(run, batch)
             value = [[found[row].token_ids.tolist(), found[row].logprobs.tolist(), found[row].finish_reason] for row in batch]
             journal.add(key, value)
         for row, (tokens, logprobs, reason) in zip(batch, value, strict=True):
@@ -135,14 +134,13 @@ def rescore(
         progress(len(rows), sum(map(len, found)))
         return dict(enumerate(found))
 
-    limit = batch_size
     for batch in plan([(*p, *a.tolist()) for p, a in zip(prompts, answers, strict=True)], batch_size):
         key = sha256(json.dumps(["rescore", [[prompts[row], answers[row].tolist()] for row in batch]]))
         if key in journal.done:
             value = journal.done[key]
             progress(len(batch), 0)
         else:
-            found, limit = _in_parts(run, batch, limit)
+            found = _in_parts(run, batch)
             value = [found[row].tolist() for row in batch]
             journal.add(key, value)
         for row, logprobs in zip(batch, value, strict=True):
@@ -150,13 +148,14 @@ def rescore(
     return [logprobs for logprobs in scored if logprobs is not None]
 
 
-def _in_parts(run: Callable[[list[int]], dict[int, T]], batch: list[int], limit: int) -> tuple[dict[int, T], int]:
-    """Run a batch at most `limit` rows at a time, halving `limit` while memory runs out.
+def _in_parts(run: Callable[[list[int]], dict[int, T]], batch: list[int]) -> dict[int, T]:
+    """Run a batch whole, or in parts of half the size while memory runs out; the results by row.
 
-    Returns the results by row and the limit that worked, so that the next batch does not run into the wall again.
+    The next batch starts whole again: what a batch is computed in must not depend on the ones before it, or a resumed run
+    would end with other numbers.
     """
     found: dict[int, T] = {}
-    at = 0
+    at, limit = 0, len(batch)
     while at < len(batch):
         rows = batch[at : at + limit]
         full = False
@@ -172,7 +171,7 @@ def _in_parts(run: Callable[[list[int]], dict[int, T]], batch: list[int], limit:
         else:
             limit = math.ceil(len(rows) / 2)
             print(f"out of memory with {len(rows)} questions at once: going on with {limit}", flush=True)
-    return found, limit
+    return found
 
 
 class Meter:

@@ -18,8 +18,10 @@ LABELS = {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0, "member": 1
 
 
 def read(source: str) -> tuple[pd.DataFrame, int]:
-    """The rows of a file, or of a `datasets` id such as `org/name:split`, and the number of the first row in it."""
+    """The rows of a file, or of a `datasets` id such as `org/name:split`; index plus the number returned is a row's number in it."""
     path = Path(source)
+    if len(path.name.encode()) > 255:
+        raise InputError(f"{source[:60]}...: no such file.")
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() in readers or path.exists():
         if not path.is_file():
@@ -28,7 +30,10 @@ def read(source: str) -> tuple[pd.DataFrame, int]:
             raise InputError(f"{source}: the file is empty.")
         if path.suffix.lower() not in readers:
             raise unknown("file type", path.suffix or path.name, readers, source)
-        frame, first = readers[path.suffix.lower()](path)
+        try:
+            frame, first = readers[path.suffix.lower()](path)
+        except (OSError, RecursionError) as error:
+            raise InputError(f"{source}: cannot be read ({str(error).splitlines()[0]}).") from None
     else:
         frame, first = _hub(source)
     if not len(frame):
@@ -46,7 +51,7 @@ def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str
             raise unknown("column", column, map(str, frame.columns), source)
     rows = []
     seen: dict[str, int] = {}
-    for number, entry in enumerate(frame.to_dict("records"), start=first):
+    for number, entry in zip(frame.index + first, frame.to_dict("records"), strict=True):
         row: dict[str, Any] = {"source": f"{Path(source).name}, row {number}"}
         for field in ("question", "reasoning", "answer"):
             row[field] = _text(entry, columns.get(field), source, number)
@@ -69,6 +74,8 @@ def _text(entry: Mapping[Any, Any], column: str | None, source: str, number: int
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"{source}, row {number}: {column!r} is {type(value).__name__}, not text.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise InputError(f"{source}, row {number}: {column!r} holds half of a surrogate pair, which is no character. Mend the text.")
     return value if value.strip() else None
 
 
@@ -82,25 +89,25 @@ def _label(entry: Mapping[Any, Any], column: str | None, source: str, number: in
 
 
 def _jsonl(path: Path) -> tuple[pd.DataFrame, int]:
-    rows = []
+    rows: dict[int, dict[str, Any]] = {}  # by line, from 0: an empty line is skipped, but counts
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise InputError(f"{path}, line {number}: not UTF-8. Save the file as UTF-8.") from None
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: not a JSON object.")
-        rows.append(row)
-    return pd.DataFrame(rows, dtype=object), 1
+        rows[number - 1] = row
+    return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object), 1
 
 
 def _json(path: Path) -> tuple[pd.DataFrame, int]:
     try:
-        rows = json.loads(path.read_text("utf-8"))
+        rows = json.loads(path.read_text("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
     except ValueError as error:
@@ -114,7 +121,7 @@ def _csv(path: Path) -> tuple[pd.DataFrame, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than the header names: they would be dropped
-            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8", index_col=False), 2
+            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False), 2
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
@@ -123,7 +130,7 @@ def _csv(path: Path) -> tuple[pd.DataFrame, int]:
 
 def _parquet(path: Path) -> tuple[pd.DataFrame, int]:
     try:
-        return pd.read_parquet(path), 1
+        return pd.read_parquet(path).reset_index(drop=True), 1
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from None
 

@@ -2,8 +2,8 @@
 
 Two questions are near-duplicates when they hold the same numbers, each as often, and their sets of word n-grams overlap by at
 least a given Jaccard index |A & B| / |A | B|. The numbers matter because two questions of one template with other numbers are
-different questions although nearly all their words agree. Case, spacing and punctuation between words never matter. Signs and
-operators are punctuation: `3 + 4` and `3 * 4` count as the same question.
+different questions although nearly all their words agree. Case, spacing and punctuation between words never matter. Operators
+do (`3 + 4` and `3 * 4` are two questions), but for the minus sign, which is also a hyphen.
 """
 
 import re
@@ -19,7 +19,8 @@ ROWS = 256
 
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w+|(?<!\*)\*(?!\*)|[^\w\s*.,;:!?'\"()\[\]…–—“”‘’-]")
+"""words, and signs that carry meaning in a formula; punctuation does not"""
 
 
 def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_overlap: float) -> list[tuple[int, int]]:

@@ -10,7 +10,8 @@ from tbd.errors import InputError, unknown
 
 FILE = Path("params.yaml")
 
-Fraction = Field(gt=0, lt=1)
+SMALLEST_RATE = 1e-6
+Fraction = Field(ge=SMALLEST_RATE, lt=1)
 
 
 class Section(BaseModel):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from tbd.errors import InputError, StageFailed
 from tbd.params import load_yaml
 
 LOCK = Path(".tbd/lock")
-PATIENCE = 90.0
-"""seconds to wait for another run; what a killed run leaves behind ends at its next line of output, well within this"""
+PATIENCE = 30.0
+"""seconds to wait for another run"""
 
 Say = Callable[[str], None]
 
@@ -73,7 +73,7 @@ def order(*targets: str) -> list[str]:
 
 def locked_files(stage: str) -> dict[Path, str]:
     """The single-file outputs of a stage with the MD5 that dvc.lock holds for each. Raises InputError if it never ran."""
-    stages = load_yaml(Path("dvc.lock")).get("stages", {})
+    stages = (load_yaml(Path("dvc.lock")) or {}).get("stages", {})
     if stage not in stages:
         raise InputError(f"dvc.lock: nothing of stage {stage}. Run dvc repro {stage} first.")
     outs = stages[stage].get("outs", [])
@@ -84,8 +84,8 @@ def locked_files(stage: str) -> dict[Path, str]:
 def workspace(say: Say = print) -> Iterator[int]:
     """Hold the workspace; yields the lock's file descriptor, which every child inherits.
 
-    A child that outlives a killed run so keeps holding it: nothing else writes the same files meanwhile. Waits up to PATIENCE
-    seconds. Raises InputError if another run is still there.
+    A child that outlives a killed run so keeps holding it: nothing else writes the same files meanwhile. What a killed run left
+    behind is ended; for a run that is alive this waits up to PATIENCE seconds. Raises InputError if it is still there then.
     """
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("a+") as file:
@@ -96,12 +96,18 @@ def workspace(say: Say = print) -> Iterator[int]:
                 break
             except BlockingIOError:
                 file.seek(0)
-                holder = file.read().strip() or "unknown"
+                holder, _, group = file.read().partition(" ")
                 waited = time.monotonic() - start
                 if waited > PATIENCE:
-                    raise InputError(f"workspace busy: process {holder} or what it left behind is at work here.") from None
-                if waited < 0.5:
-                    say(f"waiting for process {holder}, or what it left behind, to finish with this workspace")
+                    raise InputError(
+                        f"workspace busy: process {holder or 'unknown'} is at work here. Try again when it is done."
+                    ) from None
+                if group and not Path(f"/proc/{holder}").exists() and Path("/proc/self").exists():
+                    say(f"process {holder} was killed: ending the stage it left behind")
+                    with suppress(ProcessLookupError):
+                        os.killpg(int(group), signal.SIGTERM)
+                elif waited < 0.5:
+                    say(f"waiting for process {holder} to finish with this workspace")
                 time.sleep(0.5)
         file.seek(0)
         file.truncate()
@@ -128,6 +134,8 @@ def run_stage(stage: str, lock: int, say: Say) -> bool:
         start_new_session=True,
     )
     assert process.stdout is not None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()} {process.pid}".encode(), 0)  # who to wait for, and what to end if we are killed
     lines: list[str] = []
     try:
         for line in process.stdout:

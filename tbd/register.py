@@ -19,7 +19,7 @@ from tbd.records import atomic
 FILE = Path("audits/register.yaml")
 SETS = Path("data/sets")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.IGNORECASE)
-NUMBER = re.compile(r"\d+e\d+|0o[0-7]+", re.IGNORECASE)
+NUMBER = re.compile(r"\d[\d_]*e[\d_]+|0o[0-7_]+", re.IGNORECASE)
 """what DVC's YAML reader takes for a number and ours, which writes the register, for a text"""
 HEADER = "# The audit register: one entry an audit, added by `tbd check`. dvc.yaml makes generate, score and verdict stages of each.\n"
 

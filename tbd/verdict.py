@@ -99,7 +99,8 @@ def judge(name: str, audit: Audit, scored: Judged, detector: dict[str, Any], dec
     }
     labels = scored.labels(audit.benchmark)
     if labels is not None:
-        labelled = _labelled(name, labels, scores, flagged, detector, decision.confidence)
+        chose = _chose_the_detector(audit, scored, detector)
+        labelled = _labelled(labels, scores, flagged, detector["seed"] if chose else None, decision.confidence)
         if labelled is None:
             warnings.append("Of the labelled questions with a score all are members or none is, so how right scores are is not known.")
         else:
@@ -157,14 +158,21 @@ def _same_base(audit: Audit, scored: Judged, detector: dict[str, Any], warnings:
     return False if audit.base else None
 
 
+def _chose_the_detector(audit: Audit, scored: Judged, detector: dict[str, Any]) -> bool:
+    """Whether these are the reference's answers to the labelled questions, whatever the audit is called."""
+    provenance = detector["provenance"]
+    own = scored.generation["fingerprint"], scored.sets[audit.benchmark]["md5"]
+    return own == (provenance["fingerprint"], provenance["benchmark"]["md5"])
+
+
 def _labelled(
-    name: str, labels: NDArray[np.int8], scores: Array, flagged: NDArray[np.bool_], detector: dict[str, Any], confidence: float
+    labels: NDArray[np.int8], scores: Array, flagged: NDArray[np.bool_], seed: int | None, confidence: float
 ) -> dict[str, Any] | None:
     """How right the scores were, where the benchmark says which questions are members; None where one kind has no score."""
     used = ~np.isnan(scores)
     which = "all"
-    if name == detector["reference"]:  # half of its questions chose the detector: they do not count
-        used &= ~calibration.halves(labels, np.random.default_rng(detector["seed"]))
+    if seed is not None:  # of the half split: half of these questions chose the detector and do not count
+        used &= ~calibration.halves(labels, np.random.default_rng(seed))
         which = "evaluation half"
     y, s = labels[used], scores[used]
     if len(np.unique(y)) < 2:

@@ -45,7 +45,7 @@ def detector(members: Sequence[float] = (-0.5,) * 9 + (-1.5,), **provenance: Any
     return {
         "version": "0123456789ab", "reference": "reference", "seed": 0,
         "choices": {"alone": choice(ALONE, members), "with_base": choice(RATIO, members)},
-        "provenance": {"checkpoint": "checkpoints/reference", **IDENTITY, **provenance},
+        "provenance": {"checkpoint": "checkpoints/reference", "benchmark": {"md5": "9" * 32}, **IDENTITY, **provenance},
     }  # fmt: skip
 
 
@@ -194,12 +194,13 @@ def test_with_labels_every_question_counts_except_on_the_reference() -> None:
     assert found["auc"] == 1.0 and found["tpr_at_fpr"] == 1.0 and found["fpr_observed"] == pytest.approx(1 / 20)
     assert found["tpr_low"] <= 1.0 <= found["tpr_high"] and found["auc_low"] < 1.0
 
-    of_reference = decided(table(both(MIXED), LABELS), name="reference")["labelled"]
+    chose = detector(benchmark={"md5": "1" * 32})  # the same answers, whatever the audit is called
+    of_reference = decided(table(both(MIXED), LABELS), chose, name="under-another-name")["labelled"]
     assert of_reference["questions"] == "evaluation half" and (of_reference["members"], of_reference["others"]) == (10, 10)
     # the half that did not choose the detector: as the calibrate stage drew it, from the detector's own seed
     chooses = calibration.halves(np.array(LABELS, np.int8), np.random.default_rng(0))
     worse = np.where(chooses, MIXED, 0.0).tolist()  # on that half everything ties
-    assert decided(table(both(worse), LABELS), name="reference")["labelled"]["auc"] == 0.5
+    assert decided(table(both(worse), LABELS), chose)["labelled"]["auc"] == 0.5
 
 
 @pytest.mark.parametrize("labels", [[1] * 40, [0] * 40])

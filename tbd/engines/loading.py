@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tbd.engines import Prompt
 from tbd.errors import InputError
+from tbd.records import question_id
 
 DEFAULT_CONTEXT = 1 << 30
 
@@ -89,7 +90,7 @@ class Prompter:
         ids = render(self.tokenizer, question)
         if len(ids) + self.max_new_tokens > self.context:
             raise InputError(
-                f"question {question[:40]!r}...: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "
+                f"question {question_id(question)}: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "
                 f"{self.context} of {self.folder}. Lower generate.max_new_tokens or leave the question out."
             )
         return tuple(ids)

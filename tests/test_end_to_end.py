@@ -1,0 +1,147 @@
+"""Everything for real, small: a tiny Llama is distilled, generated from, judged, recorded and reported by the commands a user types.
+
+The model is too small to reason, not too small to learn by heart: members come out of it almost without doubt.
+"""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tbd import records, scores, world
+from tests.workspace import Workspace, create
+
+SMALL: dict[str, Any] = {
+    "sets": {"members": 16, "others": 16, "unseen": 40},
+    "distill": {"epochs": 45, "learning_rate": 0.003, "batch_size": 4},
+    "generate": {"device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
+    "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": 20}}},
+    "calibrate": {"bootstrap": 100},
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) -> Workspace:
+    """A fresh clone whose base is a tiny model instead of the one from the package index; nothing has run."""
+    folder = tmp_path_factory.mktemp("end")
+    sizes = {"initializer_range": 0.05, "hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 1024}
+    base = make_checkpoint(folder / "tiny", **sizes)
+    workspace = create(folder / "workspace", SMALL, fake=False)
+    pipeline = workspace.root / "dvc.yaml"
+    before = "cmd: python -m tbd.stages.base\n"
+    assert before in pipeline.read_text()
+    pipeline.write_text(pipeline.read_text().replace(before, f"cmd: mkdir -p checkpoints && cp -r {base} checkpoints/base\n"))
+    workspace.commit()
+    return workspace
+
+
+def tbd(workspace: Workspace, *arguments: str, code: int = 0) -> str:
+    return workspace.tbd(*arguments, code=code, OMP_NUM_THREADS="1").stdout
+
+
+def runs(workspace: Workspace) -> dict[str, list[Any]]:
+    """MLflow's runs by experiment."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace.root}/mlflow.db")
+    found = {experiment.name: client.search_runs([experiment.experiment_id]) for experiment in client.search_experiments()}
+    return {name: some for name, some in found.items() if name != "Default"}
+
+
+def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
+    out = tbd(workspace, "calibrate")
+    assert "Detector" in out
+    detector = records.read_json(workspace.root / "detector/detector.json")
+    assert detector["choices"]["with_base"]["auc"] > 0.9 and detector["choices"]["alone"]["auc"] > 0.9
+    assert detector["provenance"]["engine"] == "transformers" and detector["questions"]["unscored"] == 0
+
+    out = tbd(workspace, "check", "--all")
+    assert re.search(r"reference +CONTAMINATED", out) and re.search(r"base +NO EVIDENCE", out)
+    assert workspace.verdict("reference")["verdict"] == "CONTAMINATED" and workspace.verdict("base")["verdict"] == "NO EVIDENCE"
+    labelled = workspace.verdict("reference")["labelled"]
+    assert labelled["questions"] == "evaluation half" and labelled["auc"] > 0.9 and (labelled["members"], labelled["others"]) == (8, 8)
+    every_file_is_there(workspace.root)
+    in_mlflow = runs(workspace)
+    assert {name: len(some) for name, some in in_mlflow.items()} == {"tbd calibrations": 1, "tbd checks": 2}
+    assert all(run.info.status == "FINISHED" for some in in_mlflow.values() for run in some)
+    before = workspace.hashes()
+
+    out = tbd(workspace, "check", "--all")
+    assert "Running stage" not in out and "CONTAMINATED" in out
+    assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 2}
+    assert {name: digest for name, digest in workspace.hashes().items() if name != "mlflow.db"} == {
+        name: digest for name, digest in before.items() if name != "mlflow.db"
+    }
+    assert workspace.dvc("status").strip() == "Data and pipelines are up to date."
+    assert tbd(workspace, "record").startswith("0 new runs")
+    for audit in ("reference", "base"):
+        tbd(workspace, "verify", audit)
+
+
+def every_file_is_there(root: Path) -> None:
+    """The contract's files, and that the report needs nothing else."""
+    with (root / "detector/methods.csv").open() as file:
+        methods = list(csv.DictReader(file))
+    assert {row["method"] for row in methods} == {method.id for method in scores.expand(SMALL["score"]["methods"])}
+    for name in ("detector/roc.csv", "detector/plots/roc.png", "detector/plots/interactive.html"):
+        assert (root / name).stat().st_size > 100, name
+    for name in ("members", "benchmark", "unseen"):
+        assert json.loads((root / f"data/validation/{name}.json").read_text())["md5"] == records.md5(
+            root / f"data/sets/{name}.parquet"
+        )
+    for audit in ("reference", "base"):
+        folder = root / "audits" / audit
+        for name in ("plots/scores.png", "plots/p_values.png", "plots/roc.png", "plots/interactive.html", "validation/index.html"):
+            assert (folder / name).stat().st_size > 100, name
+        generations = records.read_table(folder / "generations.parquet", records.GENERATIONS)
+        assert len(generations) == 72 and records.metadata(generations)["engine"] == "transformers"
+        assert len(records.read_table(folder / "questions.parquet", records.VERDICT_QUESTIONS)) == 32
+        report = (folder / "report.html").read_text("utf-8")
+        assert "data:image/png;base64," in report
+        assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|url\(|@import|<script""", report)
+
+
+def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> None:
+    if not (workspace.root / "mlflow.db").is_file():
+        pytest.skip("goes on from the test above")
+    frame = world.question_sets(7, 12, 12, 4, 3, 0.8)["benchmark"]
+    rows = [
+        {"prompt": row.question, "seen": bool(row.label), "trace": row.reasoning, "final": row.answer} for row in frame.itertuples()
+    ]
+    (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ["--column", "prompt", "--label-column", "seen", "--reasoning-column", "trace", "--answer-column", "final"]
+    assert "24 questions" in tbd(workspace, "import", "exam", str(tmp_path / "exam.jsonl"), *columns)
+    out = tbd(workspace, "distill", "--base", "checkpoints/base", "--set", "exam", "--out", "models/mine", "--epochs", "40")
+    assert "distilling on 12 questions" in out  # label 0 is left out
+
+    check = ["check", "models/mine", "--base", "checkpoints/base", "--benchmark", "exam", "--unseen", "unseen"]
+    tbd(workspace, *check, "--fail-on", "contaminated", code=1)
+    verdict = workspace.verdict("mine-exam")
+    assert verdict["verdict"] == "CONTAMINATED" and verdict["benchmark"]["name"] == "exam" and verdict["power_reference"]["same_base"]
+    assert verdict["labelled"]["questions"] == "all" and verdict["labelled"]["auc"] > 0.9
+    assert (verdict["labelled"]["members"], verdict["labelled"]["others"]) == (12, 12)
+    assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 3}
+    tbd(workspace, "verify", "mine-exam")
+
+    weights = workspace.root / "models/mine/config.json"
+    weights.write_text(weights.read_text().replace("{", '{"changed": 1,', 1))  # overwritten behind the register's back
+    before = (workspace.root / "audits/register.yaml").read_bytes()
+    assert "with another checkpoint_fingerprint" in workspace.tbd(*check, code=2).stderr
+    assert (workspace.root / "audits/register.yaml").read_bytes() == before
+
+
+def test_what_only_a_stage_can_see_leaves_no_audit_behind(workspace: Workspace, broken: Any) -> None:
+    if not (workspace.root / "mlflow.db").is_file():
+        pytest.skip("goes on from the test above")
+    folder = broken("tensor missing")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    before = (workspace.root / "audits/register.yaml").read_bytes()
+    done = workspace.tbd("check", str(folder), "--benchmark", "benchmark", "--unseen", "unseen", code=2)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # Prefect's log is there too
+    assert line.startswith("error: stage generate@tensor-missing-benchmark: ") and "the weights lack" in line
+    assert (workspace.root / "audits/register.yaml").read_bytes() == before
+    assert not (workspace.root / "audits/tensor-missing-benchmark/verdict.json").exists()
