@@ -102,18 +102,26 @@ def workspace(say: Say = print) -> Iterator[int]:
                     raise InputError(
                         f"workspace busy: process {holder or 'unknown'} is at work here. Try again when it is done."
                     ) from None
-                if group and not Path(f"/proc/{holder}").exists() and Path("/proc/self").exists():
+                if group and not _alive(holder):
                     say(f"process {holder} was killed: ending the stage it left behind")
-                    with suppress(ProcessLookupError):
-                        os.killpg(int(group), signal.SIGTERM)
+                    with suppress(ProcessLookupError):  # an interrupt lets DVC give back its own locks
+                        os.killpg(int(group), signal.SIGINT if waited < 5 else signal.SIGTERM)
                 elif waited < 0.5:
                     say(f"waiting for process {holder} to finish with this workspace")
-                time.sleep(0.5)
+                time.sleep(1)
         file.seek(0)
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
         yield file.fileno()
+
+
+def _alive(pid: str) -> bool:
+    """Whether the process runs; where the system does not say, it does."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not Path("/proc/self").exists()
 
 
 def run_stage(stage: str, lock: int, say: Say) -> bool:

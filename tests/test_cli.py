@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tbd import cli, records
+from tbd import cli, records, register
+from tbd.errors import StageFailed
 from tests.workspace import Workspace, finished
 
 MonkeyPatch = pytest.MonkeyPatch
@@ -169,7 +170,7 @@ def test_check_refuses_what_is_no_audit(shared: Command, tiny_checkpoint: Path, 
     assert "20 of its questions are in 'benchmark' too" in check("--benchmark", "benchmark", "--unseen", "members")
     assert "needs 999 unseen questions and 'unseen' has 40: add 959" in check(*SETS, "--fpr", "0.001")
     for rate in ("0", "1", "-1", "nan"):
-        assert "a rate is above 0 and below 1" in check(*SETS, f"--fpr={rate}")
+        assert "a rate is at least" in check(*SETS, f"--fpr={rate}")
     assert "--unseen is missing" in check("--benchmark", "benchmark")
     assert "CKPT is missing" in shared.refused("check", *SETS)
     assert "leave the checkpoint out" in check("--all")
@@ -205,6 +206,22 @@ def test_what_params_yaml_says_wrong_is_refused_before_anything_runs(tbd: Comman
     refused("fpr: 0.05", "fpr: [", "params.yaml, line")
     path.unlink()
     assert "params.yaml: not in this folder" in tbd.refused("calibrate")
+
+
+@pytest.mark.parametrize(("bad_input", "code", "kept"), [(True, 2, False), (False, 3, True)])
+def test_an_audit_that_a_stage_refuses_is_not_registered_one_that_broke_can_go_on(
+    tbd: Command, monkeypatch: MonkeyPatch, bad_input: bool, code: int, kept: bool
+) -> None:
+    def fails(*_: Any) -> None:
+        assert "second" in register.load()
+        raise StageFailed("stage generate@second: no", bad_input=bad_input)
+
+    monkeypatch.setattr(cli, "_run", fails)
+    before = Path("audits/register.yaml").read_bytes()
+    register.remove("nobody")  # writes it in its own form
+    _, err = tbd("check", "checkpoints/reference", *SETS, "--as", "second", code=code)
+    assert err == "error: stage generate@second: no\n"
+    assert ("second" in register.load()) == kept and (kept or Path("audits/register.yaml").read_bytes() == before)
 
 
 def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:

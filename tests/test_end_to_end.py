@@ -15,8 +15,8 @@ from tbd import records, scores, world
 from tests.workspace import Workspace, create
 
 SMALL: dict[str, Any] = {
-    "sets": {"members": 16, "others": 16, "unseen": 40},
-    "distill": {"epochs": 45, "learning_rate": 0.003, "batch_size": 4},
+    "sets": {"members": 12, "others": 12, "unseen": 40},
+    "distill": {"epochs": 32, "learning_rate": 0.002, "batch_size": 2},
     "generate": {"device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
     "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": 20}}},
     "calibrate": {"bootstrap": 100},
@@ -62,7 +62,7 @@ def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
     assert re.search(r"reference +CONTAMINATED", out) and re.search(r"base +NO EVIDENCE", out)
     assert workspace.verdict("reference")["verdict"] == "CONTAMINATED" and workspace.verdict("base")["verdict"] == "NO EVIDENCE"
     labelled = workspace.verdict("reference")["labelled"]
-    assert labelled["questions"] == "evaluation half" and labelled["auc"] > 0.9 and (labelled["members"], labelled["others"]) == (8, 8)
+    assert labelled["questions"] == "evaluation half" and labelled["auc"] > 0.9 and (labelled["members"], labelled["others"]) == (6, 6)
     every_file_is_there(workspace.root)
     in_mlflow = runs(workspace)
     assert {name: len(some) for name, some in in_mlflow.items()} == {"tbd calibrations": 1, "tbd checks": 2}
@@ -76,9 +76,6 @@ def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
         name: digest for name, digest in before.items() if name != "mlflow.db"
     }
     assert workspace.dvc("status").strip() == "Data and pipelines are up to date."
-    assert tbd(workspace, "record").startswith("0 new runs")
-    for audit in ("reference", "base"):
-        tbd(workspace, "verify", audit)
 
 
 def every_file_is_there(root: Path) -> None:
@@ -97,8 +94,8 @@ def every_file_is_there(root: Path) -> None:
         for name in ("plots/scores.png", "plots/p_values.png", "plots/roc.png", "plots/interactive.html", "validation/index.html"):
             assert (folder / name).stat().st_size > 100, name
         generations = records.read_table(folder / "generations.parquet", records.GENERATIONS)
-        assert len(generations) == 72 and records.metadata(generations)["engine"] == "transformers"
-        assert len(records.read_table(folder / "questions.parquet", records.VERDICT_QUESTIONS)) == 32
+        assert len(generations) == 64 and records.metadata(generations)["engine"] == "transformers"
+        assert len(records.read_table(folder / "questions.parquet", records.VERDICT_QUESTIONS)) == 24
         report = (folder / "report.html").read_text("utf-8")
         assert "data:image/png;base64," in report
         assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|url\(|@import|<script""", report)
@@ -107,22 +104,22 @@ def every_file_is_there(root: Path) -> None:
 def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> None:
     if not (workspace.root / "mlflow.db").is_file():
         pytest.skip("goes on from the test above")
-    frame = world.question_sets(7, 12, 12, 4, 3, 0.8)["benchmark"]
+    frame = world.question_sets(7, 10, 10, 4, 3, 0.8)["benchmark"]
     rows = [
         {"prompt": row.question, "seen": bool(row.label), "trace": row.reasoning, "final": row.answer} for row in frame.itertuples()
     ]
     (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = ["--column", "prompt", "--label-column", "seen", "--reasoning-column", "trace", "--answer-column", "final"]
-    assert "24 questions" in tbd(workspace, "import", "exam", str(tmp_path / "exam.jsonl"), *columns)
+    assert "20 questions" in tbd(workspace, "import", "exam", str(tmp_path / "exam.jsonl"), *columns)
     out = tbd(workspace, "distill", "--base", "checkpoints/base", "--set", "exam", "--out", "models/mine", "--epochs", "40")
-    assert "distilling on 12 questions" in out  # label 0 is left out
+    assert "distilling on 10 questions" in out  # label 0 is left out
 
     check = ["check", "models/mine", "--base", "checkpoints/base", "--benchmark", "exam", "--unseen", "unseen"]
     tbd(workspace, *check, "--fail-on", "contaminated", code=1)
     verdict = workspace.verdict("mine-exam")
     assert verdict["verdict"] == "CONTAMINATED" and verdict["benchmark"]["name"] == "exam" and verdict["power_reference"]["same_base"]
     assert verdict["labelled"]["questions"] == "all" and verdict["labelled"]["auc"] > 0.9
-    assert (verdict["labelled"]["members"], verdict["labelled"]["others"]) == (12, 12)
+    assert (verdict["labelled"]["members"], verdict["labelled"]["others"]) == (10, 10)
     assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 3}
     tbd(workspace, "verify", "mine-exam")
 
@@ -131,17 +128,3 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
     before = (workspace.root / "audits/register.yaml").read_bytes()
     assert "with another checkpoint_fingerprint" in workspace.tbd(*check, code=2).stderr
     assert (workspace.root / "audits/register.yaml").read_bytes() == before
-
-
-def test_what_only_a_stage_can_see_leaves_no_audit_behind(workspace: Workspace, broken: Any) -> None:
-    if not (workspace.root / "mlflow.db").is_file():
-        pytest.skip("goes on from the test above")
-    folder = broken("tensor missing")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
-    before = (workspace.root / "audits/register.yaml").read_bytes()
-    done = workspace.tbd("check", str(folder), "--benchmark", "benchmark", "--unseen", "unseen", code=2)
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # Prefect's log is there too
-    assert line.startswith("error: stage generate@tensor-missing-benchmark: ") and "the weights lack" in line
-    assert (workspace.root / "audits/register.yaml").read_bytes() == before
-    assert not (workspace.root / "audits/tensor-missing-benchmark/verdict.json").exists()
