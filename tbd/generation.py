@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from tbd.engines import Completion, Engine, OutOfMemory, Prompt
 from tbd.errors import StageFailed
 from tbd.records import sha256
-
-T = TypeVar("T")
 
 JOURNALS = Path(".tbd/journal")
 
@@ -90,32 +88,25 @@ def answer(
     Raises:
         StageFailed: a single question does not fit into memory.
     """
-    answers: list[Completion | None] = [None] * len(prompts)
 
-    def run(rows: list[int]) -> dict[int, Completion]:
-        batch = [prompts[row] for row in rows]
-        found: dict[int, Completion] = {}
+    def run(rows: list[int]) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        tokens = 0
         try:
-            for position, completion in engine.generate(batch, max_new_tokens):
-                found[position] = completion
+            for position, completion in engine.generate([prompts[row] for row in rows], max_new_tokens):
+                found[rows[position]] = [completion.token_ids.tolist(), completion.logprobs.tolist(), completion.finish_reason]
+                tokens += len(completion.token_ids)
                 progress(1, len(completion.token_ids))
         except OutOfMemory:
-            progress(-len(found), -sum(len(completion.token_ids) for completion in found.values()))
+            progress(-len(found), -tokens)
             raise
         return found
 
-    for batch in plan(prompts, batch_size):
-        key = sha256(json.dumps([max_new_tokens, [prompts[row] for row in batch]]))
-        if key in journal.done:
-            value = journal.done[key]
-            progress(len(batch), 0)
-        else:
-            found = _in_parts(run, batch)
-            value = [[found[row].token_ids.tolist(), found[row].logprobs.tolist(), found[row].finish_reason] for row in batch]
-            journal.add(key, value)
-        for row, (tokens, logprobs, reason) in zip(batch, value, strict=True):
-            answers[row] = Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason)
-    return [completion for completion in answers if completion is not None]
+    def key(rows: list[int]) -> Any:
+        return [max_new_tokens, [prompts[row] for row in rows]]
+
+    values = _journalled(plan(prompts, batch_size), run, key, journal, progress)
+    return [Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason) for tokens, logprobs, reason in values]
 
 
 def rescore(
@@ -127,34 +118,46 @@ def rescore(
     progress: Progress,
 ) -> list[NDArray[np.float32]]:
     """Log-probs (nats) that `engine`'s model gives to answers another model generated; journalled like `answer`."""
-    scored: list[NDArray[np.float32] | None] = [None] * len(prompts)
 
-    def run(rows: list[int]) -> dict[int, NDArray[np.float32]]:
+    def run(rows: list[int]) -> dict[int, Any]:
         found = engine.logprobs([prompts[row] for row in rows], [answers[row] for row in rows])
         progress(len(rows), sum(map(len, found)))
-        return dict(enumerate(found))
+        return {row: logprobs.tolist() for row, logprobs in zip(rows, found, strict=True)}
 
-    for batch in plan([(*p, *a.tolist()) for p, a in zip(prompts, answers, strict=True)], batch_size):
-        key = sha256(json.dumps(["rescore", [[prompts[row], answers[row].tolist()] for row in batch]]))
-        if key in journal.done:
-            value = journal.done[key]
+    def key(rows: list[int]) -> Any:
+        return ["rescore", [[prompts[row], answers[row].tolist()] for row in rows]]
+
+    batches = plan([(*p, *a.tolist()) for p, a in zip(prompts, answers, strict=True)], batch_size)
+    return [np.array(logprobs, np.float32) for logprobs in _journalled(batches, run, key, journal, progress)]
+
+
+def _journalled(
+    batches: list[list[int]],
+    run: Callable[[list[int]], dict[int, Any]],
+    key: Callable[[list[int]], Any],
+    journal: Journal,
+    progress: Progress,
+) -> list[Any]:
+    """The value of every row, in row order: of a finished batch from the journal, of another from `run`, which gives it by row."""
+    values: dict[int, Any] = {}
+    for batch in batches:
+        name = sha256(json.dumps(key(batch)))
+        if name in journal.done:
             progress(len(batch), 0)
         else:
             found = _in_parts(run, batch)
-            value = [found[row].tolist() for row in batch]
-            journal.add(key, value)
-        for row, logprobs in zip(batch, value, strict=True):
-            scored[row] = np.array(logprobs, np.float32)
-    return [logprobs for logprobs in scored if logprobs is not None]
+            journal.add(name, [found[row] for row in batch])
+        values.update(zip(batch, journal.done[name], strict=True))
+    return [values[row] for row in sorted(values)]
 
 
-def _in_parts(run: Callable[[list[int]], dict[int, T]], batch: list[int]) -> dict[int, T]:
+def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> dict[int, Any]:
     """Run a batch whole, or in parts of half the size while memory runs out; the results by row.
 
     The next batch starts whole again: what a batch is computed in must not depend on the ones before it, or a resumed run
     would end with other numbers.
     """
-    found: dict[int, T] = {}
+    found: dict[int, Any] = {}
     at, limit = 0, len(batch)
     while at < len(batch):
         rows = batch[at : at + limit]
@@ -164,7 +167,7 @@ def _in_parts(run: Callable[[list[int]], dict[int, T]], batch: list[int]) -> dic
         except OutOfMemory:
             full = True  # retried outside of this block: the exception holds on to the tensors that did not fit
         if not full:
-            found.update({rows[position]: value for position, value in part.items()})
+            found.update(part)
             at += len(rows)
         elif len(rows) == 1:
             raise StageFailed("a single question does not fit into memory: lower generate.max_new_tokens or use another device")

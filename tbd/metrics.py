@@ -35,9 +35,11 @@ def roc(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]:
     """False- and true-positive rates and the thresholds (score >= threshold is positive), from (0, 0) to (1, 1)."""
     members, others = _split(scores, labels)
     thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([members, others]))[::-1]])
-    fpr = np.array([(others >= t).mean() for t in thresholds])
-    tpr = np.array([(members >= t).mean() for t in thresholds])
-    return fpr, tpr, thresholds
+
+    def share(scores: Array) -> Array:  # at or above each threshold
+        return (len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")) / len(scores)
+
+    return share(others), share(members), thresholds
 
 
 def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, target: float, convention: str = "at most") -> float:

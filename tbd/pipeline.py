@@ -113,7 +113,10 @@ def workspace(say: Say = print) -> Iterator[int]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
-        yield file.fileno()
+        try:
+            yield file.fileno()
+        finally:
+            file.truncate(0)  # who reads this next must not take our finished stages for ones left behind
 
 
 def _alive(pid: str) -> bool:

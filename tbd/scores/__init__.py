@@ -4,7 +4,7 @@
 never 0.
 """
 
-from tbd.scores.methods import METHODS, Method, describe, expand, parse
+from tbd.scores.methods import METHODS, Method, expand, parse
 from tbd.scores.tokens import Tokens, tokens
 
-__all__ = ["METHODS", "Method", "Tokens", "describe", "expand", "parse", "tokens"]
+__all__ = ["METHODS", "Method", "Tokens", "expand", "parse", "tokens"]

@@ -175,11 +175,6 @@ def parse(identity: str) -> Method:
         raise InputError(f"{identity!r}: not a method, such as tbd(m=100).") from None
 
 
-def describe(name: str) -> str:
-    """The first sentence of a method's docstring: its formula."""
-    return (inspect.getdoc(METHODS[name]) or "").splitlines()[0]
-
-
 def _several(value: Any, default: Any, where: str) -> list[Any]:
     """The values of one parameter; 1 for a parameter that defaults to 1.0 becomes 1.0, so that a method has one id."""
     values = value if isinstance(value, list) else [value]
