@@ -1,20 +1,37 @@
 """The flow `calibrate`: the pipeline up to the detector, recorded in MLflow."""
 
-from prefect import flow
+import math
+
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
 
-from flows.record import record
+from flows.hooks import TOLD
 from flows.stages import walk
-from tbd import records, summary
+from tbd import pipeline, records, summary, tracking
 
 
-@flow(name="calibrate", flow_run_name="calibrate")
+@flow(name="calibrate", flow_run_name="calibrate", **TOLD)
 def calibrate() -> None:
     """Plant contamination in the reference, choose the detector on it and measure it. Only what is stale runs."""
-    walk("calibrate")
-    record("calibration")
-    detector = records.read_json(records.DETECTOR)
+    with pipeline.workspace(get_run_logger().info, math.inf):
+        walk("calibrate")
+        record_calibration()
+        detector = records.read_json(records.DETECTOR)
     create_markdown_artifact(summary.detector_markdown(detector), key="detector", description="The chosen detector")
+
+
+@task(task_run_name="record calibration", cache_policy=NO_CACHE)
+def record_calibration() -> str | None:
+    """Record the detector in MLflow; the run's id, or None if MLflow is down, which does not lose the result."""
+    logger = get_run_logger()
+    try:
+        run = tracking.record_calibration()
+    except tracking.TrackingDown as error:
+        logger.warning("%s Everything is on disk: `tbd record` records it when MLflow is back.", error)
+        return None
+    logger.info("recorded in MLflow: %s", run)
+    return run
 
 
 if __name__ == "__main__":

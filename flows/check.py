@@ -1,27 +1,87 @@
-"""The flow `check`: verdicts on registered audits, recorded in MLflow."""
+"""The flows `check` and `check-all`: verdicts on a checkpoint, and on every audit of the register."""
 
-import re
+import math
+import shutil
+from typing import Annotated
 
-from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect import flow, get_run_logger
+from pydantic import Field
 
-from flows.record import record
+from flows.deliver import add, deliver
+from flows.hooks import TOLD
 from flows.stages import walk
-from tbd import records, summary
+from tbd import audits, history, outbox, pipeline, register, watching
+from tbd.errors import InputError, PassingFault, StageFailed
 from tbd.judged import AUDITS
+from tbd.register import Audit
+from tbd.sources import Found
 
 
-@flow(name="check", flow_run_name="check {audits}")
-def check(audits: list[str]) -> None:
-    """Generate, score and judge the audits of these names (entries of audits/register.yaml). Only what is stale runs."""
-    walk(*(f"verdict@{audit}" for audit in audits))
-    verdicts = [records.read_json(AUDITS / audit / "verdict.json") for audit in audits]
-    for verdict in verdicts:
-        record(verdict["audit"])
-        key = re.sub("[^a-z0-9]+", "-", verdict["audit"].lower()).strip("-")
-        create_markdown_artifact(summary.verdict_markdown(verdict), key=f"verdict-{key}", description=verdict["verdict"])
-    create_table_artifact([summary.row(verdict) for verdict in verdicts], key="verdicts", description="Verdicts of this run")
+@flow(name="check", flow_run_name="check {checkpoint} on {benchmark}", **TOLD)
+def check(
+    checkpoint: str,
+    benchmark: str,
+    unseen: str,
+    base: str | None = None,
+    audit: str | None = None,
+    fpr: Annotated[float, Field(gt=0, lt=1)] | None = None,
+) -> str:
+    """Audit one checkpoint on one benchmark: was it distilled on these questions? Returns the name of the audit.
+
+    Args:
+        checkpoint: A folder with safetensors, config and tokenizer on the machine that runs this, a hub id with its revision
+            (org/name@revision), or models:/NAME/VERSION.
+        benchmark: The question set that the checkpoint is graded on. `tbd import` adds one.
+        unseen: A question set of the same kind that the checkpoint cannot have seen.
+        base: What the checkpoint was distilled from, in the same forms. It finds more, and checks that the two sets are alike.
+        audit: Name of the audit; made of the checkpoint and the benchmark if left empty.
+        fpr: A question is flagged at this false-positive rate; decision.fpr of params.yaml if left empty.
+    """
+    with pipeline.workspace(get_run_logger().info, math.inf):
+        name, entry = audits.prepare(checkpoint, benchmark, unseen, base, audit, fpr)
+        judge(name, entry)
+    deliver()
+    return name
+
+
+@flow(name="check-all", **TOLD)
+def check_all(names: list[str]) -> None:
+    """Bring the verdicts on these audits of the register up to date. Only what is stale runs."""
+    with pipeline.workspace(get_run_logger().info, math.inf):
+        walk(*(f"verdict@{name}" for name in names))
+        for name in names:
+            _noted(name, None)
+    deliver()
+
+
+def judge(name: str, entry: Audit, found: Found | None = None) -> None:
+    """Register an audit, run its stages, put its outcome into the history. One that fails is no longer registered after.
+
+    `found`: where its checkpoint was seen. Raises what stopped it.
+    """
+    added = name not in register.load()
+    if added:
+        register.add(name, entry)
+    try:
+        walk(f"verdict@{name}")
+    except (InputError, StageFailed, PassingFault):
+        if added and not (AUDITS / name / "verdict.json").is_file():
+            register.remove(name)  # nothing half-written: a checkpoint that cannot be audited is no audit
+            shutil.rmtree(AUDITS / name, ignore_errors=True)
+        raise
+    _noted(name, found)
+
+
+def _noted(name: str, found: Found | None) -> None:
+    """Into the history; and recorded in MLflow even if it stood there before, in another clone or with another store."""
+    outcome = add(watching.verdict(name, found or _last_seen(name)))
+    outbox.due(outcome.id, ["mlflow"])
+
+
+def _last_seen(name: str) -> Found | None:
+    last = history.History().judged(name)
+    return Found(last.checkpoint, last.place, last.origin, last.version) if last is not None else None
 
 
 if __name__ == "__main__":
-    check(["reference", "base"])
+    check_all(["reference", "base"])

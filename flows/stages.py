@@ -1,19 +1,41 @@
 """Walking DVC's stages as Prefect tasks: one visible task a stage, with its own log and progress."""
 
 import re
-from typing import cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Completed, Failed
+from prefect.tasks import exponential_backoff
 
-from tbd import pipeline
-from tbd.errors import StageFailed
+from tbd import params, pipeline
+from tbd.errors import PassingFault, StageFailed
 
 SHARE = re.compile(r"^\s*(\d+)% ")
+DEVICE = "tbd-device"
+"""the global concurrency limit of stages that may use a device"""
+ON_DEVICE = re.compile("generate@.*|distill")
+UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError)
+
+
+def passing(task: Any, run: Any, state: State) -> bool:
+    """Whether a failed task is worth trying again; what Prefect asks before it retries."""
+    return isinstance(state.result(raise_on_failure=False), PassingFault)
+
+
+def retrying(function: Any) -> Any:
+    """The task, with the retries and the back-off of params.yaml for passing faults."""
+    p = params.load().watch
+    return function.with_options(retries=p.retries, retry_delay_seconds=exponential_backoff(p.backoff), retry_condition_fn=passing)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -21,30 +43,58 @@ def run_stage(stage: str, lock: int) -> State:
     """`dvc repro --single-item STAGE`, its output in this task's log; lines that start with a percentage move a progress bar."""
     logger = get_run_logger()
     bar: UUID | None = None
+    visible = True
 
     def say(line: str) -> None:
-        nonlocal bar
+        nonlocal bar, visible
         logger.info(line)
-        if share := SHARE.match(line):
-            if bar is None:
-                key = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")
-                bar = cast(UUID, create_progress_artifact(0.0, key=f"progress-{key}", description=f"Progress of `{stage}`"))
-            update_progress_artifact(bar, float(share.group(1)))
+        if visible and (share := SHARE.match(line)):
+            try:
+                if bar is None:
+                    key = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")
+                    bar = cast(UUID, create_progress_artifact(0.0, key=f"progress-{key}", description=f"Progress of `{stage}`"))
+                update_progress_artifact(bar, float(share.group(1)))
+            except UNREACHABLE as error:  # hours of generation do not end because nobody can watch
+                visible = False
+                logger.warning("no progress bar: the Prefect server does not answer (%s)", type(error).__name__)
 
     try:
-        ran = pipeline.run_stage(stage, lock, say)
+        with device(stage):
+            ran = pipeline.run_stage(stage, lock, say)
     except StageFailed as error:
+        if error.passing:
+            raise PassingFault(str(error)) from None
         # Returned, not raised: the message says it all, and a traceback through DVC's command line would bury it.
         return Failed(message=str(error), data=error)
     return Completed(message="ran" if ran else "up to date")
 
 
+@contextmanager
+def device(stage: str) -> Iterator[None]:
+    """A slot of the device, for a stage that may use one: the workspaces of one Prefect server share it."""
+    if not ON_DEVICE.fullmatch(stage):
+        yield
+        return
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(DEVICE)
+        except ObjectNotFound:
+            client.upsert_global_concurrency_limit_by_name(DEVICE, params.load().serve.device_slots)
+    # A lease that cannot be renewed, while the server is away, does not end the stage.
+    with concurrency(DEVICE, lease_duration=60, raise_on_lease_renewal_failure=False):
+        yield
+
+
 def walk(*targets: str) -> None:
-    """Run every stage that `targets` need, in DVC's order, as tasks of the flow this is called in. Raises StageFailed."""
+    """Run every stage that `targets` need, in DVC's order, as tasks of the flow this is called in.
+
+    Raises StageFailed, or PassingFault if that was all and did not pass.
+    """
     logger = get_run_logger()
     with pipeline.workspace(logger.info) as lock:
         for stage in pipeline.order(*targets):
-            state = run_stage(stage, lock, return_state=True)
+            state = retrying(run_stage)(stage, lock, return_state=True)
             if not state.is_completed():
                 failure = state.result(raise_on_failure=False)  # state.data holds it wrapped
-                raise failure if isinstance(failure, StageFailed) else StageFailed(state.message or f"stage {stage} failed")
+                known = isinstance(failure, StageFailed | PassingFault)
+                raise failure if known else StageFailed(state.message or f"stage {stage} failed")

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from tbd import checkpoint as checkpoints
-from tbd import decisions, engines, importing, near_duplicates, params, pipeline, records, register, scores
+from tbd import decisions, engines, importing, near_duplicates, params, pipeline, records, register, scores, sources
 from tbd.errors import InputError, unknown
 from tbd.judged import AUDITS, Judged
 from tbd.register import Audit
@@ -73,18 +73,21 @@ def questions(name: str) -> pd.DataFrame:
     return frame
 
 
-def prepare(checkpoint: str, benchmark: str, unseen: str, base: str | None, name: str | None, fpr: float | None) -> tuple[str, Audit]:
+def prepare(
+    checkpoint: str, benchmark: str, unseen: str, base: str | None, name: str | None, fpr: float | None, origin: str | None = None
+) -> tuple[str, Audit]:
     """Check everything an audit needs, without loading weights or writing anything. Returns its name and register entry.
 
-    An entry of the register that says the same, apart from pins, is returned as it is. Raises InputError.
+    `origin`: where the checkpoint came from, if `checkpoint` is the folder it was fetched to. An entry of the register that says
+    the same, apart from pins, is returned as it is. Raises InputError, or PassingFault where one has to be fetched.
     """
     p = params.load()
     scores.expand(p.score.methods)
     rate = fpr if fpr is not None else p.decision.fpr
     if not params.SMALLEST_RATE <= rate < 1:
         raise InputError(f"--fpr {rate:g}: a rate is at least {params.SMALLEST_RATE:g} and below 1.")
-    folder = checkpoints.resolve(checkpoint)
-    base_folder = checkpoints.resolve(base) if base is not None else None
+    folder, address = sources.find(checkpoint)
+    base_folder = sources.resolve(base) if base is not None else None
     texts = {key: questions(key) for key in (benchmark, unseen)}
     have, need = len(texts[unseen]), decisions.negatives_needed(rate)
     if have < need:
@@ -105,6 +108,7 @@ def prepare(checkpoint: str, benchmark: str, unseen: str, base: str | None, name
         fpr=fpr,
         checkpoint_fingerprint=checkpoints.fingerprint(folder),
         base_fingerprint=checkpoints.fingerprint(base_folder) if base_folder else None,
+        origin=origin or address,
     )
     if base_folder and entry.base_fingerprint == entry.checkpoint_fingerprint:
         raise InputError(f"--base {base}: the same model as the checkpoint. Leave --base out.")
@@ -121,11 +125,16 @@ def prepare(checkpoint: str, benchmark: str, unseen: str, base: str | None, name
 
 
 def ready(names: Iterable[str]) -> None:
-    """Check the parameters, and these audits against them, before a long run that would end there. Raises InputError."""
+    """Check the parameters, and these audits against them, before a long run that would end there. Raises InputError.
+
+    A checkpoint from afar that is not here (in a new clone) is fetched again; that may raise PassingFault.
+    """
     p = params.load()
     scores.expand(p.score.methods)
     for name in names:
         audit = register.get(name)
+        if audit.origin is not None and not Path(audit.checkpoint).is_dir():
+            sources.resolve(audit.origin)
         rate = audit.fpr if audit.fpr is not None else p.decision.fpr
         path = register.set_path(audit.unseen)
         if not path.is_file():

@@ -3,13 +3,19 @@
 Knows files, not models: nothing here imports torch or transformers.
 """
 
+import fcntl
 import hashlib
+import itertools
 import json
 import re
 import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-from tbd.errors import InputError
+from tbd.errors import Incomplete, InputError
 from tbd.records import sha256
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
@@ -19,32 +25,27 @@ IDENTITY = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "voca
 """files that decide what a checkpoint answers; a model card or a licence does not"""
 PROVENANCE = "tbd.json"
 """how tbd made a checkpoint; left out of the fingerprint"""
-
-
-def resolve(checkpoint: str) -> Path:
-    """The local folder of a checkpoint, checked.
-
-    `checkpoint` is a folder or a hub id with a revision (`org/name@revision`), which is downloaded into the hub's own cache:
-    safetensors and text files only.
-
-    Raises:
-        InputError: it is neither, or the folder is not a checkpoint that may be loaded (see `inspect`).
-    """
-    folder = Path(checkpoint)
-    if not folder.exists() and HUB_ID.match(checkpoint) and not checkpoint.startswith((".", "/")):
-        folder = _download(checkpoint)
-    inspect(folder)
-    return folder
+SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
 
 
 def inspect(folder: Path) -> None:
-    """Raise InputError, naming what is missing or broken, unless `folder` holds a complete safetensors checkpoint."""
+    """Raise InputError, naming what is missing or broken, unless `folder` holds a complete safetensors checkpoint.
+
+    It is Incomplete, a kind of InputError, where a folder that is still being copied looks the same.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: an adapter (LoRA), not a whole model. Merge it into its base and save that.")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder}: no config.json. Save the model there with save_pretrained().")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise Incomplete(f"{folder}: no config.json. Save the model there with save_pretrained().")
+    try:
+        readable = isinstance(json.loads(config.read_text("utf-8")), dict)
+    except ValueError:
+        readable = False
+    if not readable:
+        raise Incomplete(f"{config}: not a readable model configuration. Copy it again.")
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         pickled = sorted(name.name for pattern in PICKLES for name in folder.glob(pattern))
@@ -53,7 +54,7 @@ def inspect(folder: Path) -> None:
                 f"{folder}: weights only as pickle ({pickled[0]}), which can run code when loaded. "
                 "Convert them with save_pretrained(safe_serialization=True)."
             )
-        raise InputError(f"{folder}: no *.safetensors file. Save the model there with save_pretrained().")
+        raise Incomplete(f"{folder}: no *.safetensors file. Save the model there with save_pretrained().")
     for shard in shards:
         _check_complete(shard)
     index = folder / "model.safetensors.index.json"
@@ -61,12 +62,39 @@ def inspect(folder: Path) -> None:
         try:
             named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise InputError(f"{index}: not a readable index of weight files. Copy it again.") from None
+            raise Incomplete(f"{index}: not a readable index of weight files. Copy it again.") from None
         missing = sorted(named - {shard.name for shard in shards})
         if missing:
-            raise InputError(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again.")
+            raise Incomplete(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again.")
+    _check_numbers(folder, shards)
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise InputError(f"{folder}: no tokenizer ({', '.join(TOKENIZERS)}). Save it there with save_pretrained().")
+        raise Incomplete(f"{folder}: no tokenizer ({', '.join(TOKENIZERS)}). Save it there with save_pretrained().")
+
+
+def _check_numbers(folder: Path, shards: Iterable[Path]) -> None:
+    """Without an index the names alone, `x-00001-of-00003`, say how many there should be."""
+    numbers = defaultdict(set)
+    for shard in shards:
+        if match := SHARD.fullmatch(shard.name):
+            numbers[match["model"], len(match["number"]), match["total"]].add(int(match["number"]))
+    for (model, width, total), there in numbers.items():
+        lacking = int(total) - len(there)
+        if lacking > 0:
+            first = next(number for number in itertools.count(1) if number not in there)
+            name = f"{model}-{first:0{width}}-of-{total}.safetensors"
+            raise Incomplete(f"{folder}: {name} is missing ({lacking} of {int(total)} weight files). Copy it again.")
+
+
+@contextmanager
+def arriving(folder: Path) -> Iterator[Path]:
+    """Where to put together what a rename turns into `folder` at the end, one process at a time; the others wait.
+
+    So `folder` is whole or not there. What a kill leaves beside it, under the hidden name this gives, the next try may go on with.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder.with_name(f".{folder.name}")
 
 
 def fingerprint(folder: Path) -> str:
@@ -75,8 +103,15 @@ def fingerprint(folder: Path) -> str:
     The same weights in another folder have the same fingerprint; a changed weight, tokenizer or template changes it.
     """
     files = sorted({file for pattern in IDENTITY for file in folder.glob(pattern) if file.name != PROVENANCE})
+    stats = [file.stat() for file in files]
+    return _digest(tuple((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file, s in zip(files, stats, strict=True)))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
+    """Of files as they are now: a process that asks again does not read gigabytes again."""
     digest = hashlib.sha256()
-    for file in files:
+    for file, *_ in files:
         with file.open("rb") as handle:
             digest.update(f"{file.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
@@ -93,22 +128,9 @@ def _check_complete(shard: Path) -> None:
             header = json.loads(file.read(length))
         end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
     except (ValueError, struct.error, LookupError, TypeError, AttributeError):
-        raise InputError(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
+        raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:
-        raise InputError(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")
-
-
-def _download(hub_id: str) -> Path:
-    name, _, revision = hub_id.partition("@")
-    if not revision:
-        raise InputError(f"{hub_id}: no such folder; for a model on the hub name its revision too: {hub_id}@REVISION.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[p for p in IDENTITY if p != "*.py"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"{hub_id}: the hub does not give it ({str(error).splitlines()[0]}).") from None
+        raise Incomplete(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")
 
 
 def template_sha256(template: str) -> str:

@@ -1,7 +1,7 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
-import shutil
+import os
 import subprocess
 import sys
 import traceback
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tbd import environment
-from tbd.errors import InputError, StageFailed
+from tbd.errors import InputError, PassingFault, StageFailed
 
-CKPT = "a folder with safetensors, config and tokenizer, or a hub id with its revision (org/name@revision)"
+CKPT = "a folder with safetensors, config and tokenizer, a hub id with its revision (org/name@revision), or models:/NAME/VERSION"
+SOURCE = "a folder of checkpoint folders (or one of them), models:/NAME[@ALIAS | ?TAG=VALUE] (MLflow), or hf://org/name (hub)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +67,31 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--fail-on", action="append", choices=["contaminated", "inconclusive"], default=[], help="exit 1 then")
     check.add_argument("--all", action="store_true", help="every audit of the register instead of one checkpoint")
 
+    watch = command(
+        "watch",
+        "Look at the sources once: audit every checkpoint that was not audited yet, by watch.policy of params.yaml.",
+        "A checkpoint is what its weights are: the same under another name is not audited again. One that is broken is noted with its "
+        "reason and tried again when it changes, or with --retry.",
+    )
+    watch.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{SOURCE} (default: watch.sources of params.yaml)")
+    watch.add_argument("--retry", action="store_true", help="try again what failed before")
+    watch.add_argument(
+        "--fail-on", action="append", choices=["contaminated", "inconclusive", "failed"], default=[], help="exit 1 then"
+    )
+
+    serve = command(
+        "serve",
+        "Keep the schedules of params.yaml running: deployments of watch, check and calibrate.",
+        "Without PREFECT_API_URL it starts a Prefect server on 127.0.0.1. Killed at any moment, it goes on when it is started again.",
+    )
+    serve.add_argument("--name", metavar="NAME", help="of the deployments (default: the name of this folder)")
+    serve.add_argument("--port", type=int, default=4200, metavar="N", help="of its own Prefect server (default: 4200)")
+    serve.add_argument("--pool", metavar="POOL", help="put the deployments into this work pool instead, for its workers to run")
+
+    history = command("history", "What every checkpoint came to, newest last; and the page audits/history.html.")
+    history.add_argument("--benchmark", metavar="NAME", help="of this benchmark only")
+    history.add_argument("--json", action="store_true", help="one JSON list, every field")
+
     verify = command("verify", "Recompute an audit from its stored generations and compare: exit 1 if anything differs.")
     verify.add_argument("audit", metavar="AUDIT", help="name in audits/register.yaml")
 
@@ -88,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _complain(str(error), 2)
     except StageFailed as error:
         code = _complain(str(error), 2 if error.bad_input else 3)
+    except PassingFault as error:
+        code = _complain(f"{error} Try again later.", 3)
     except KeyboardInterrupt:
         code = _complain("interrupted; the same command goes on where it stopped", 3)
     except Exception:
@@ -116,7 +144,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _distill(options: argparse.Namespace) -> int:
-    from tbd import audits, checkpoint, params, planting, register
+    from tbd import audits, params, planting, register, sources
 
     out = Path(options.out)
     if out.exists():
@@ -125,7 +153,7 @@ def _distill(options: argparse.Namespace) -> int:
     if options.epochs is not None and options.epochs < 1:
         raise InputError(f"--epochs {options.epochs}: at least 1.")
     recipe = p.distill if options.epochs is None else p.distill.model_copy(update={"epochs": options.epochs})
-    base = checkpoint.resolve(options.base)
+    base = sources.resolve(options.base)
     audits.questions(options.set)
     planting.plant(base, register.set_path(options.set), out, recipe, p.generate.device)
     print(f"Audit it: tbd check {out} --base {options.base} --benchmark NAME --unseen NAME")
@@ -144,36 +172,28 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from flows.check import check
-    from tbd import audits, records, register, summary, tracking
+    from flows.check import check, check_all
+    from tbd import audits, pipeline, records, register, summary, tracking
     from tbd.judged import AUDITS
 
     tracking.store()  # a wrong address is better told before hours of generation than after
 
-    added = None
     if options.all:
         given = [key for key in ("checkpoint", "benchmark", "unseen", "base", "audit", "fpr") if getattr(options, key) is not None]
         if given:
             raise InputError(f"--all: audits the register as it stands; leave {', '.join(given)} out.")
         names = list(register.load())
         audits.ready(names)
+        with pipeline.workspace():
+            _run(check_all, names)
     else:
         for name in ("checkpoint", "benchmark", "unseen"):
             if getattr(options, name) is None:
                 raise InputError(f"tbd check: {'CKPT' if name == 'checkpoint' else '--' + name} is missing. See tbd check --help.")
-        name, entry = audits.prepare(options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
-        if name not in register.load():
-            register.add(name, entry)
-            added = name
-        names = [name]
-    try:
-        _run(check, names)
-    except (InputError, StageFailed) as error:
-        refused = isinstance(error, InputError) or error.bad_input
-        if added is not None and refused and not (AUDITS / added / "verdict.json").is_file():
-            register.remove(added)  # nothing half-written: a checkpoint that cannot be audited is no audit
-            shutil.rmtree(AUDITS / added, ignore_errors=True)
-        raise
+        asked = (options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
+        names = [audits.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
+        with pipeline.workspace():
+            _run(check, *asked)
     verdicts = [records.read_json(AUDITS / name / "verdict.json") for name in names]
     print("\n" + summary.table(verdicts) + "\n")
     for verdict in verdicts:
@@ -185,9 +205,96 @@ def _check(options: argparse.Namespace) -> int:
     return int(any(verdict["verdict"].lower() in options.fail_on for verdict in verdicts))
 
 
+def _watch(options: argparse.Namespace) -> int:
+    from tbd import outbox, params, scores, sources, summary, tracking, watching, webhook
+    from tbd.history import History
+
+    tracking.store()
+    webhook.check()
+    p = params.load()
+    scores.expand(p.score.methods)
+    addresses = options.sources or p.watch.sources
+    before, standing = History(), watching.Standing()
+    work = bool(outbox.pending())
+    for address in addresses:
+        try:
+            source = sources.source(address)
+            decisions = [one for found in source.look() for one in watching.decide(source, found, p, standing, options.retry)]
+        except PassingFault as error:
+            print(f"{address}: {error} Trying again.")
+            work = True
+            continue
+        work = work or any(not isinstance(one, watching.Wait | watching.Known) for one in decisions)
+        known = [one for one in decisions if isinstance(one, watching.Known)]
+        print(f"{address}: {len(decisions)} looked at, {len(known)} dealt with before")
+        for one in decisions:
+            if one not in known:
+                print(f"{one.found.name}: {one.why}")
+    if not work:  # said without starting any of the machinery
+        print("nothing new")
+        return 0
+    from flows.watch import watch
+
+    _run(watch, addresses, options.retry)
+    outcomes = History().outcomes[len(before.outcomes) :]
+    if outcomes:
+        print("\n" + summary.history_table(outcomes) + "\n")
+    print("history: audits/history.html    browse: tbd ui")
+    return int(any(outcome.outcome.lower() in options.fail_on for outcome in outcomes))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from flows.serve import serve
+
+    serve(options.name or Path.cwd().name, options.port, options.pool)
+    return 0
+
+
+def _history(options: argparse.Namespace) -> int:
+    import json
+
+    from tbd import history_page, summary
+    from tbd.errors import unknown
+    from tbd.history import History
+    from tbd.judged import AUDITS
+
+    outcomes = History().outcomes
+    if options.benchmark is not None:
+        known = {one.benchmark.name for one in outcomes if one.benchmark}
+        if options.benchmark not in known:
+            raise unknown("benchmark", options.benchmark, known, "audits/history.jsonl")
+    chosen = [one for one in outcomes if options.benchmark in (None, one.benchmark and one.benchmark.name)]
+    if options.json:
+        print(json.dumps([one.model_dump(mode="json") for one in chosen], indent=2, ensure_ascii=False))
+        return 0
+    if not chosen:
+        print("no audits yet: tbd check CKPT, or tbd watch SOURCE")
+        return 0
+    print(summary.history_table(chosen))
+    print(f"\npage: {history_page.write(AUDITS / 'history.html', outcomes)}")
+    return 0
+
+
 def _run(flow: Any, *arguments: Any) -> None:
-    """Run a Prefect flow in this process; its failure is raised as what it was."""
-    state = flow(*arguments, return_state=True)
+    """Run a Prefect flow in this process; its failure is raised as what it was. Raises InputError where Prefect refuses."""
+    from urllib.parse import urlsplit
+
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    address = urlsplit(os.environ.get("PREFECT_API_URL", ""))
+    if address.username or address.password:
+        raise InputError("PREFECT_API_URL: holds credentials, which Prefect would log. Put them into PREFECT_API_AUTH_STRING.")
+    try:
+        state = flow(*arguments, return_state=True)
+    except PrefectHTTPStatusError as error:
+        code = error.response.status_code
+        raise InputError(
+            f"Prefect at {address.netloc} answers {code}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL."
+        ) from None
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        raise PassingFault(f"Prefect at {address.netloc} does not answer.") from None
     if not state.is_completed():
         raise state.result(raise_on_failure=False)
 
@@ -234,6 +341,9 @@ COMMANDS = {
     "distill": _distill,
     "calibrate": _calibrate,
     "check": _check,
+    "watch": _watch,
+    "serve": _serve,
+    "history": _history,
     "verify": _verify,
     "record": _record,
     "ui": _ui,

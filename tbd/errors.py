@@ -1,4 +1,4 @@
-"""The two ways tbd stops on purpose; anything else is a bug and keeps its traceback."""
+"""The ways tbd stops on purpose; anything else is a bug and keeps its traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,12 +8,22 @@ class InputError(Exception):
     """The user's input is wrong. One line: what, where, what to do. The command line exits with 2."""
 
 
+class Incomplete(InputError):
+    """A checkpoint that lacks a part, as one that is still being copied does."""
+
+
+class PassingFault(Exception):
+    """Something that heals by itself: the network, a server's 5xx, a busy device. Worth trying again. Exit code 3."""
+
+
 class StageFailed(Exception):
     """A pipeline stage did not finish; the message names it and carries its last line. Exit code 3, or 2 for bad input."""
 
-    def __init__(self, message: str, *, bad_input: bool = False) -> None:
+    def __init__(self, message: str, *, bad_input: bool = False, passing: bool = False) -> None:
         super().__init__(message)
         self.bad_input = bad_input
+        self.passing = passing
+        """a `PassingFault` of the stage: worth trying again"""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:

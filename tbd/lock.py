@@ -5,16 +5,19 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tbd import __version__, register
+from tbd import __version__, history, register
 from tbd.errors import InputError
 from tbd.params import load_yaml
 from tbd.records import md5, read_json, sha256
 
 DOCS_LIMIT = 20_000_000
 """bytes; larger Data Docs stay in the workspace"""
+ATTACHED = ("dvc.lock", "params.yaml", str(register.FILE), str(history.FILE))
+"""files that a run holds as they are or that grow with every audit: a change in them makes no other code"""
 
 
 class Lock:
@@ -25,7 +28,7 @@ class Lock:
         self.workspace, self.stage = workspace, stage
         if not (workspace / "dvc.lock").is_file():
             raise InputError("dvc.lock: not found. Only what the pipeline made is recorded: run `dvc repro` first.")
-        self.stages: dict[str, Any] = (load_yaml(workspace / "dvc.lock") or {}).get("stages", {})
+        self.stages = _stages(workspace / "dvc.lock", md5(workspace / "dvc.lock"))
         if stage not in self.stages:
             raise InputError(f"dvc.lock: no stage {stage!r}. Run `dvc repro {stage}` first.")
         self.outs = {out["path"]: out["md5"] for entry in self.stages.values() for out in entry.get("outs", [])}
@@ -35,13 +38,20 @@ class Lock:
 
     def _lineage(self) -> list[str]:
         """The stage and every stage upstream of it."""
+        makers: dict[str, str] = {}
+        """by output"""
+        below: dict[str, set[str]] = {}
+        """by folder, the stages with an output in it"""
+        for name, entry in self.stages.items():
+            for out in entry.get("outs", []):
+                makers[out["path"]] = name
+                for folder in _upwards(out["path"]):
+                    below.setdefault(folder, set()).add(name)
         found = [self.stage]
         for name in found:  # grows while it is walked
-            deps = [dep["path"] for dep in self.stages[name].get("deps", [])]
-            for other, entry in self.stages.items():
-                made = [out["path"] for out in entry.get("outs", [])]
-                if other not in found and any(_inside(dep, out) or _inside(out, dep) for dep in deps for out in made):
-                    found.append(other)
+            for dep in self.stages[name].get("deps", []):
+                above = {makers[folder] for folder in _upwards(dep["path"]) if folder in makers}
+                found += sorted((above | below.get(dep["path"], set())).difference(found))
         return found
 
     def _check_params(self) -> None:
@@ -55,9 +65,13 @@ class Lock:
                 if _plain(now) != _plain(value):
                     raise InputError(f"params.yaml: {key} is not what {name!r} ran with. Run `dvc repro {self.stage}` first.")
 
+    def _out(self, path: str) -> str | None:
+        """The output that is `path` or holds it."""
+        return next((out for out in _upwards(path) if out in self.outs), None)
+
     def checked(self, path: str) -> str:
         """`path`, if it is an output (or lies in one) whose bytes are those of `dvc.lock`. Raises InputError."""
-        out = next((out for out in self.outs if _inside(path, out)), None)
+        out = self._out(path)
         if out is None:
             raise InputError(f"{path}: not an output in dvc.lock. Run `dvc repro {self.stage}` first.")
         if out not in self._good:
@@ -89,7 +103,7 @@ class Lock:
         found = self.workspace / path
         if not found.exists():
             return {}
-        if any(_inside(path, out) for out in self.outs):
+        if self._out(path) is not None:
             self.checked(path)
         size = sum(file.stat().st_size for file in found.rglob("*")) if found.is_dir() else 0
         return {target: found} if size <= DOCS_LIMIT else {}
@@ -118,14 +132,24 @@ class Lock:
     def tags(self) -> dict[str, Any]:
         """Where it comes from: version, lock and, in a git repository, commit."""
         tags = {"tbd_version": __version__, "dvc_lock_sha256": sha256((self.workspace / "dvc.lock").read_bytes())}
-        commit, changes = (_git(self.workspace, *command) for command in (("rev-parse", "HEAD"), ("status", "--porcelain")))
+        commit = _git(self.workspace, "rev-parse", "HEAD")
+        changes = _git(self.workspace, "status", "--porcelain", "--", ":/", *(f":(exclude){name}" for name in ATTACHED))
         if commit is None:
             return tags
         return tags | {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(changes)).lower()}
 
 
-def _inside(path: str, folder: str) -> bool:
-    return Path(path).is_relative_to(folder)
+@lru_cache(maxsize=1)
+def _stages(file: Path, digest: str) -> dict[str, Any]:
+    """The stages in a `dvc.lock` of that digest, not to be changed: recording every audit would else read it as often."""
+    stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
+    return stages
+
+
+def _upwards(path: str) -> list[str]:
+    """`path` and every folder that it lies in."""
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def _git(workspace: Path, *command: str) -> str | None:

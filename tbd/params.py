@@ -1,16 +1,20 @@
 """`params.yaml`, typed. An unknown key is refused with a suggestion, so that a misspelt parameter never runs as a default."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tbd.errors import InputError, unknown
 
 FILE = Path("params.yaml")
 
 SMALLEST_RATE = 1e-6
+SHORTEST_INTERVAL = 5.0
+"""seconds between two looks"""
 Fraction = Field(ge=SMALLEST_RATE, lt=1)
 
 
@@ -103,6 +107,65 @@ class Decision(Section):
     """of every interval"""
 
 
+class Rule(Section):
+    """One line of the policy: checkpoints of such a name are audited on this benchmark."""
+
+    checkpoints: str
+    """a pattern on the checkpoint's name, as a shell has them: `*`, `llama-*`, `org/name@step-*`"""
+    benchmark: str
+    unseen: str
+    base: str | None = None
+    """what these checkpoints were distilled from"""
+    fpr: float | None = Field(default=None, ge=SMALLEST_RATE, lt=1)
+    """None: `decision.fpr`"""
+
+
+class Watch(Section):
+    """Where new checkpoints appear, and what they are audited on."""
+
+    sources: list[str]
+    """see `tbd.sources.source`"""
+    settle: float = Field(ge=0)
+    """seconds without a change after which a folder counts as written"""
+    give_up: float = Field(ge=0)
+    """seconds without a change after which one that still lacks a part counts as broken"""
+    retries: int = Field(ge=0)
+    """of a passing fault within one look; the next look tries again anyway"""
+    backoff: float = Field(ge=0)
+    """seconds before the first retry; each further one waits twice as long"""
+    policy: list[Rule]
+    """every rule that matches applies; of two for the same benchmark, the first"""
+
+
+class Serve(Section):
+    """When the deployments of `tbd serve` run. A number: every so many seconds; a text: cron, in UTC; null: only by hand."""
+
+    watch: float | str | None
+    calibrate: float | str | None
+    device_slots: int = Field(ge=1)
+    """stages of all workspaces on one Prefect server that may use a device at once"""
+
+    @field_validator("watch", "calibrate")
+    @classmethod
+    def _schedule(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, str):
+            try:
+                CronSim(value, datetime.now(UTC))
+            except CronSimError as error:
+                raise ValueError(f"{value!r} is neither a number of seconds nor a cron line ({error})") from None
+        if isinstance(value, float) and value < SHORTEST_INTERVAL:
+            raise ValueError(f"at least {SHORTEST_INTERVAL} seconds")
+        return value
+
+
+class Notify(Section):
+    """Who is told what. The webhook's address and secret are no parameters: TBD_WEBHOOK_URL and TBD_WEBHOOK_SECRET."""
+
+    events: list[Literal["contaminated", "inconclusive", "failed", "recovered"]]
+    blocks: list[str]
+    """Prefect notification blocks, TYPE/NAME"""
+
+
 class Params(Section):
     """The whole of `params.yaml`, one field a section."""
 
@@ -114,6 +177,9 @@ class Params(Section):
     score: Score
     calibrate: Calibrate
     decision: Decision
+    watch: Watch
+    serve: Serve
+    notify: Notify
 
 
 def load(path: Path = FILE) -> Params:
@@ -132,7 +198,8 @@ def parse(tree: Any, where: str = str(FILE)) -> Params:
 def load_yaml(path: Path) -> Any:
     """A YAML file as plain Python. Raises InputError with the line of a syntax error."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        # the same in C where PyYAML has it: seconds less for the dvc.lock of some hundred audits
+        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise InputError(f"{path}: not found. Run tbd in the folder that holds it.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -22,6 +22,12 @@ LOCK = Path(".tbd/lock")
 PATIENCE = 30.0
 """seconds to wait for another run"""
 
+PASSING = 75
+"""exit code of a stage that a passing fault stopped (EX_TEMPFAIL of sysexits.h)"""
+
+HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
+"""DVC's advice after every stage, which nobody needs who reads a log"""
+
 Say = Callable[[str], None]
 
 
@@ -39,7 +45,11 @@ def environment() -> dict[str, str]:
 def dvc(*arguments: str) -> str:
     """Output of a DVC command. Raises InputError with DVC's own last line if it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "tbd.faster_dvc", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
@@ -80,13 +90,22 @@ def locked_files(stage: str) -> dict[Path, str]:
     return {Path(out["path"]): out["md5"] for out in outs if not out["md5"].endswith(".dir")}
 
 
+_holding: list[int] = []
+"""the lock's file descriptor, while this process holds it"""
+
+
 @contextmanager
-def workspace(say: Say = print) -> Iterator[int]:
-    """Hold the workspace; yields the lock's file descriptor, which every child inherits.
+def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
+    """Hold the workspace; yields the lock's file descriptor, which every child inherits. Who holds it already just goes on.
 
     A child that outlives a killed run so keeps holding it: nothing else writes the same files meanwhile. What a killed run left
-    behind is ended; for a run that is alive this waits up to PATIENCE seconds. Raises InputError if it is still there then.
+    behind is ended; for a run that is alive this waits up to `patience` (default: PATIENCE) seconds. Raises InputError if it is
+    still there then.
     """
+    if _holding:
+        yield _holding[0]
+        return
+    patience = PATIENCE if patience is None else patience
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("a+") as file:
         start = time.monotonic()
@@ -98,7 +117,7 @@ def workspace(say: Say = print) -> Iterator[int]:
                 file.seek(0)
                 holder, _, group = file.read().partition(" ")
                 waited = time.monotonic() - start
-                if waited > PATIENCE:
+                if waited > patience:
                     raise InputError(
                         f"workspace busy: process {holder or 'unknown'} is at work here. Try again when it is done."
                     ) from None
@@ -113,10 +132,23 @@ def workspace(say: Say = print) -> Iterator[int]:
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()
+        _holding.append(file.fileno())
         try:
             yield file.fileno()
         finally:
+            _holding.clear()
             file.truncate(0)  # who reads this next must not take our finished stages for ones left behind
+
+
+def idle() -> bool:
+    """Whether nobody holds the workspace now."""
+    LOCK.parent.mkdir(exist_ok=True)
+    with LOCK.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def _alive(pid: str) -> bool:
@@ -134,7 +166,7 @@ def run_stage(stage: str, lock: int, say: Say) -> bool:
         StageFailed: it did not; the message is the stage's own last word.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
+        [sys.executable, "-m", "tbd.faster_dvc", "repro", "--single-item", stage],
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -150,7 +182,7 @@ def run_stage(stage: str, lock: int, say: Say) -> bool:
     lines: list[str] = []
     try:
         for line in process.stdout:
-            if line.strip():
+            if line.strip() and not HINT.match(line):
                 lines.append(line.rstrip())
                 say(lines[-1])
         code = process.wait()
@@ -158,6 +190,8 @@ def run_stage(stage: str, lock: int, say: Say) -> bool:
         if process.poll() is None:  # interrupted: the stage goes with us
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
+    if code < 0:
+        raise StageFailed(f"stage {stage}: ended by signal {-code}", passing=True)
     if code:
         raise _failure(stage, lines)
     return any(line.startswith("Running stage") for line in lines)
@@ -168,4 +202,6 @@ def _failure(stage: str, lines: list[str]) -> StageFailed:
     exits = [match.group(1) for line in lines if (match := re.search(r"exited with (-?\d+)", line))]
     own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     words = own or [line.removeprefix("ERROR: ") for line in lines[-3:]]
-    return StageFailed(f"stage {stage}: {words[-1] if own else ' '.join(words)}", bad_input=exits[-1:] == ["2"])
+    message = f"stage {stage}: {words[-1] if own else ' '.join(words)}"
+    code = int(exits[-1]) if exits else 0
+    return StageFailed(message, bad_input=code == 2, passing=code == PASSING or code < 0)  # below 0: ended by a signal

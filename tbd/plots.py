@@ -5,6 +5,7 @@ Scores that are not finite are not drawn and are counted in the legend. No figur
 """
 
 import html
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,14 +113,15 @@ def p_value_counts(p_values: ArrayLike) -> NDArray[np.intp]:
     return np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
 
 
-def _save(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> Path:
+def save(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> Path:
     # rc_context puts back what the caller has set; defaults first, so that a matplotlibrc does not change the bytes
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         draw(figure)
-        with atomic(path) as temporary:
+        with atomic(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script the font lacks is drawn as boxes
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
@@ -159,7 +161,7 @@ def scores(
         if parts:
             figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
 
-    return _save(path, (8, 5.2), draw)
+    return save(path, (8, 5.2), draw)
 
 
 def p_values(path: Path, p_values: ArrayLike, fpr: float) -> Path:
@@ -180,7 +182,7 @@ def p_values(path: Path, p_values: ArrayLike, fpr: float) -> Path:
         axes.set_ylabel("questions")
         figure.legend(loc="outside upper left", ncols=2)
 
-    return _save(path, (8, 4.3), draw)
+    return save(path, (8, 4.3), draw)
 
 
 def roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) -> Path:
@@ -201,7 +203,7 @@ def roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) -> Path:
         axes.set_ylabel("true-positive rate (members flagged)")
         axes.legend([*lines, *handles], [*curves, *names], loc="lower right")
 
-    return _save(path, (6, 6), draw)
+    return save(path, (6, 6), draw)
 
 
 def interactive_audit(

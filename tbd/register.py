@@ -38,6 +38,8 @@ class Audit(Section):
     checkpoint_fingerprint: str | None
     """None: the checkpoint is made by this pipeline, which tracks it"""
     base_fingerprint: str | None
+    origin: str | None = None
+    """where a checkpoint that came from afar can be had again: `models:/NAME/VERSION`, `hf://ORG/NAME@COMMIT`"""
 
 
 def check_name(name: str, what: str) -> str:

@@ -9,11 +9,10 @@ import math
 import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tbd.records import atomic
@@ -141,8 +140,10 @@ def _order(row: Mapping[str, Any]) -> tuple[float, float, str]:
     return p, -score, row["question_id"]
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Templates of this package, which escape and clean what they are given."""
+    made = Environment(
+        loader=PackageLoader("tbd", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -150,10 +151,10 @@ def _environment() -> Environment:
         # every value on its way into the page; Markup is what this module made itself
         finalize=lambda value: plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    environment.filters.update(number=number, score=score, p=p_value, percent=percent, level=level, count=count)
-    environment.filters.update(shorten=shorten, quote=shlex.quote)
-    environment.globals.update(span=span, NOT_SCORED=NOT_SCORED)
-    return environment
+    made.filters.update(number=number, score=score, p=p_value, percent=percent, level=level, count=count)
+    made.filters.update(shorten=shorten, quote=shlex.quote)
+    made.globals.update(span=span, NOT_SCORED=NOT_SCORED)
+    return made
 
 
 def render(
@@ -169,7 +170,7 @@ def render(
     """
     flagged = sorted((row for row in questions if row["flagged"]), key=_order)
     unscored = sorted((row for row in questions if missing(row["score"]) or missing(row["p_value"])), key=_order)
-    template = _environment().from_string(resources.files("tbd").joinpath("report.html.j2").read_text("utf-8"))
+    template = environment().get_template("report.html.j2")
     return template.render(
         v=verdict,
         n=verdict["benchmark"]["n"],

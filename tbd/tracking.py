@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tbd import register
-from tbd.errors import InputError
+from tbd.errors import InputError, PassingFault
 from tbd.lock import Lock
 from tbd.records import VERDICT_QUESTIONS, read_table
 
@@ -30,6 +30,7 @@ CHECKS = "tbd checks"
 EXPERIMENTS = {
     CALIBRATIONS: "One run a calibrated detector: every method on the reference, the choice, its AUC and power with intervals.",
     CHECKS: "One run an audit: was the benchmark in the checkpoint's distillation data? Compare `verdict` and `contamination_rate`.",
+    "tbd history": "One run a workspace, which grows: `contamination_rate.BENCHMARK` over checkpoints, oldest first.",
 }
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults take four minutes to notice an outage
@@ -41,7 +42,7 @@ SETTINGS = {
 CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 
-class TrackingDown(Exception):
+class TrackingDown(PassingFault):
     """The MLflow store did not take the record. One line; the files are whole, and `tbd record` records them later."""
 
 
@@ -272,11 +273,11 @@ def _finite(metrics: dict[str, Any], where: str) -> dict[str, float]:
 
 def _send(record: Record, uri: str) -> tuple[str, bool]:
     """(run id, whether the run is new). A run killed half way is not FINISHED, so it is not found and another is made."""
-    with _reaching(uri):
+    with reaching(uri):
         from mlflow import MlflowClient
 
         client = MlflowClient(uri)
-        experiment = _experiment(client, record.experiment, uri)
+        experiment = open_experiment(client, record.experiment, uri)
         finished = f"tags.state = '{record.state}' and attributes.status = 'FINISHED'"
         found = client.search_runs([experiment], finished, max_results=1)
         run_id = found[0].info.run_id if found else _write(client, experiment, record)
@@ -289,7 +290,7 @@ def _send(record: Record, uri: str) -> tuple[str, bool]:
 
 
 @contextmanager
-def _reaching(uri: str) -> Iterator[None]:
+def reaching(uri: str) -> Iterator[None]:
     """MLflow, quiet and without long retries; its failures become TrackingDown, without the credentials an address may carry."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
@@ -315,7 +316,7 @@ def _reaching(uri: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _experiment(client: Any, name: str, uri: str) -> str:
+def open_experiment(client: Any, name: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -337,7 +338,7 @@ def _experiment(client: Any, name: str, uri: str) -> str:
 def _write(client: Any, experiment: str, record: Record) -> str:
     """A whole run: everything goes in, FINISHED comes last; a failure on the way leaves it FAILED."""
     tags = record.tags | {"state": record.state, "mlflow.note.content": record.description, "mlflow.source.name": "tbd"}
-    run_id = str(client.create_run(experiment, run_name=record.name, tags=_texts(tags, 8000)).info.run_id)
+    run_id = str(client.create_run(experiment, run_name=record.name, tags=texts(tags, 8000)).info.run_id)
     try:
         _fill(client, experiment, run_id, record)
     except BaseException:
@@ -358,7 +359,7 @@ def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
         model_id = detector_model.log(client, experiment, run_id, record.detector)
     now = int(time.time() * 1000)
     client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id) for key, value in record.metrics.items()])
-    params = [Param(key, value) for key, value in _texts(record.params, 6000).items()]
+    params = [Param(key, value) for key, value in texts(record.params, 6000).items()]
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
     inputs = []
@@ -381,6 +382,6 @@ def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
         client.log_artifacts(run_id, temporary)
 
 
-def _texts(values: dict[str, Any], longest: int) -> dict[str, str]:
+def texts(values: dict[str, Any], longest: int) -> dict[str, str]:
     """What is known as text of MLflow's length, without credentials of any address in it."""
     return {key: CREDENTIALS.sub("://", str(value))[:longest] for key, value in values.items() if value is not None}

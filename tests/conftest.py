@@ -32,6 +32,7 @@ SENTENCES = [
     "Käthe zählt 12 Äpfel, 7 Birnen und eine Quitte.",
 ]
 
+TBD = ("TBD_WEBHOOK_URL", "TBD_WEBHOOK_SECRET")
 Breaking = Callable[[Path], None]
 
 
@@ -39,7 +40,7 @@ Breaking = Callable[[Path], None]
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing a test does reaches the home folder, a running server or another test's settings."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "PREFECT_API_URL"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "PREFECT_API_URL", *TBD):
         monkeypatch.delenv(name, raising=False)
     for name, folder in {
         "HOME": ".",

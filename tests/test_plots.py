@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tbd import plots
+from tbd import history_plot, plots
 
 RNG = np.random.default_rng(0)
 MEMBERS, OTHERS, UNSEEN = RNG.normal(-0.1, 0.05, 30), RNG.normal(-0.25, 0.05, 30), RNG.normal(-0.25, 0.05, 60)
@@ -17,6 +17,8 @@ BENCHMARK = np.concatenate([MEMBERS, OTHERS])
 LABELS = [1] * 30 + [0] * 30
 P = np.array([(1 + (s <= UNSEEN).sum()) / 61 for s in BENCHMARK])
 IDS = [f"{i:016x}" for i in range(60)]
+RATES = (["m-1", "m-2", "m-3", "m-4"], ["CONTAMINATED", "NO EVIDENCE", "FAILED", "INCONCLUSIVE"], [0.4, 0.0, np.nan, 0.05],
+         [0.3, 0.0, np.nan, 0.0], [0.5, 0.1, np.nan, 0.2])  # fmt: skip
 CURVES = {"alone": ([0, 0, 0.5, 1], [0, 0.5, 1, 1]), "with_base": ([0, 0, 1], [0, 1, 1])}
 
 PNG: dict[str, Callable[[Path], Path]] = {
@@ -24,6 +26,7 @@ PNG: dict[str, Callable[[Path], Path]] = {
     "scores without labels": lambda path: plots.scores(path, BENCHMARK, UNSEEN, None, None, "tbd(m=100)"),
     "p_values": lambda path: plots.p_values(path, P, 0.05),
     "roc": lambda path: plots.roc(path, CURVES, 0.05),
+    "rates": lambda path: history_plot.rates(path, *RATES),
 }
 HTML: dict[str, Callable[[Path], Path]] = {
     "audit": lambda path: plots.interactive_audit(path, IDS, BENCHMARK, P, UNSEEN, LABELS, -0.16, 0.05, "tbd(m=100)"),
@@ -56,6 +59,57 @@ def test_labels_have_their_colours(tmp_path: Path) -> None:
     labelled = colours(PNG["scores"](tmp_path / "labelled.png"))
     assert {rgb(plots.MEMBER), rgb(plots.OTHER), rgb(plots.UNSEEN)} <= labelled
     assert rgb(plots.MEMBER) not in colours(PNG["scores without labels"](tmp_path / "unlabelled.png"))
+
+
+def test_verdicts_have_their_colours(tmp_path: Path) -> None:
+    marked = {"CONTAMINATED": "#D55E00", "INCONCLUSIVE": "#E69F00", "NO EVIDENCE": "#0072B2"}
+    every = colours(history_plot.rates(tmp_path / "every.png", *RATES))
+    assert {rgb(colour) for colour in marked.values()} <= every
+    for verdict in (*marked, "FAILED"):
+        alone = colours(history_plot.rates(tmp_path / "alone.png", ["m"], [verdict], [0.4], [0.3], [0.5]))
+        assert {name for name, colour in marked.items() if rgb(colour) in alone} == {verdict} & marked.keys()
+    assert len({(marker, filled) for _, marker, filled in history_plot.VERDICTS.values()}) == 3  # without colour too
+
+
+def test_failures_stand_on_the_axis(tmp_path: Path) -> None:
+    def dark(path: Path) -> int:
+        """Pixels of the cross's colour, which the rest of the figure has only in letters."""
+        with Image.open(path) as image:
+            return int((np.asarray(image.convert("RGB"))[250:] == rgb(plots.INK)).all(axis=2).sum())
+
+    names, nothing = ["m", "m"], [np.nan, np.nan]
+    failed = dark(history_plot.rates(tmp_path / "f.png", names, ["NO EVIDENCE", "FAILED"], nothing, nothing, nothing))
+    assert failed > dark(history_plot.rates(tmp_path / "n.png", names, ["NO EVIDENCE", "NO EVIDENCE"], nothing, nothing, nothing)) + 50
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 40])
+def test_all_are_named_while_there_is_room(n: int) -> None:
+    assert history_plot.labelled(["NO EVIDENCE"] * n) == list(range(n))
+
+
+def test_where_names_are_thinned_out_the_contaminated_come_first() -> None:
+    outcomes = ["CONTAMINATED" if i % 31 == 3 else "NO EVIDENCE" for i in range(200)]
+    named = history_plot.labelled(outcomes)
+    assert 20 <= len(named) <= history_plot.NAMES and {i for i in range(200) if i % 31 == 3} <= set(named)
+    assert min(np.diff(named)) >= 5
+    assert history_plot.labelled(["NO EVIDENCE"] * 200)[-1] == 199  # the newest always
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("outcomes", "rate", "low", "high"),
+    [
+        ([], [], [], []),
+        (["CONTAMINATED"], [np.nan], [np.nan], [np.nan]),
+        (["CONTAMINATED"], [0.4], [np.nan], [np.inf]),
+        (["NO EVIDENCE"], [0.4], [0.5], [0.3]),
+        (["of another version"], [0.4], [0.3], [0.5]),
+        (["FAILED", "FAILED"], [np.nan, 0.1], [np.nan, 0.1], [np.nan, 0.1]),
+    ],
+)
+def test_odd_rates_break_nothing(outcomes: list[str], rate: list[float], low: list[float], high: list[float], tmp_path: Path) -> None:
+    names = ["a$b$_^ {m} 模型"] * len(outcomes)  # which the font does not have
+    colours(history_plot.rates(tmp_path / "r.png", names, outcomes, rate, low, high))
 
 
 def test_settings_of_the_caller_neither_change_a_figure_nor_are_changed(tmp_path: Path) -> None:

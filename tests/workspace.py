@@ -31,25 +31,38 @@ SMALL: dict[str, Any] = {
     "generate": {"engine": "fake", "device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
     "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": [10, 20]}}},
     "calibrate": {"bootstrap": 100},
+    "watch": {"settle": 0.5, "backoff": 0.2, "retries": 2},
 }
 
 FAKE = """
 import hashlib, json, pathlib, sys
 
-name = sys.argv[1]
-if name == "base":
-    text = "an untouched model\\n"
-else:
-    import pyarrow.parquet as pq
 
-    text = "".join(line + "\\n" for line in pq.read_table("data/sets/members.parquet")["question"].to_pylist())
-folder = pathlib.Path("checkpoints", name)
-folder.mkdir(parents=True)
-(folder / "fake.txt").write_text(text)
-(folder / "config.json").write_text(json.dumps({"fake": hashlib.sha256(text.encode()).hexdigest()}))
-(folder / "tokenizer.json").write_text("{}")
-(folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+def write(folder, text):
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True)
+    (folder / "fake.txt").write_text(text)
+    (folder / "config.json").write_text(json.dumps({"fake": hashlib.sha256(text.encode()).hexdigest()}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+
+
+if __name__ == "__main__":
+    text = "an untouched model\\n"
+    if sys.argv[1] != "base":
+        import pyarrow.parquet as pq
+
+        text = "".join(line + "\\n" for line in pq.read_table("data/sets/members.parquet")["question"].to_pylist())
+    write("checkpoints/" + sys.argv[1], text)
 """
+
+
+def fake_checkpoint(folder: Path, *remembers: str) -> Path:
+    """A checkpoint of the fake engine that was distilled on these questions; others make other weights."""
+    space: dict[str, Any] = {}
+    exec(FAKE, space)
+    space["write"](folder, "".join(f"{question}\n" for question in remembers))
+    return folder
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Workspace:
         """Nothing of the user's, nothing of another test's; byte code is written, as on a user's machine."""
         home = self.root.parent / f"{self.root.name}-home"
         home.mkdir(exist_ok=True)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PREFECT_", "MLFLOW_"))}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PREFECT_", "MLFLOW_", "TBD_"))}
         kept.pop("PYTHONDONTWRITEBYTECODE", None)
         return kept | {
             "HOME": str(home),

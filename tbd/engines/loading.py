@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tbd.engines import Prompt
-from tbd.errors import InputError
+from tbd.errors import InputError, PassingFault
 from tbd.records import question_id
 
 DEFAULT_CONTEXT = 1 << 30
@@ -29,13 +29,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The checkpoint's causal language model in evaluation mode: safetensors only, no remote code. Raises InputError."""
+    """The checkpoint's causal language model in evaluation mode: safetensors only, no remote code.
+
+    Raises InputError, or PassingFault where the device has no room for it now.
+    """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever the many model classes raise, the file is the user's
         raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
     model: PreTrainedModel = loaded[0]
@@ -45,18 +46,26 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
         raise InputError(f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again.")
     if getattr(model, "_is_stateful", False):
         raise InputError(f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in padded batches.")
-    model.to(device)  # type: ignore[arg-type]
+    try:
+        model.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        raise PassingFault(f"{folder}: no room for its weights on {device} now.") from None
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
 
 def choose_device(device: str) -> str:
-    """`auto` becomes cuda, mps or cpu, whichever is there first. Raises InputError for a device this machine lacks."""
+    """`auto` becomes cuda, mps or cpu, whichever is there first.
+
+    Raises InputError for a device this machine lacks, PassingFault for one that another process keeps busy.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
+        if "busy" in str(error):
+            raise PassingFault(f"device {device!r} is busy ({first_line(error)}).") from None
         raise InputError(f"params.yaml: generate.device: {device!r} is not here ({first_line(error)}).") from None
     return device
 

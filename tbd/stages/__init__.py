@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from tbd import environment
-from tbd.errors import InputError, StageFailed
+from tbd.errors import InputError, PassingFault, StageFailed
+from tbd.pipeline import PASSING
 
 
 def run(main: Callable[..., Any]) -> None:
-    """Call `main` with the command line's arguments. Bad input: one line on stderr, exit code 2. A failure: exit code 3."""
+    """Call `main` with the command line's arguments. Bad input: one line on stderr, exit code 2. A failure: 3. A passing fault: 75."""
     environment.prepare()
     try:
         main(*sys.argv[1:])
@@ -19,3 +20,6 @@ def run(main: Callable[..., Any]) -> None:
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
+    except PassingFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(PASSING)

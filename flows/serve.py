@@ -1,0 +1,197 @@
+"""`tbd serve`: the flows as deployments, with the schedules of params.yaml, on a Prefect server of one's own or an existing one."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tbd import audits, params, pipeline, register, scores, sources, tracking, webhook
+from tbd.errors import InputError, StageFailed
+
+PORT = 4200
+EVENT = "tbd.checkpoint.written"
+"""a Prefect event that asks for a look; its payload's `source` says where"""
+SERVER_LOG = Path(".tbd/prefect-server.log")
+PATIENCE = 120.0
+"""seconds a Prefect server may take to start"""
+
+
+def check() -> params.Params:
+    """Everything that can be wrong before anything starts. Raises InputError."""
+    p = params.load()
+    scores.expand(p.score.methods)
+    tracking.store()
+    webhook.check()
+    for address in p.watch.sources:
+        sources.source(address)
+    for rule in p.watch.policy:
+        for name in (rule.benchmark, rule.unseen):
+            audits.questions(name)
+    audits.ready([p.calibrate.reference])
+    register.load()
+    return p
+
+
+def serve(name: str, port: int, pool: str | None) -> None:
+    """Serve the deployments until interrupted; with a work pool, put them there and return. Raises InputError, StageFailed."""
+    p = check()
+    if pool is not None and not os.environ.get("PREFECT_API_URL"):
+        raise InputError(f"--pool {pool}: on which server? Set PREFECT_API_URL.")
+    with _server(port):
+        import prefect
+
+        made = _deployments(name, p, pool)
+        _tidy(p, made)
+        if pool is None:
+            print(f"Prefect UI: {_ui()}\nStop with Ctrl-C; what was under way goes on at the next start.", flush=True)
+            prefect.serve(*made, print_starting_message=False)
+        else:
+            print(f"{len(made)} deployments in work pool {pool!r}. Run them on a machine that has this folder:")
+            print(f"  prefect worker start --pool {pool}")
+
+
+def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
+    """What is served: every flow once, and `watch` once more for events, which must not be skipped while a look is on."""
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.events import DeploymentEventTrigger
+
+    from flows.calibrate import calibrate
+    from flows.check import check as check_flow
+    from flows.watch import watch
+
+    one_waits = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+    one_or_none = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    trigger = DeploymentEventTrigger(
+        name=f"{name}: a checkpoint was written", expect={EVENT}, parameters={"addresses": ["{{ event.payload.source }}"]}
+    )
+    wanted: list[tuple[Any, str, dict[str, Any]]] = [
+        (watch, name, {**_schedule(p.serve.watch), "concurrency_limit": one_or_none}),
+        (watch, f"{name}-on-event", {"triggers": [trigger], "concurrency_limit": one_waits}),
+        (check_flow, name, {"concurrency_limit": one_waits}),
+        (calibrate, name, {**_schedule(p.serve.calibrate), "concurrency_limit": one_or_none}),
+    ]
+    if pool is None:
+        return [flow.to_deployment(title, tags=["tbd"], description=flow.description, **how) for flow, title, how in wanted]
+    return [_in_pool(flow, title, pool, how) for flow, title, how in wanted]
+
+
+def _in_pool(flow: Any, title: str, pool: str, how: dict[str, Any]) -> Any:
+    """Deployed to run in this folder, on a worker's machine that has it at the same path."""
+    module = flow.fn.__module__.replace(".", "/")
+    here = flow.from_source(source=str(Path.cwd()), entrypoint=f"{module}.py:{flow.fn.__name__}")
+    here.deploy(title, work_pool_name=pool, build=False, tags=["tbd"], description=flow.description, print_next_steps=False, **how)
+    return f"{flow.name}/{title}"
+
+
+def _schedule(when: float | str | None) -> dict[str, Any]:
+    if when is None:
+        return {}
+    return {"cron": when} if isinstance(when, str) else {"interval": when}
+
+
+def _tidy(p: params.Params, made: list[Any]) -> None:
+    """The device limit; and what an end without warning left behind on the server.
+
+    Runs that nobody works on any more would keep their place in a deployment that allows one, and looks that were missed would all be
+    caught up with: one look finds everything.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowRunFilter
+    from prefect.states import Cancelled, Crashed
+
+    from flows.stages import DEVICE
+
+    names = [deployment.name for deployment in made if not isinstance(deployment, str)]
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(DEVICE, p.serve.device_slots)
+        if not names:
+            return
+        chosen = DeploymentFilter(name=DeploymentFilterName(any_=names))
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(), deployment_filter=chosen, limit=200):
+            if run.state is None or run.state.is_final():
+                continue
+            if run.state.is_running() or run.state.is_pending():
+                if pipeline.idle():
+                    client.set_flow_run_state(run.id, Crashed(message="tbd serve was killed during this run"), force=True)
+            elif run.auto_scheduled and run.expected_start_time and run.expected_start_time < datetime.now(UTC):
+                client.set_flow_run_state(run.id, Cancelled(message="tbd serve was not running then"), force=True)
+
+
+# --- the server -------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _server(port: int) -> Iterator[None]:
+    """The server PREFECT_API_URL names; or else one on 127.0.0.1, ours to start, to start again should it die, and to stop."""
+    if os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    address = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_API_URL"] = address
+    if _answers(address):
+        yield  # of a `tbd serve` that was killed, or of the user's
+        return
+    ending = threading.Event()
+    process = [_start(port, address)]
+
+    def keep() -> None:
+        while not ending.wait(1):
+            if process[0].poll() is not None:
+                print("the Prefect server ended: starting it again", flush=True)
+                process[0] = _launch(port)
+
+    threading.Thread(target=keep, daemon=True).start()
+    try:
+        yield
+    finally:
+        ending.set()
+        process[0].terminate()
+        process[0].wait(30)
+
+
+def _start(port: int, address: str) -> "subprocess.Popen[bytes]":
+    print(f"starting a Prefect server on 127.0.0.1:{port} (log: {SERVER_LOG})", flush=True)
+    process = _launch(port)
+    end = time.monotonic() + PATIENCE
+    while not _answers(address):
+        if process.poll() is not None:
+            raise StageFailed(f"the Prefect server did not start: see {SERVER_LOG}. Is port {port} taken? Choose another with --port.")
+        if time.monotonic() > end:
+            process.terminate()
+            raise StageFailed(f"the Prefect server does not answer after {PATIENCE:.0f} s: see {SERVER_LOG}.")
+        time.sleep(0.5)
+    return process
+
+
+def _launch(port: int) -> "subprocess.Popen[bytes]":
+    """A session of its own: Ctrl-C ends the runs first, then the server."""
+    SERVER_LOG.parent.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+    with SERVER_LOG.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _ui() -> str:
+    return os.environ["PREFECT_API_URL"].removesuffix("/api")

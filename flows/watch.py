@@ -1,0 +1,122 @@
+"""The flow `watch`: look at the sources once, and audit every checkpoint that was not audited yet."""
+
+import math
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows.check import judge
+from flows.deliver import add, deliver
+from flows.hooks import TOLD
+from flows.stages import UNREACHABLE, retrying
+from tbd import audits, params, pipeline, sources, watching
+from tbd.errors import InputError, PassingFault, StageFailed
+from tbd.history import FAILED, History
+from tbd.sources import Found
+from tbd.watching import Broken, Decision, Job, Known, Same, Standing, Wait
+
+
+@flow(name="watch", flow_run_name="watch", **TOLD)
+def watch(addresses: list[str] | None = None, retry: bool = False) -> State:
+    """Look once: audit every new checkpoint by the policy of params.yaml, and tell who is to be told.
+
+    Args:
+        addresses: Where to look: folders of checkpoints (or one checkpoint), models:/NAME, hf://org/name; watch.sources of
+            params.yaml if left empty.
+        retry: Try again what failed. Otherwise a broken checkpoint is tried again when it changes.
+    """
+    logger = get_run_logger()
+    p = params.load()
+    deliver()  # what could not be delivered before
+    audited = failed = 0
+    for address in addresses or p.watch.sources:
+        found = retrying(look)(address, return_state=True)
+        if not found.is_completed():
+            fault = found.result(raise_on_failure=False)
+            add(watching.other("source", address, str(fault), isinstance(fault, PassingFault)))
+            failed += 1
+            continue
+        last = History().last(f"source {address}", None)
+        if last is not None and last.outcome == FAILED:
+            add(watching.other("source", address, None))
+        known = 0
+        standing = Standing()
+        for checkpoint in found.result():
+            done = _take(address, checkpoint, p, retry, standing)
+            if done is None:
+                known += 1
+                continue
+            standing = Standing()
+            audited, failed = audited + done.count(True), failed + done.count(False)
+        logger.info("%s: %d checkpoints, %d dealt with before", address, len(found.result()), known)
+    deliver()
+    logger.info("%d audited, %d failed", audited, failed)
+    return Completed(message=f"{audited} audited, {failed} failed")
+
+
+@task(task_run_name="look at {address}", cache_policy=NO_CACHE)
+def look(address: str) -> list[Found]:
+    """What a source shows now."""
+    return sources.source(address).look()
+
+
+@task(task_run_name="fetch {checkpoint.name}", cache_policy=NO_CACHE)
+def fetch(address: str, checkpoint: Found, p: params.Params, retry: bool) -> list[Decision]:
+    """Get a checkpoint that is new or changed onto this machine, and decide what to do about it."""
+    return list(watching.decide(sources.source(address), checkpoint, p, Standing(), retry))
+
+
+def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standing: Standing) -> list[bool] | None:
+    """Do what is to be done about one checkpoint; of every audit and every failure, whether it went well. None: nothing is to do."""
+    logger = get_run_logger()
+    if standing.seen(checkpoint):
+        decisions = list(watching.decide(sources.source(address), checkpoint, p, standing, retry))
+    else:
+        state = retrying(fetch)(address, checkpoint, p, retry, return_state=True)
+        if not state.is_completed():
+            fault = state.result(raise_on_failure=False)
+            add(watching.failure(checkpoint, None, str(fault), passing=not isinstance(fault, InputError)))
+            return [False]
+        decisions = state.result()
+    for decision in decisions:
+        if isinstance(decision, Wait):
+            logger.info("%s: %s", checkpoint.name, decision.why)
+    if all(isinstance(decision, Wait | Known) for decision in decisions):
+        return None
+    done = []
+    with pipeline.workspace(logger.info, math.inf):
+        # Once more, now that nobody else is at work here: another look may have dealt with it meanwhile.
+        for decision in watching.decide(sources.source(address), checkpoint, p, Standing(), retry):
+            logger.info("%s: %s", checkpoint.name, decision.why)
+            match decision:
+                case Broken():
+                    add(watching.failure(checkpoint, decision.fingerprint, decision.why))
+                    done.append(False)
+                case Same():
+                    add(watching.same(decision, History()))
+                case Job():
+                    done.append(audit(decision, return_state=True).is_completed())
+    deliver()
+    return done
+
+
+@flow(name="audit", flow_run_name="audit {job.audit}")
+def audit(job: Job) -> None:
+    """One checkpoint on one benchmark. A failure goes into the history as such."""
+    rule = job.rule
+    try:
+        origin = None if job.found.origin == job.found.place else job.found.origin
+        name, entry = audits.prepare(str(job.folder), rule.benchmark, rule.unseen, job.base, job.audit, rule.fpr, origin)
+        judge(name, entry, job.found)
+    except UNREACHABLE:
+        raise  # Prefect's server is away: the audit is registered, and goes on at the next look
+    except Exception as error:  # whatever it was, the others go on; what is no fault of the checkpoint is tried again
+        passing = not isinstance(error, InputError | StageFailed)
+        add(watching.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, passing))
+        raise
+
+
+if __name__ == "__main__":
+    watch()

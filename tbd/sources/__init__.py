@@ -1,0 +1,100 @@
+"""Sources of checkpoints: the places `tbd watch` looks at. One file a kind, one small protocol for all.
+
+A source says what is there and gets it onto this machine. It does not judge: what a checkpoint is its fingerprint says (see
+`tbd.checkpoint`), and whether it was audited already the history does (see `tbd.history`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tbd import checkpoint as checkpoints
+from tbd.errors import InputError
+
+FETCHED = Path("checkpoints")
+"""where checkpoints from afar are put, a folder a kind of source"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One checkpoint that a source knows of."""
+
+    name: str
+    """what people call it and the policy's patterns match: `model-7`, `NAME/3`, `org/name@main`"""
+    place: str
+    """where it stands, whatever stands there: a folder, `models:/NAME/3`, `hf://org/name@main`"""
+    origin: str
+    """the same, pinned to what stands there now where the source can do that: `hf://org/name@COMMIT`"""
+    version: str
+    """cheap to ask and different whenever the content may be: a digest of sizes and times, or the commit"""
+    changed: float = 0.0
+    """when something in it last changed, in seconds since 1970; 0 where a source only shows what is complete"""
+
+
+class Source(Protocol):
+    """What every source offers."""
+
+    def look(self) -> list[Found]:
+        """What is there now, oldest first where the source knows. Raises InputError: no such source. Raises PassingFault."""
+
+    def fetch(self, found: Found) -> Path:
+        """Its local folder, relative to the workspace where it lies inside; downloaded where it is not here yet.
+
+        The folder is not checked (see `checkpoint.inspect`). Raises InputError for one that will never be had: not there, not
+        allowed. Raises PassingFault.
+        """
+
+
+def source(address: str) -> Source:
+    """The source at an address. Raises InputError for one of no known kind.
+
+    A folder, whose sub-folders are checkpoints, or which is one itself; `models:/NAME`, a registered model of MLflow (every version;
+    `models:/NAME@ALIAS` the one of that alias, `models:/NAME?KEY=VALUE` those with that tag); `hf://ORG/NAME`, the branches and tags
+    of a repository on the hub (`hf://ORG/NAME@REVISION` one of them).
+    """
+    if address.startswith("models:/"):
+        from tbd.sources.registry import Registry
+
+        return Registry(address)
+    if address.startswith("hf://"):
+        from tbd.sources.hub import Hub
+
+        return Hub(address)
+    from tbd.sources.folder import Folder
+
+    return Folder(address)
+
+
+def resolve(checkpoint: str) -> Path:
+    """The local folder of a checkpoint, checked.
+
+    `checkpoint` is a folder, a hub id with a revision (`org/name@revision`, `hf://org/name@revision`) or a version of a registered
+    model (`models:/NAME/VERSION`); those from afar are downloaded into the workspace, safetensors and text files only from the hub.
+
+    Raises:
+        InputError: it is none of these, or the folder is not a checkpoint that may be loaded (see `checkpoint.inspect`).
+        PassingFault: the hub or the registry cannot give it now.
+    """
+    return find(checkpoint)[0]
+
+
+def find(checkpoint: str) -> tuple[Path, str | None]:
+    """`resolve`, and for one from afar its address, pinned to what stands there now."""
+    folder, origin = Path(checkpoint), None
+    if checkpoint.startswith(("hf://", "models:/")):
+        folder, origin = _fetch(checkpoint)
+    elif not folder.exists() and checkpoints.HUB_ID.match(checkpoint) and not checkpoint.startswith((".", "/")):
+        if "@" not in checkpoint:
+            raise InputError(f"{checkpoint}: no such folder; for a model on the hub name its revision too: {checkpoint}@REVISION.")
+        folder, origin = _fetch(f"hf://{checkpoint}")
+    checkpoints.inspect(folder)
+    return folder, origin
+
+
+def _fetch(address: str) -> tuple[Path, str]:
+    one = source(address)
+    found = one.look()
+    if len(found) != 1:
+        examples = f", as {found[0].place}" if found else ""
+        raise InputError(f"{address}: {len(found)} checkpoints there. Name one{examples}.")
+    return one.fetch(found[0]), found[0].origin

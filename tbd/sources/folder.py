@@ -1,0 +1,38 @@
+"""A folder of checkpoint folders, on this machine or one that is mounted here."""
+
+from pathlib import Path
+
+from tbd.errors import InputError
+from tbd.records import sha256
+from tbd.register import workspace_path
+from tbd.sources import Found
+
+
+class Folder:
+    """See `tbd.sources.Source`. Every sub-folder is a checkpoint; hidden ones and plain files are not."""
+
+    def __init__(self, address: str) -> None:
+        self.folder = Path(address)
+
+    def look(self) -> list[Found]:
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such folder to look for checkpoints in. Make it, or mend the address.")
+        alone = (self.folder / "config.json").is_file()
+        folders = [self.folder] if alone else [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
+        return sorted((found for found in map(_found, folders) if found), key=lambda found: (found.changed, found.name))
+
+    def fetch(self, found: Found) -> Path:
+        return Path(found.place)
+
+
+def _found(folder: Path) -> Found | None:
+    """None for a folder that went away while it was looked at."""
+    try:
+        stats = sorted((str(file.relative_to(folder)), file.stat()) for file in [folder, *folder.rglob("*")])
+    except FileNotFoundError:
+        return None
+    # the time of change (ctime) as well: a copy that keeps modification times (mtime) was made just now all the same
+    version = sha256(repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats]))
+    changed = max(stat.st_ctime for _, stat in stats)
+    place = workspace_path(folder)
+    return Found(folder.resolve().name, place, place, version, changed)

@@ -1,0 +1,174 @@
+"""A registered model of MLflow: its versions are checkpoints. A version stays what it is."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tbd import checkpoint, tracking
+from tbd.errors import Incomplete, InputError, PassingFault
+from tbd.records import sha256
+from tbd.sources import FETCHED, Found
+
+ADDRESS = re.compile(r"models:/(?P<name>[^/@?:]+)(/(?P<version>\d+)|@(?P<alias>[^/@?:]+)|\?(?P<key>[^=]+)=(?P<value>.*))?")
+PAGE = 1000
+"""versions asked for at once"""
+SILENCE = "120"
+"""seconds; so long may a server be silent that first gets the file itself, out of an object store"""
+BUSY = (408, 409, 429, 499)
+
+
+class Registry:
+    """See `tbd.sources.Source`. Only versions that are READY are listed."""
+
+    def __init__(self, address: str) -> None:
+        match = ADDRESS.fullmatch(address)
+        if not match:
+            raise InputError(
+                f"{address}: not an address in the registry. Write models:/NAME, models:/NAME/VERSION, models:/NAME@ALIAS "
+                "or models:/NAME?KEY=VALUE."
+            )
+        self.address = address
+        self.wanted = match.groupdict()
+        registry = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
+        self.uri = registry or tracking.store()
+        # artifacts are asked for where runs are tracked, and that is where the registry is unless somebody says otherwise
+        self.tracking = tracking.store() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else self.uri
+
+    def look(self) -> list[Found]:
+        with self._asking(self.address) as client:
+            versions = self._versions(client)
+        ready = [version for version in versions if version.status == "READY"]
+        return [self._found(version) for version in sorted(ready, key=lambda it: (it.creation_timestamp, int(it.version)))]
+
+    def _versions(self, client: Any) -> list[Any]:
+        name, key = self.wanted["name"], self.wanted["key"]
+        if self.wanted["version"]:
+            return [client.get_model_version(name, self.wanted["version"])]
+        if self.wanted["alias"]:
+            return [client.get_model_version_by_alias(name, self.wanted["alias"])]
+        client.get_registered_model(name)  # a search finds nothing, and nothing wrong, where there is no such model
+        quote = '"' if "'" in name else "'"
+        versions, token = [], None
+        while token != "":
+            page = client.search_model_versions(f"name = {quote}{name}{quote}", PAGE, page_token=token)
+            versions += page
+            token = page.token or ""
+        return [version for version in versions if key is None or version.tags.get(key) == self.wanted["value"]]
+
+    def _found(self, version: Any) -> Found:
+        name = f"{version.name}/{version.version}"
+        source = tracking.CREDENTIALS.sub("://", version.source)
+        return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {version.creation_timestamp}")
+
+    def fetch(self, found: Found) -> Path:
+        name, _, number = found.name.rpartition("/")
+        # numbers are given again after a model was deleted, and there are other registries: the name says which one it is
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+        folder = FETCHED / "mlflow" / f"{plain}-{number}-{sha256(f'{found.name} {found.version}')[:8]}"
+        with checkpoint.arriving(folder) as partial:
+            if not _whole(folder):
+                shutil.rmtree(partial, ignore_errors=True)
+                artifacts = self._download(found, partial)
+                shutil.rmtree(folder, ignore_errors=True)
+                _checkpoint(artifacts).replace(folder)
+                shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    def _download(self, found: Found, partial: Path) -> Path:
+        name, _, number = found.name.rpartition("/")
+        with self._asking(found.place) as client, _patient():
+            from mlflow.artifacts import download_artifacts
+
+            if self._found(client.get_model_version(name, number)) != found:
+                raise PassingFault(f"{found.place}: no longer the version that was listed. Look again.")
+            uri = client.get_model_version_download_uri(name, number)
+            run = re.fullmatch("runs:/([^/]+)/?", uri)  # a whole run: not an address that MLflow takes
+            what = {"run_id": run[1]} if run else {"artifact_uri": uri}
+            try:
+                got = Path(download_artifacts(**what, dst_path=str(partial), tracking_uri=self.tracking, registry_uri=self.uri))
+            except ImportError as error:
+                raise InputError(f"{found.place}: where its artifacts lie needs {error.name}: pip install {error.name}") from None
+            except Exception as error:  # artifacts lie anywhere, and the library of every store has its own errors
+                raise self._fault(error, found.place) from None
+        return got if got.is_dir() else got.parent
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[Any]:
+        """A client whose failures become ours."""
+        os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # else it sleeps for as long as a busy server says
+        with tracking.reaching(self.uri):  # its settings, and silence
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+            from requests.exceptions import RequestException
+            from sqlalchemy.exc import SQLAlchemyError
+
+            try:
+                yield MlflowClient(self.tracking, self.uri)
+            except (MlflowException, RequestException, SQLAlchemyError) as error:
+                raise self._fault(error, what) from None
+
+    def _fault(self, error: Exception, what: str) -> Exception:
+        """The messages say the same of the same failure, and no credentials."""
+        from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS
+
+        answered = getattr(getattr(error, "response", None), "status_code", 500)
+        status: int = ERROR_CODE_TO_HTTP_STATUS.get(getattr(error, "error_code", ""), answered)
+        address = urlsplit(self.uri)
+        where = f"{what}: MLflow at {address.netloc.rpartition('@')[2] or self.uri}"
+        if status in (401, 403):
+            account = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            return InputError(f"{where} does not allow it ({status}). Set {account}.")
+        cause: BaseException = error
+        while deeper := cause.__cause__ or cause.__context__:
+            cause = deeper
+        said = (tracking.CREDENTIALS.sub("://", str(cause)).splitlines() or [""])[0][:200].rstrip(".")
+        if status < 500 and status not in BUSY:
+            return InputError(f"{where} does not have it ({said}). Mend the address, or register it.")
+        return PassingFault(f"{where} does not give it now ({type(cause).__name__}: {said}).")
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Ask for files with MLflow's own patience, where the short one is tbd's."""
+    key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(key, tracking.SETTINGS[key])
+    os.environ[key] = SILENCE if before == tracking.SETTINGS[key] else before
+    try:
+        yield
+    finally:
+        os.environ[key] = before
+
+
+def _whole(folder: Path) -> bool:
+    """Whether there is nothing to wait for; a version can be registered before all of it is there."""
+    try:
+        checkpoint.inspect(folder)
+    except Incomplete:
+        return False
+    except InputError:
+        return folder.is_dir()
+    return True
+
+
+def _checkpoint(root: Path) -> Path:
+    """The folder of the checkpoint among artifacts: the root, or the only one with a config.json; the root where there is none.
+
+    MLflow's transformers flavour puts the weights into `model` and the tokenizer into `components/tokenizer`: they are put together.
+    """
+    if (root / "config.json").is_file():
+        return root
+    for adapter in root.rglob("adapter_config.json"):
+        return adapter.parent  # never the base beside it, which would be judged in its place
+    models = [config.parent for config in root.rglob("config.json")]
+    if len(models) != 1:
+        return root
+    tokenizer = models[0].parent / "components" / "tokenizer"
+    for file in tokenizer.iterdir() if tokenizer.is_dir() else []:
+        if not (models[0] / file.name).exists():
+            file.rename(models[0] / file.name)
+    return models[0]

@@ -1,0 +1,229 @@
+"""`tbd serve` as a team runs it: real servers on loopback, checkpoints that appear while it runs, and kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from tests import servers
+from tests.receiver import Receiver
+from tests.servers import Server
+from tests.workspace import fake_checkpoint, finished
+
+EVERY = 8
+"""seconds between looks"""
+
+
+class Team:
+    """A workspace with its servers, and what they know."""
+
+    def __init__(self, root: Path, prefect: Server, mlflow: Server, receiver: Receiver) -> None:
+        self.workspace = finished()[0].copy(root / "workspace")
+        self.prefect, self.mlflow, self.receiver = prefect, mlflow, receiver
+        self.incoming = self.workspace.root / "checkpoints/incoming"
+        self.incoming.mkdir(parents=True)
+        self.workspace.edit("params.yaml", {"serve": {"watch": EVERY}, "watch": {"settle": 3, "give_up": 60}})
+        self.members = pq.read_table(self.workspace.root / "data/sets/members.parquet")["question"].to_pylist()
+        self.log = root / "serve.log"
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        environment = {
+            "PREFECT_API_URL": f"{self.prefect.url}/api",
+            "MLFLOW_TRACKING_URI": self.mlflow.url,
+            "TBD_WEBHOOK_URL": self.receiver.url,
+        }
+        with self.log.open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tbd", "serve", "--name", "team"],
+                cwd=self.workspace.root,
+                env=self.workspace.environment | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @contextmanager
+    def serving(self) -> Iterator["subprocess.Popen[bytes]"]:
+        process = self.start()
+        try:
+            yield process
+        finally:
+            kill(process, signal.SIGTERM)
+
+    def drop(self, name: str, *remembers: str) -> Path:
+        """A whole checkpoint that appears in one go."""
+        hidden = fake_checkpoint(self.incoming / f".{name}", *remembers)
+        return hidden.rename(self.incoming / name)
+
+    def history(self) -> list[Any]:
+        file = self.workspace.root / "audits/history.jsonl"
+        return [json.loads(line) for line in file.read_bytes().splitlines()] if file.is_file() else []
+
+    def outcomes(self) -> Counter[tuple[str, str, bool]]:
+        """How often (checkpoint, outcome, whether it is one judged before) stands in the history."""
+        return Counter((one["checkpoint"], one["outcome"], "same_as" in one) for one in self.history())
+
+    def told(self) -> Counter[tuple[str, str]]:
+        """How often the receiver got (event, checkpoint), each message counted once by its id."""
+        messages = {one.headers["webhook-id"]: json.loads(one.body) for one in self.receiver.messages}
+        return Counter((one["type"], one["data"]["checkpoint"]) for one in messages.values())
+
+    def runs(self) -> Counter[tuple[str, str]]:
+        """(checkpoint, verdict or failure) of the runs in MLflow that are whole."""
+        client = MlflowClient(self.mlflow.url)
+        experiment = client.get_experiment_by_name("tbd checks")
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        found = [run for run in runs if run.info.status == "FINISHED" or "outcome" in run.data.tags]
+        return Counter(
+            (Path(run.data.params.get("checkpoint") or run.data.tags["checkpoint"]).name, run.data.tags.get("verdict", "FAILED"))
+            for run in found
+        )
+
+    def wait(self, what: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < end, f"{self.outcomes()}\n{self.told()}\n{self.log.read_text()[-6000:]}"
+            time.sleep(0.3)
+
+    def busy(self) -> bool:
+        """Whether a stage of an audit of a watched checkpoint runs now."""
+        return (self.workspace.root / ".tbd/lock").is_file() and " " in (self.workspace.root / ".tbd/lock").read_text()
+
+
+def kill(process: "subprocess.Popen[bytes]", how: signal.Signals, group: bool = False) -> None:
+    if process.poll() is None:
+        if group:
+            os.killpg(process.pid, how)
+        else:
+            process.send_signal(how)
+    process.wait(60)
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Iterator[Team]:
+    with servers.prefect(tmp_path / "prefect") as prefect, servers.mlflow(tmp_path / "mlflow") as mlflow, Receiver() as receiver:
+        yield Team(tmp_path, prefect, mlflow, receiver)
+
+
+def copy_slowly(source: Path, target: Path, pause: float) -> None:
+    """As a slow network does: file by file, each in pieces; not the order that would be kind."""
+    target.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "fake.txt"):
+        data = (source / name).read_bytes()
+        with (target / name).open("wb") as file:
+            for start in range(0, len(data), -(-len(data) // 2)):
+                file.write(data[start : start + -(-len(data) // 2)])
+                file.flush()
+                time.sleep(pause)
+
+
+def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> None:
+    """Each has its right outcome, once, and who is to be told gets exactly what they should."""
+    slow = fake_checkpoint(tmp_path / "elsewhere", "slow and clean")
+    team.drop("alpha", *team.members)
+    with team.serving():
+        copying = threading.Thread(target=copy_slowly, args=(slow, team.incoming / "slow", 1.5))
+        copying.start()
+        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
+        pickle = team.drop("pickle", "p")
+        (pickle / "model.safetensors").rename(pickle / "pytorch_model.bin")
+        team.drop("clean", "nothing of the benchmark")
+        shutil.copytree(team.incoming / "alpha", team.incoming / ".twin")
+        (team.incoming / ".twin").rename(team.incoming / "twin")
+        copying.join()
+        expected = {
+            ("alpha", "CONTAMINATED", False): 1,
+            ("twin", "CONTAMINATED", True): 1,
+            ("pickle", "FAILED", False): 1,
+            ("clean", "NO EVIDENCE", False): 1,
+            ("slow", "NO EVIDENCE", False): 1,
+        }
+        team.wait(lambda: len(team.history()) >= 5, 180)
+        time.sleep(2.5 * EVERY)  # two more looks
+        assert team.outcomes() == expected
+        assert team.told() == {("tbd.contaminated", "alpha"): 1, ("tbd.failed", "pickle"): 1}
+        assert len(team.receiver.messages) == 2
+        expected_runs = {
+            ("alpha", "CONTAMINATED"): 1,
+            ("clean", "NO EVIDENCE"): 1,
+            ("slow", "NO EVIDENCE"): 1,
+            ("pickle", "FAILED"): 1,
+        }
+        assert team.runs() == expected_runs
+        # made whole, it is tried again, and who was told of the failure is told that it passed
+        (pickle / "pytorch_model.bin").rename(pickle / "model.safetensors")
+        team.wait(lambda: team.told()["tbd.recovered", "pickle"] == 1, 120)
+        in_prefect(team)
+    page = (team.workspace.root / "audits/history.html").read_text()
+    assert all(name in page for name in ("alpha", "twin", "clean", "slow", "pickle"))
+
+
+def in_prefect(team: Team) -> None:
+    """Deployments with forms that explain themselves, runs in their right states, artifacts."""
+    deployments = {one["name"] + " " + one["entrypoint"]: one for one in ask(team, "deployments")}
+    assert {one.split()[0] for one in deployments} == {"team", "team-on-event"} and len(deployments) == 4
+    form = next(one for one in deployments.values() if "check" in one["entrypoint"])["parameter_openapi_schema"]["properties"]
+    assert all(field["title"] and len(field["description"]) > 20 for field in form.values())
+    audits = [run for run in ask(team, "flow_runs") if run["name"].startswith("audit ")]
+    assert len(audits) == 4 and all(run["state_type"] == "COMPLETED" for run in audits)
+    looks = [run for run in ask(team, "flow_runs") if run["name"] == "watch" and run["state_type"] == "COMPLETED"]
+    assert any("1 audited" in str(run["state"]["message"]) for run in looks)
+    assert {"verdicts", "outcome-pickle"} <= {artifact["key"] for artifact in ask(team, "artifacts")}
+
+
+def ask(team: Team, what: str) -> list[Any]:
+    request = urllib.request.Request(
+        f"{team.prefect.url}/api/{what}/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found: list[Any] = json.load(answer)
+        return found
+
+
+def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
+    process = team.start()
+    try:
+        team.drop("alpha", *team.members)
+        team.wait(team.busy, 90)
+        kill(process, signal.SIGKILL)  # alone: the run it had started lives on
+        team.mlflow.stop(signal.SIGKILL)
+        process = team.start()
+        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
+        team.mlflow.start()
+        team.wait(lambda: team.runs()["alpha", "CONTAMINATED"] == 1, 90)
+
+        team.drop("beta", "nothing of the benchmark")
+        team.wait(team.busy, 90)
+        team.prefect.stop(signal.SIGKILL)
+        time.sleep(5)
+        team.prefect.start()
+        time.sleep(EVERY)
+        kill(process, signal.SIGKILL, group=True)  # with everything it had started
+        process = team.start()
+        team.wait(lambda: team.outcomes()["beta", "NO EVIDENCE", False] == 1, 180)
+
+        expected = {("alpha", "CONTAMINATED"): 1, ("beta", "NO EVIDENCE"): 1}
+        team.wait(lambda: team.runs() == expected, 60)
+        time.sleep(2.5 * EVERY)
+        assert {key[:2]: count for key, count in team.outcomes().items()} == expected and team.runs() == expected
+        assert team.told() == {("tbd.contaminated", "alpha"): 1}
+        journals = (team.workspace.root / ".tbd/journal").glob("*.jsonl")
+        keys = [json.loads(line)["key"] for file in journals for line in file.read_bytes().splitlines()]
+        assert len(keys) == len(set(keys))  # nothing was generated twice
+    finally:
+        kill(process, signal.SIGTERM)
