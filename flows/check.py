@@ -55,18 +55,20 @@ def check_all(names: list[str]) -> None:
 
 
 def judge(name: str, entry: Audit, found: Found | None = None) -> None:
-    """Register an audit, run its stages, put its outcome into the history. One that fails is no longer registered after.
+    """Register an audit, run its stages, put its outcome into the history. Raises what stopped it.
 
-    `found`: where its checkpoint was seen. Raises what stopped it.
+    One that is refused is not registered any more: a checkpoint that cannot be audited is no audit. One that broke stays, to go on
+    when it is asked for again; among those that a look finds (`found`: where it was seen) it goes too, lest it hold up the others.
     """
     added = name not in register.load()
     if added:
         register.add(name, entry)
     try:
         walk(f"verdict@{name}")
-    except (InputError, StageFailed, PassingFault):
-        if added and not (AUDITS / name / "verdict.json").is_file():
-            register.remove(name)  # nothing half-written: a checkpoint that cannot be audited is no audit
+    except (InputError, StageFailed, PassingFault) as error:
+        refused = isinstance(error, InputError) or (isinstance(error, StageFailed) and error.bad_input)
+        if added and (refused or found is not None) and not (AUDITS / name / "verdict.json").is_file():
+            register.remove(name)
             shutil.rmtree(AUDITS / name, ignore_errors=True)
         raise
     _noted(name, found)

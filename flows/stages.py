@@ -91,9 +91,10 @@ def walk(*targets: str) -> None:
     Raises StageFailed, or PassingFault if that was all and did not pass.
     """
     logger = get_run_logger()
+    run = retrying(run_stage)
     with pipeline.workspace(logger.info) as lock:
         for stage in pipeline.order(*targets):
-            state = retrying(run_stage)(stage, lock, return_state=True)
+            state = run(stage, lock, return_state=True)
             if not state.is_completed():
                 failure = state.result(raise_on_failure=False)  # state.data holds it wrapped
                 known = isinstance(failure, StageFailed | PassingFault)

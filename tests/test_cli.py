@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tbd import cli, records, register
-from tbd.errors import StageFailed
+from tbd import cli, records
 from tests.workspace import Workspace, finished
 
 MonkeyPatch = pytest.MonkeyPatch
@@ -206,22 +205,6 @@ def test_what_params_yaml_says_wrong_is_refused_before_anything_runs(tbd: Comman
     refused("fpr: 0.05", "fpr: [", "params.yaml, line")
     path.unlink()
     assert "params.yaml: not in this folder" in tbd.refused("calibrate")
-
-
-@pytest.mark.parametrize(("bad_input", "code", "kept"), [(True, 2, False), (False, 3, True)])
-def test_an_audit_that_a_stage_refuses_is_not_registered_one_that_broke_can_go_on(
-    tbd: Command, monkeypatch: MonkeyPatch, bad_input: bool, code: int, kept: bool
-) -> None:
-    def fails(*_: Any) -> None:
-        assert "second" in register.load()
-        raise StageFailed("stage generate@second: no", bad_input=bad_input)
-
-    monkeypatch.setattr(cli, "_run", fails)
-    before = Path("audits/register.yaml").read_bytes()
-    register.remove("nobody")  # writes it in its own form
-    _, err = tbd("check", "checkpoints/reference", *SETS, "--as", "second", code=code)
-    assert err == "error: stage generate@second: no\n"
-    assert ("second" in register.load()) == kept and (kept or Path("audits/register.yaml").read_bytes() == before)
 
 
 def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:

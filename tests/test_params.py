@@ -27,6 +27,16 @@ TREE: dict[str, Any] = {
     "score": {"methods": {"tbd": {"m": [8, 100]}}},
     "calibrate": {"reference": "reference", "bootstrap": 100, "seed": 0},
     "decision": {"fpr": 0.05, "level": 0.05, "exchangeability": 0.01, "min_power": 0.2, "confidence": 0.95},
+    "watch": {
+        "sources": ["incoming"],
+        "settle": 30,
+        "give_up": 3600,
+        "retries": 4,
+        "backoff": 5,
+        "policy": [{"checkpoints": "*", "benchmark": "exam", "unseen": "new"}],
+    },
+    "serve": {"watch": 300, "calibrate": "0 3 * * 0", "device_slots": 1},
+    "notify": {"events": ["contaminated", "failed"], "blocks": []},
 }
 
 

@@ -74,7 +74,7 @@ def test_names_that_are_none(file: Path, name: str) -> None:
         ("audits:\n  a: {}", r"audits\.a\.checkpoint: Field required"),
         ("audits:\n  a: 7", r"audits\.a\.: "),
         (yaml.safe_dump({"audits": {"../a": ENTRY.model_dump()}}), r"audit '\.\./a'"),
-        ("audits:\n - a\n b", "line 3: not valid YAML"),
+        ("audits:\n - a\n b", "line 4: not valid YAML"),
     ],
 )
 def test_a_register_that_is_none(tmp_path: Path, text: str, message: str) -> None:

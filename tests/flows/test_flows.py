@@ -2,9 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -27,14 +27,16 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.check import check
+from flows.check import check_all
 from flows.stages import walk
-from tbd import pipeline
+from tbd import outbox, pipeline
 from tbd.errors import InputError, StageFailed
-from tests.workspace import Workspace, finished
+from tests import servers
+from tests.workspace import REPOSITORY, Workspace, fake_checkpoint, finished
 
 MonkeyPatch = pytest.MonkeyPatch
 AUDITS = ["reference", "base"]
+SAID = {"reference": "CONTAMINATED", "base": "NO EVIDENCE"}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,7 @@ def toy(server: None, tmp_path: Path, monkeypatch: MonkeyPatch) -> Workspace:
         "second": {"cmd": "python second.py", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
     }
     (workspace.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    shutil.copy(REPOSITORY / "params.yaml", workspace.root)
     return enter(workspace, monkeypatch)
 
 
@@ -104,10 +107,11 @@ class Seen:
 
 def test_check_shows_every_stage_as_a_task_with_its_log(copy: Workspace, monkeypatch: MonkeyPatch) -> None:
     copy.edit("params.yaml", {"decision": {"fpr": 0.1}})
-    seen = Seen(check(AUDITS, return_state=True))
+    seen = Seen(check_all(AUDITS, return_state=True))
     order = pipeline.order("verdict@reference", "verdict@base")
     assert seen.run.state is not None and seen.run.state.is_completed()
-    assert list(seen.tasks) == [*order, "record reference", "record base"]
+    told = [f"{verb} {audit}: {said}" for audit, said in SAID.items() for verb in ("record", "show")]
+    assert [name for name in seen.tasks if not name.startswith("record history")] == [*order, *told]
     stale = {"calibrate", "verdict@reference", "verdict@base"}
     messages = {name: seen.tasks[name].state.message for name in order}
     assert messages == {name: "ran" if name in stale else "up to date" for name in order}
@@ -115,17 +119,35 @@ def test_check_shows_every_stage_as_a_task_with_its_log(copy: Workspace, monkeyp
     assert {"verdict-reference", "verdict-base", "verdicts"} == set(seen.artifacts)
     assert "# CONTAMINATED" in str(seen.artifacts["verdict-reference"].data)
     rows = json.loads(str(seen.artifacts["verdicts"].data))
-    assert [(row["audit"], row["verdict"]) for row in rows] == [("reference", "CONTAMINATED"), ("base", "NO EVIDENCE")]
+    assert {row["audit"]: row["outcome"] for row in rows} == SAID
     assert copy.verdict("base")["fpr"] == 0.1 and (copy.root / "mlflow.db").is_file()
 
-    # once more, with MLflow away: nothing to do, and no failure
+    # once more, with MLflow away: nothing to do, no failure, and recorded when it is back
+    home = os.environ.get("MLFLOW_TRACKING_URI")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
-        seen = Seen(check(["base"], return_state=True))
-    assert seen.run.state is not None and seen.run.state.is_completed()
-    assert {task.state.message for name, task in seen.tasks.items() if not name.startswith("record")} == {"up to date"}
-    assert any("tbd record" in line for line in seen.logs)
+        seen = Seen(check_all(["base"], return_state=True))
+    assert home is None and seen.run.state is not None and seen.run.state.is_completed()
+    assert {task.state.message for name, task in seen.tasks.items() if "@" in name} == {"up to date"}
+    assert any("It stays due." in line for line in seen.logs) and [to for _, to in outbox.pending()] == ["mlflow"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert check_all(["base"], return_state=True).is_completed() and outbox.pending() == []
+
+
+@pytest.mark.parametrize(("error", "code", "kept"), [("InputError", 2, False), ("StageFailed", 3, True)])
+def test_an_audit_that_a_stage_refuses_is_not_registered_one_that_broke_can_go_on(
+    tmp_path: Path, error: str, code: int, kept: bool
+) -> None:
+    workspace = finished()[0].copy(tmp_path / "copy")
+    stage = workspace.root / "tbd/stages/score.py"
+    raising = f"def main(audit: str) -> None:\n    from tbd import errors\n    raise errors.{error}('what lacks')\n"
+    stage.write_text(stage.read_text().replace("def main(audit: str) -> None:\n", raising))
+    fake_checkpoint(workspace.root / "models/mine", "something")
+    asked = ["models/mine", "--benchmark", "benchmark", "--unseen", "unseen", "--as", "mine"]
+    assert "error: stage score@mine: what lacks" in workspace.tbd("check", *asked, code=code).stderr.splitlines()
+    assert ("  mine:" in (workspace.root / "audits/register.yaml").read_text()) == kept
+    assert (workspace.root / "audits/mine").exists() == kept
 
 
 def test_lines_with_a_share_move_a_progress_bar(toy: Workspace) -> None:
@@ -166,29 +188,8 @@ def test_a_second_flow_in_the_workspace_is_refused(toy: Workspace, monkeypatch: 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """A Prefect server as a user starts it; yields its API address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path / "prefect-server"
-    home.mkdir()
-    environment = os.environ | {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    log = (home / "log").open("w")
-    server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(240):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=1):
-                    break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            pytest.skip("the Prefect server did not start within a minute")
-        yield f"http://127.0.0.1:{port}/api"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-        log.close()
+    with servers.prefect(tmp_path / "prefect-server") as server:
+        yield f"{server.url}/api"
 
 
 def ask(address: str, what: str, **filters: Any) -> Any:
@@ -220,5 +221,5 @@ def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(add
     flow_runs = ask(address, "flow_runs", sort="START_TIME_DESC")
     assert [one["state_type"] for one in flow_runs][:1] == ["COMPLETED"] and len(flow_runs) == 2
     tasks = ask(address, "task_runs", flow_runs={"id": {"any_": [flow_runs[0]["id"]]}}, sort="END_TIME_DESC")
-    assert {"generate@reference", "calibrate", "verdict@base", "record base"} <= {task["name"] for task in tasks}
+    assert {"generate@reference", "calibrate", "verdict@base", "record base: NO EVIDENCE"} <= {task["name"] for task in tasks}
     assert {"verdicts", "verdict-base", "verdict-reference"} <= {artifact["key"] for artifact in ask(address, "artifacts")}
