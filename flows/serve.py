@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tbd import audits, params, pipeline, register, scores, sources, tracking, webhook
+from tbd import audits, environment, params, pipeline, register, scores, sources, tracking, webhook
 from tbd.errors import InputError, StageFailed
 
 PORT = 4200
@@ -29,6 +29,7 @@ def check() -> params.Params:
     scores.expand(p.score.methods)
     tracking.store()
     webhook.check()
+    environment.prefect()
     for address in p.watch.sources:
         sources.source(address)
     for rule in p.watch.policy:

@@ -1,7 +1,6 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
-import os
 import subprocess
 import sys
 import traceback
@@ -277,24 +276,18 @@ def _history(options: argparse.Namespace) -> int:
 
 def _run(flow: Any, *arguments: Any) -> None:
     """Run a Prefect flow in this process; its failure is raised as what it was. Raises InputError where Prefect refuses."""
-    from urllib.parse import urlsplit
-
     from prefect.exceptions import PrefectHTTPStatusError
 
-    address = urlsplit(os.environ.get("PREFECT_API_URL", ""))
-    if address.username or address.password:
-        raise InputError("PREFECT_API_URL: holds credentials, which Prefect would log. Put them into PREFECT_API_AUTH_STRING.")
+    where = environment.prefect()
     try:
         state = flow(*arguments, return_state=True)
     except PrefectHTTPStatusError as error:
-        code = error.response.status_code
-        raise InputError(
-            f"Prefect at {address.netloc} answers {code}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL."
-        ) from None
+        said = f"Prefect at {where} answers {error.response.status_code}"
+        raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
     except RuntimeError as error:
         if "Failed to reach API" not in str(error):
             raise
-        raise PassingFault(f"Prefect at {address.netloc} does not answer.") from None
+        raise PassingFault(f"Prefect at {where} does not answer.") from None
     if not state.is_completed():
         raise state.result(raise_on_failure=False)
 

@@ -1,6 +1,9 @@
 """What the tools tbd stands on are told through the environment: no analytics, no progress bars in logs, time to start."""
 
 import os
+from urllib.parse import urlsplit
+
+from tbd.errors import InputError
 
 DEFAULTS = {
     "DVC_NO_ANALYTICS": "1",
@@ -20,3 +23,11 @@ def prepare() -> None:
     """Set what the user has not set. Before any of the tools is imported, which is when they look."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def prefect() -> str:
+    """Host and port of the Prefect server that PREFECT_API_URL names, or nothing. Raises InputError for one with credentials in it."""
+    address = urlsplit(os.environ.get("PREFECT_API_URL", ""))
+    if address.username or address.password:
+        raise InputError("PREFECT_API_URL: holds credentials, which Prefect would log. Put them into PREFECT_API_AUTH_STRING.")
+    return address.netloc

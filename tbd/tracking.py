@@ -39,6 +39,12 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """what MLflow is told through the environment, where the user has not said otherwise"""
+REFUSED = {
+    "401": "401: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "403": "403: this account may not write there; see docs/access.md",
+    "PERMISSION_DENIED": "403: this account may not write there; see docs/access.md",
+}
+"""what MLflow says where it does not let somebody in, and what to do then"""
 CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 
@@ -310,7 +316,8 @@ def reaching(uri: str) -> Iterator[None]:
         address = urlsplit(uri)
         where = address.hostname + (f":{address.port}" if address.port else "") if address.hostname else uri
         lines = CREDENTIALS.sub("://", str(error)).splitlines() or [type(error).__name__]
-        raise TrackingDown(f"MLflow at {where} did not take the record ({lines[0][:200]}).") from None
+        refused = next((hint for code, hint in REFUSED.items() if re.search(rf"\b{code}\b", lines[0])), None)
+        raise TrackingDown(f"MLflow at {where} did not take the record ({refused or lines[0][:200]}).") from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
