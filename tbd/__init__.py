@@ -1,3 +1,3 @@
 """tbd: was this benchmark in the data a reasoning model was distilled on?"""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

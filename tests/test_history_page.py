@@ -60,7 +60,7 @@ def test_a_row_says_everything() -> None:
     said = row(page, "2026-11-23 09:30")
     for part in ("model-1 on maths", "◆ CONTAMINATED model-1-maths", "Reason 1.", "38% [28%, 50%]", "4.2 × 10⁻⁹", "33 of 160"):
         assert part in said
-    assert "detector 0123456789ab data bbbbbbbb unseen dddddddd tbd 0.1.0 eeeeeeee modified" in said
+    assert "detector 0123456789ab data bbbbbbbb unseen dddddddd tbd 0.2.0 eeeeeeee modified" in said
     assert row(page, "2026-11-23 10:30").startswith("model-2 × FAILED model.safetensors: cut off. Copy it again. Tried again")
     assert "modified" not in row(text(verdict(1), verdict(2)), "2026-11-23 10:30")
 
