@@ -20,6 +20,7 @@ from tbd import history, history_page, outbox, params, records, summary, trackin
 from tbd.errors import InputError, PassingFault
 from tbd.history import FAILED, History, Outcome
 from tbd.judged import AUDITS
+from tbd.locks import locked
 
 PAGE = AUDITS / "history.html"
 SHOWN = 200
@@ -35,7 +36,7 @@ def add(outcome: Outcome) -> Outcome:
 
 def deliver() -> None:
     """Make every delivery that is due, a task each. What cannot be made now stays due."""
-    with outbox.locked(outbox.DELIVERING):
+    with locked(outbox.DELIVERING):
         due = outbox.pending()
         if not due:
             return

@@ -12,9 +12,9 @@ from tbd.watching import other
 
 
 def failed(flow: Flow[Any, Any], run: FlowRun, state: State) -> None:
-    """`on_failure` and `on_crashed`, of a deployment: who runs a command by hand sees how it ends.
+    """`on_failure`, of a deployment: who runs a command by hand sees how it ends.
 
-    That Prefect's own server was away says nothing of the flow; the next run of the schedule makes up for it.
+    That Prefect's own server was away, or that the run was killed, says nothing of the flow: the next run goes on where it stopped.
     """
     if run.deployment_id is not None and not isinstance(state.result(raise_on_failure=False), UNREACHABLE):
         add(other("flow", _subject(flow, run), state.message or state.name or "failed"))
@@ -35,4 +35,4 @@ def _subject(flow: Flow[Any, Any], run: FlowRun) -> str:
     return run.name if flow.name == "check" else flow.name
 
 
-TOLD: dict[str, Any] = {"on_failure": [failed], "on_crashed": [failed], "on_completion": [works]}
+TOLD: dict[str, Any] = {"on_failure": [failed], "on_completion": [works]}

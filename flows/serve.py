@@ -32,9 +32,7 @@ def check() -> params.Params:
     environment.prefect()
     for address in p.watch.sources:
         sources.source(address)
-    for rule in p.watch.policy:
-        for name in (rule.benchmark, rule.unseen):
-            audits.questions(name)
+    audits.ready_for(p.watch.policy)
     audits.ready([p.calibrate.reference])
     register.load()
     return p
@@ -49,8 +47,8 @@ def serve(name: str, port: int, pool: str | None) -> None:
         import prefect
 
         made = _deployments(name, p, pool)
-        _tidy(p, made)
         if pool is None:
+            _tidy(made)
             print(f"Prefect UI: {_ui()}\nStop with Ctrl-C; what was under way goes on at the next start.", flush=True)
             prefect.serve(*made, print_starting_message=False)
         else:
@@ -59,24 +57,25 @@ def serve(name: str, port: int, pool: str | None) -> None:
 
 
 def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
-    """What is served: every flow once, and `watch` once more for events, which must not be skipped while a look is on."""
-    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    """What is served: every flow once, and `watch` once more for events.
+
+    No concurrency limits: they count runs on the server, which forgets who holds what when it is killed. One audit at a time is the
+    workspace's own lock.
+    """
     from prefect.events import DeploymentEventTrigger
 
     from flows.calibrate import calibrate
     from flows.check import check as check_flow
     from flows.watch import watch
 
-    one_waits = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
-    one_or_none = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
     trigger = DeploymentEventTrigger(
         name=f"{name}: a checkpoint was written", expect={EVENT}, parameters={"addresses": ["{{ event.payload.source }}"]}
     )
     wanted: list[tuple[Any, str, dict[str, Any]]] = [
-        (watch, name, {**_schedule(p.serve.watch), "concurrency_limit": one_or_none}),
-        (watch, f"{name}-on-event", {"triggers": [trigger], "concurrency_limit": one_waits}),
-        (check_flow, name, {"concurrency_limit": one_waits}),
-        (calibrate, name, {**_schedule(p.serve.calibrate), "concurrency_limit": one_or_none}),
+        (watch, name, _schedule(p.serve.watch)),
+        (watch, f"{name}-on-event", {"triggers": [trigger]}),
+        (check_flow, name, {}),
+        (calibrate, name, _schedule(p.serve.calibrate)),
     ]
     if pool is None:
         return [flow.to_deployment(title, tags=["tbd"], description=flow.description, **how) for flow, title, how in wanted]
@@ -97,24 +96,14 @@ def _schedule(when: float | str | None) -> dict[str, Any]:
     return {"cron": when} if isinstance(when, str) else {"interval": when}
 
 
-def _tidy(p: params.Params, made: list[Any]) -> None:
-    """The device limit; and what an end without warning left behind on the server.
-
-    Runs that nobody works on any more would keep their place in a deployment that allows one, and looks that were missed would all be
-    caught up with: one look finds everything.
-    """
+def _tidy(made: list[Any]) -> None:
+    """What an end without warning left on the server: runs that nobody works on, and looks that were missed. One look finds all."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowRunFilter
     from prefect.states import Cancelled, Crashed
 
-    from flows.stages import DEVICE
-
-    names = [deployment.name for deployment in made if not isinstance(deployment, str)]
+    chosen = DeploymentFilter(name=DeploymentFilterName(any_=[deployment.name for deployment in made]))
     with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(DEVICE, p.serve.device_slots)
-        if not names:
-            return
-        chosen = DeploymentFilter(name=DeploymentFilterName(any_=names))
         for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(), deployment_filter=chosen, limit=200):
             if run.state is None or run.state.is_final():
                 continue

@@ -1,8 +1,6 @@
 """Walking DVC's stages as Prefect tasks: one visible task a stage, with its own log and progress."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 from uuid import UUID
 
@@ -10,10 +8,8 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
@@ -21,9 +17,8 @@ from tbd import params, pipeline
 from tbd.errors import PassingFault, StageFailed
 
 SHARE = re.compile(r"^\s*(\d+)% ")
-DEVICE = "tbd-device"
-"""the global concurrency limit of stages that may use a device"""
 ON_DEVICE = re.compile("generate@.*|distill")
+"""stages that may use a device"""
 UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
@@ -59,30 +54,13 @@ def run_stage(stage: str, lock: int) -> State:
                 logger.warning("no progress bar: the Prefect server does not answer (%s)", type(error).__name__)
 
     try:
-        with device(stage):
-            ran = pipeline.run_stage(stage, lock, say)
+        ran = pipeline.run_stage(stage, lock, say, params.load().serve.device_slots if ON_DEVICE.fullmatch(stage) else None)
     except StageFailed as error:
         if error.passing:
             raise PassingFault(str(error)) from None
         # Returned, not raised: the message says it all, and a traceback through DVC's command line would bury it.
         return Failed(message=str(error), data=error)
     return Completed(message="ran" if ran else "up to date")
-
-
-@contextmanager
-def device(stage: str) -> Iterator[None]:
-    """A slot of the device, for a stage that may use one: the workspaces of one Prefect server share it."""
-    if not ON_DEVICE.fullmatch(stage):
-        yield
-        return
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(DEVICE)
-        except ObjectNotFound:
-            client.upsert_global_concurrency_limit_by_name(DEVICE, params.load().serve.device_slots)
-    # A lease that cannot be renewed, while the server is away, does not end the stage.
-    with concurrency(DEVICE, lease_duration=60, raise_on_lease_renewal_failure=False):
-        yield
 
 
 def walk(*targets: str) -> None:

@@ -1,6 +1,7 @@
 """The flow `watch`: look at the sources once, and audit every checkpoint that was not audited yet."""
 
 import math
+from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -14,21 +15,36 @@ from flows.stages import UNREACHABLE, retrying
 from tbd import audits, params, pipeline, sources, watching
 from tbd.errors import InputError, PassingFault, StageFailed
 from tbd.history import FAILED, History
+from tbd.locks import locked
 from tbd.sources import Found
 from tbd.watching import Broken, Decision, Job, Known, Same, Standing, Wait
+
+LOCK = Path(".tbd/look.lock")
 
 
 @flow(name="watch", flow_run_name="watch", **TOLD)
 def watch(addresses: list[str] | None = None, retry: bool = False) -> State:
     """Look once: audit every new checkpoint by the policy of params.yaml, and tell who is to be told.
 
+    Where another look is under way, one at the sources of params.yaml is skipped; one that names its own waits.
+
     Args:
         addresses: Where to look: folders of checkpoints (or one checkpoint), models:/NAME, hf://org/name; watch.sources of
             params.yaml if left empty.
         retry: Try again what failed. Otherwise a broken checkpoint is tried again when it changes.
     """
+    with locked(LOCK, wait=addresses is not None) as free:
+        if free is None:
+            return Completed(message="skipped: another look is under way")
+        audited, failed = _look(addresses, retry)
+    return Completed(message=f"{audited} audited, {failed} failed")
+
+
+def _look(addresses: list[str] | None, retry: bool) -> tuple[int, int]:
+    """How many were audited, how many failed."""
     logger = get_run_logger()
     p = params.load()
+    audits.ready_for(p.watch.policy)
     deliver()  # what could not be delivered before
     audited = failed = 0
     for address in addresses or p.watch.sources:
@@ -53,7 +69,7 @@ def watch(addresses: list[str] | None = None, retry: bool = False) -> State:
         logger.info("%s: %d checkpoints, %d dealt with before", address, len(found.result()), known)
     deliver()
     logger.info("%d audited, %d failed", audited, failed)
-    return Completed(message=f"{audited} audited, {failed} failed")
+    return audited, failed
 
 
 @task(task_run_name="look at {address}", cache_policy=NO_CACHE)
@@ -107,7 +123,7 @@ def audit(job: Job) -> None:
     """One checkpoint on one benchmark. A failure goes into the history as such."""
     rule = job.rule
     try:
-        origin = None if job.found.origin == job.found.place else job.found.origin
+        origin = job.found.origin if job.found.origin != str(job.folder) else None
         name, entry = audits.prepare(str(job.folder), rule.benchmark, rule.unseen, job.base, job.audit, rule.fpr, origin)
         judge(name, entry, job.found)
     except UNREACHABLE:

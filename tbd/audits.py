@@ -15,6 +15,7 @@ from tbd import checkpoint as checkpoints
 from tbd import decisions, engines, importing, near_duplicates, params, pipeline, records, register, scores, sources
 from tbd.errors import InputError, unknown
 from tbd.judged import AUDITS, Judged
+from tbd.params import Rule
 from tbd.register import Audit
 
 
@@ -135,16 +136,27 @@ def ready(names: Iterable[str]) -> None:
         audit = register.get(name)
         if audit.origin is not None and not Path(audit.checkpoint).is_dir():
             sources.resolve(audit.origin)
-        rate = audit.fpr if audit.fpr is not None else p.decision.fpr
         path = register.set_path(audit.unseen)
-        if not path.is_file():
-            continue  # the pipeline is about to make or check it out
-        have, need = len(records.read_table(path, records.QUESTIONS)), decisions.negatives_needed(rate)
-        if have < need:
-            raise InputError(
-                f"audit {name!r}: a false-positive rate of {rate:g} needs {need} unseen questions and {audit.unseen!r} has {have}: "
-                f"add {need - have} or raise the rate."
-            )
+        if path.is_file():  # else the pipeline is about to make or check it out
+            _enough(f"audit {name!r}", audit.unseen, len(records.read_table(path, records.QUESTIONS)), audit.fpr, p)
+
+
+def ready_for(policy: Iterable[Rule]) -> None:
+    """Check the rules of a policy: their sets are there, and large enough. Raises InputError naming the rule."""
+    p = params.load()
+    for number, rule in enumerate(policy, start=1):
+        questions(rule.benchmark)
+        _enough(f"params.yaml: watch.policy, rule {number}", rule.unseen, len(questions(rule.unseen)), rule.fpr, p)
+
+
+def _enough(where: str, unseen: str, have: int, fpr: float | None, p: params.Params) -> None:
+    rate = fpr if fpr is not None else p.decision.fpr
+    need = decisions.negatives_needed(rate)
+    if have < need:
+        raise InputError(
+            f"{where}: a false-positive rate of {rate:g} needs {need} unseen questions and {unseen!r} has {have}: "
+            f"add {need - have} or raise the rate."
+        )
 
 
 def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: params.Validate) -> None:

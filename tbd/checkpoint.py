@@ -3,7 +3,6 @@
 Knows files, not models: nothing here imports torch or transformers.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from tbd.errors import Incomplete, InputError
+from tbd.locks import locked
 from tbd.records import sha256
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
@@ -91,9 +91,7 @@ def arriving(folder: Path) -> Iterator[Path]:
 
     So `folder` is whole or not there. What a kill leaves beside it, under the hidden name this gives, the next try may go on with.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.parent / f".{folder.name}.lock"):
         yield folder.with_name(f".{folder.name}")
 
 

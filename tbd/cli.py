@@ -205,13 +205,14 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from tbd import outbox, params, scores, sources, summary, tracking, watching, webhook
+    from tbd import audits, outbox, params, scores, sources, summary, tracking, watching, webhook
     from tbd.history import History
 
     tracking.store()
     webhook.check()
     p = params.load()
     scores.expand(p.score.methods)
+    audits.ready_for(p.watch.policy)
     addresses = options.sources or p.watch.sources
     before, standing = History(), watching.Standing()
     work = bool(outbox.pending())

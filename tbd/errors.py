@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+PASSING = 75
+"""exit code of a stage that a passing fault stopped (EX_TEMPFAIL of sysexits.h)"""
+
 
 class InputError(Exception):
     """The user's input is wrong. One line: what, where, what to do. The command line exits with 2."""

@@ -4,7 +4,6 @@
 what stands in it is not audited again, and a kill at any moment loses nothing that stands in it.
 """
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tbd.errors import InputError
 from tbd.jsonlines import JsonLines
+from tbd.locks import locked
 from tbd.records import sha256
 
 FILE = Path("audits/history.jsonl")
@@ -173,7 +173,5 @@ def event(outcome: Outcome) -> str:
 @contextmanager
 def held(file: Path = FILE, lock: Path = LOCK) -> Iterator[History]:
     """The history, as it is now, for one process at a time; the others wait."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(lock):
         yield History(file)

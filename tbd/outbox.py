@@ -4,7 +4,6 @@ Local to a workspace (`.tbd/outbox.jsonl`): a clone does not tell its past again
 history and done after it has arrived, so a kill at any moment repeats at most the delivery it interrupted.
 """
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tbd.history import Outcome, event
 from tbd.jsonlines import JsonLines
+from tbd.locks import locked
 from tbd.params import Notify
 
 FILE = Path(".tbd/outbox.jsonl")
@@ -60,12 +60,3 @@ def _pending(lines: JsonLines) -> dict[tuple[str, str], None]:
 def _held() -> Iterator[JsonLines]:
     with locked(LOCK):
         yield JsonLines(FILE)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """For one process at a time; the others wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

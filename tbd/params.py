@@ -143,7 +143,7 @@ class Serve(Section):
     watch: float | str | None
     calibrate: float | str | None
     device_slots: int = Field(ge=1)
-    """stages of all workspaces on one Prefect server that may use a device at once"""
+    """stages that may use a device at once, in all workspaces of a user on one machine"""
 
     @field_validator("watch", "calibrate")
     @classmethod

@@ -15,15 +15,13 @@ from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from tbd.errors import InputError, StageFailed
+from tbd.errors import PASSING, InputError, StageFailed
+from tbd.locks import locked
 from tbd.params import load_yaml
 
 LOCK = Path(".tbd/lock")
 PATIENCE = 30.0
 """seconds to wait for another run"""
-
-PASSING = 75
-"""exit code of a stage that a passing fault stopped (EX_TEMPFAIL of sysexits.h)"""
 
 HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
 """DVC's advice after every stage, which nobody needs who reads a log"""
@@ -141,14 +139,30 @@ def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
 
 
 def idle() -> bool:
-    """Whether nobody holds the workspace now."""
-    LOCK.parent.mkdir(exist_ok=True)
-    with LOCK.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    """Whether no process that is alive works in this workspace; a stage that a killed one left behind does not count."""
+    with locked(LOCK, wait=False) as free:
+        return free is not None or not _alive(LOCK.read_text().partition(" ")[0])
+
+
+@contextmanager
+def device(slots: int, say: Say) -> Iterator[int]:
+    """One of the slots in which stages use this machine's devices; yields the file descriptor that holds it.
+
+    All workspaces of a user on one machine share the slots. The kernel takes a lock back from a process that was killed; a limit that
+    a server keeps would not come back from a server that was.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tbd"
+    waited = False
+    while True:
+        for slot in range(slots):
+            with locked(folder / f"device-{slot}.lock", wait=False) as file:
+                if file is not None:
+                    yield file
+                    return
+        if not waited:
+            say(f"waiting for the device: all slots are taken (serve.device_slots: {slots})")
+            waited = True
+        time.sleep(1)
 
 
 def _alive(pid: str) -> bool:
@@ -159,12 +173,23 @@ def _alive(pid: str) -> bool:
         return not Path("/proc/self").exists()
 
 
-def run_stage(stage: str, lock: int, say: Say) -> bool:
+def run_stage(stage: str, lock: int, say: Say, slots: int | None = None) -> bool:
     """Bring one stage up to date, its output line by line to `say`. Returns whether its command ran.
+
+    `slots`: how many stages may use a device at once, for one that may; this one waits for its turn.
 
     Raises:
         StageFailed: it did not; the message is the stage's own last word.
     """
+    if slots is None:
+        return _run_stage(stage, [lock], say)
+    with device(slots, say) as slot:
+        return _run_stage(stage, [lock, slot], say)
+
+
+def _run_stage(stage: str, held: list[int], say: Say) -> bool:
+    """The stage inherits the locks in `held`, the workspace's first: what it still does after we are killed, nobody else does too."""
+    lock = held[0]
     process = subprocess.Popen(
         [sys.executable, "-m", "tbd.faster_dvc", "repro", "--single-item", stage],
         env=environment(),
@@ -173,7 +198,7 @@ def run_stage(stage: str, lock: int, say: Say) -> bool:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        pass_fds=[lock],
+        pass_fds=held,
         start_new_session=True,
     )
     assert process.stdout is not None

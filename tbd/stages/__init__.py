@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tbd import environment
-from tbd.errors import InputError, PassingFault, StageFailed
-from tbd.pipeline import PASSING
+from tbd.errors import PASSING, InputError, PassingFault, StageFailed
 
 
 def run(main: Callable[..., Any]) -> None:

@@ -58,7 +58,8 @@ class Team:
             )
 
     @contextmanager
-    def serving(self) -> Iterator["subprocess.Popen[bytes]"]:
+    def serving(self, chat: Receiver) -> Iterator["subprocess.Popen[bytes]"]:
+        self.block(chat)
         process = self.start()
         try:
             yield process
@@ -69,6 +70,13 @@ class Team:
         """A whole checkpoint that appears in one go."""
         hidden = fake_checkpoint(self.incoming / f".{name}", *remembers)
         return hidden.rename(self.incoming / name)
+
+    def block(self, receiver: Receiver) -> None:
+        """A notification block on the Prefect server, as somebody made it in the UI."""
+        code = "import sys; from prefect.blocks.notifications import CustomWebhookNotificationBlock as B; "
+        code += "B(name='team', url=sys.argv[1], json_data={'said': '{{subject}}: {{body}}'}).save('team')"
+        self.workspace.run(sys.executable, "-c", code, receiver.url, PREFECT_API_URL=f"{self.prefect.url}/api")
+        self.workspace.edit("params.yaml", {"notify": {"blocks": ["custom-webhook/team"]}})
 
     def announce(self, checkpoint: Path) -> None:
         """The event with which a training job asks for a look at a place that nobody watches."""
@@ -142,7 +150,7 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
     """Each has its right outcome, once, and who is to be told gets exactly what they should."""
     slow = fake_checkpoint(tmp_path / "elsewhere", "slow and clean")
     team.drop("alpha", *team.members)
-    with team.serving():
+    with Receiver() as chat, team.serving(chat):
         copying = threading.Thread(target=copy_slowly, args=(slow, team.incoming / "slow", 1.5))
         copying.start()
         team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
@@ -164,6 +172,8 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
         assert team.outcomes() == expected
         assert team.told() == {("tbd.contaminated", "alpha"): 1, ("tbd.failed", "pickle"): 1}
         assert len(team.receiver.messages) == 2
+        said = [json.loads(message.body)["said"] for message in chat.messages]
+        assert [one.split(" on ")[0] for one in said] == ["tbd: contaminated: CONTAMINATED: alpha", said[1]] and "pickle" in said[1]
         expected_runs = {
             ("alpha", "CONTAMINATED"): 1,
             ("clean", "NO EVIDENCE"): 1,

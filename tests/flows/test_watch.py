@@ -1,0 +1,121 @@
+"""`tbd watch` on a workspace of its own: several benchmarks, several sources, several looks at once."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.workspace import Workspace, fake_checkpoint, finished
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """With a second benchmark, audited on the same unseen questions, and an empty incoming folder."""
+    workspace = finished()[0].copy(tmp_path / "workspace")
+    (tmp_path / "second.jsonl").write_text("".join(json.dumps({"question": f"How much is {n} + {n * n}?"}) + "\n" for n in range(20)))
+    workspace.tbd("import", "second", str(tmp_path / "second.jsonl"))
+    rules = [{"checkpoints": "*", "benchmark": name, "unseen": "unseen"} for name in ("benchmark", "second")]
+    workspace.edit("params.yaml", {"watch": {"policy": rules}})
+    (workspace.root / "checkpoints/incoming").mkdir()
+    return workspace
+
+
+def history(workspace: Workspace) -> list[Any]:
+    return json.loads(workspace.tbd("history", "--json").stdout)
+
+
+def register(workspace: Workspace, checkpoint: Path) -> MlflowClient:
+    """The checkpoint as version 1 of the registered model `candidate`, as a training job leaves it."""
+    client = MlflowClient(f"sqlite:///{workspace.root}/mlflow.db")
+    run = client.create_run(client.create_experiment("training", (workspace.root / "mlartifacts/training").as_uri()))
+    client.log_artifacts(run.info.run_id, str(checkpoint), "checkpoint")
+    client.create_registered_model("candidate")
+    client.create_model_version("candidate", f"{run.info.artifact_uri}/checkpoint", run.info.run_id)
+    return client
+
+
+def test_two_looks_at_once_audit_each_benchmark_once_and_generate_the_unseen_answers_once(workspace: Workspace) -> None:
+    alpha = fake_checkpoint(workspace.root / "checkpoints/incoming/alpha", "How much is 2 + 4?")
+    (fake_checkpoint(workspace.root / "checkpoints/incoming/broken") / "model.safetensors").rename(
+        workspace.root / "checkpoints/incoming/broken/pytorch_model.bin"
+    )
+    client = register(workspace, alpha)  # the same weights: one audit, two places
+    asked = [sys.executable, "-m", "tbd", "watch", "checkpoints/incoming", "models:/candidate"]
+    first, second = workspace.start(*asked), workspace.start(*asked)
+    printed = [*first.communicate(), *second.communicate()]
+    assert first.returncode == second.returncode == 0, "\n".join(text[-3000:] for text in printed)
+
+    said = sorted((o["checkpoint"], (o["benchmark"] or {}).get("name"), o["outcome"], bool(o["same_as"])) for o in history(workspace))
+    assert said == [
+        ("alpha", "benchmark", "NO EVIDENCE", False),
+        ("alpha", "second", "NO EVIDENCE", False),
+        ("broken", None, "FAILED", False),
+        ("candidate/1", "benchmark", "NO EVIDENCE", True),
+        ("candidate/1", "second", "NO EVIDENCE", True),
+    ]
+    assert sum("unseen: 40/40 questions (40 from the journal)" in line for text in printed for line in text.splitlines()) == 1
+    keys = [
+        json.loads(line)["key"]
+        for file in (workspace.root / ".tbd/journal").glob("*.jsonl")
+        for line in file.read_bytes().splitlines()
+    ]
+    assert len(keys) == len(set(keys))
+
+    tags = client.get_model_version("candidate", "1").tags
+    assert tags["tbd.verdict.benchmark"] == tags["tbd.verdict.second"] == "NO EVIDENCE"
+    run = client.get_run(tags["tbd.run.second"])
+    assert run.data.tags["verdict"] == "NO EVIDENCE" and run.data.params["benchmark"] == "second"
+    experiment = client.get_experiment_by_name("tbd checks")
+    assert experiment is not None and len(client.search_runs([experiment.experiment_id])) == 3
+
+    before = workspace.hashes()
+    quiet = workspace.tbd("watch", "checkpoints/incoming", "models:/candidate")
+    assert quiet.stdout.splitlines()[-1] == "nothing new" and quiet.stderr == ""
+    assert workspace.hashes() == before
+    assert workspace.tbd("history", "--benchmark", "secnd", code=2).stderr.startswith(
+        "error: audits/history.jsonl: unknown benchmark 'secnd'"
+    )
+
+    shutil.rmtree(workspace.root / "checkpoints/incoming/broken")
+    fake_checkpoint(workspace.root / "checkpoints/incoming/broken", "whole now")
+    workspace.edit("params.yaml", {"watch": {"policy": [{"checkpoints": "b*", "benchmark": "second", "unseen": "unseen"}]}})
+    workspace.tbd("watch", "checkpoints/incoming", "--fail-on", "failed")
+    last = history(workspace)[-1]
+    assert (last["checkpoint"], last["outcome"], last["recovered"]) == ("broken", "NO EVIDENCE", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "nowhere: no such folder to look for checkpoints in"),
+        (["models:/none"], "models:/none"),
+        (["hf://one"], "hf://one: not an address on the hub"),
+        (["models:/"], "models:/: not an address in the registry"),
+    ],
+)
+def test_a_source_that_is_none_is_refused_in_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+    workspace = finished()[0]
+    done = workspace.copy(tmp_path / "copy").tbd("watch", *arguments, code=2)
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"watch": {"policy": [{"checkpoints": "*", "benchmark": "benchmrk", "unseen": "unseen"}]}}, "unknown set 'benchmrk'"),
+        ({"serve": {"watch": "every day"}}, "params.yaml: serve.watch"),
+        ({"serve": {"watch": 1}}, "params.yaml: serve.watch"),
+        ({"notify": {"events": ["contaminted"]}}, "params.yaml: notify.events"),
+        ({"watch": {"settle": -1}}, "params.yaml: watch.settle"),
+    ],
+)
+def test_serve_refuses_what_could_not_work_before_it_starts_anything(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    workspace = finished()[0].copy(tmp_path / "copy")
+    workspace.edit("params.yaml", changes)
+    done = workspace.tbd("serve", code=2)
+    assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and said in done.stderr
+    assert not (workspace.root / ".tbd/prefect-server.log").exists()
