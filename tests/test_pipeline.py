@@ -265,6 +265,7 @@ PLUMBING = {
     "tbd/__init__.py",
     "tbd/environment.py",  # what other tools are told; moves no number
     "tbd/errors.py",
+    "tbd/locks.py",  # who may, not what
     "tbd/params.py",  # typed reading of what the stage's `params` list by value
     "tbd/register.py",  # the same for the register
     "tbd/stages/__init__.py",

@@ -239,7 +239,7 @@ def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
         assert {key[:2]: count for key, count in team.outcomes().items()} == expected and team.runs() == expected
         assert team.told() == {("tbd.contaminated", "alpha"): 1}
         journals = (team.workspace.root / ".tbd/journal").glob("*.jsonl")
-        keys = [json.loads(line)["key"] for file in journals for line in file.read_bytes().splitlines()]
+        keys = [(file, json.loads(line)["key"]) for file in journals for line in file.read_bytes().splitlines()]
         assert len(keys) == len(set(keys))  # nothing was generated twice
     finally:
         kill(process, signal.SIGTERM)

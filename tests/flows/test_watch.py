@@ -59,7 +59,7 @@ def test_two_looks_at_once_audit_each_benchmark_once_and_generate_the_unseen_ans
     ]
     assert sum("unseen: 40/40 questions (40 from the journal)" in line for text in printed for line in text.splitlines()) == 1
     keys = [
-        json.loads(line)["key"]
+        (file, json.loads(line)["key"])
         for file in (workspace.root / ".tbd/journal").glob("*.jsonl")
         for line in file.read_bytes().splitlines()
     ]
