@@ -74,7 +74,8 @@ def _called() -> str:
     from prefect.runtime import task_run
 
     outcome = task_run.parameters["outcome"]
-    return f"{outcome.audit or outcome.checkpoint}: {outcome.outcome}"
+    name = outcome.audit if outcome.same_as is None else None
+    return f"{name or outcome.checkpoint}: {outcome.outcome}"
 
 
 @task(name="record", task_run_name=lambda: f"record {_called()}", cache_policy=NO_CACHE)
@@ -127,7 +128,7 @@ def tell(outcome: Outcome, to: str) -> None:
         raise PassingFault(f"block {to}: no answer ({type(error).__name__}).") from None
 
 
-@task(name="record history", cache_policy=NO_CACHE)
+@task(task_run_name="record history", cache_policy=NO_CACHE)
 def record_history(outcomes: list[Outcome]) -> None:
     """The whole history in MLflow: the rate over checkpoints, a series a benchmark."""
     tracking_history.record_history(outcomes, Path())

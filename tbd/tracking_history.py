@@ -21,10 +21,8 @@ from tbd.report import plain
 HISTORY = "tbd history"
 VERSION = re.compile(r"models:/(?P<name>[^/@?:]+)/(?P<version>\d+)")
 WORKSPACE_ID = Path(".tbd/workspace-id")
-SENTENCE = (
-    "Audited by tbd: was a benchmark in the data it was distilled on? See the tags `tbd.verdict.*` and the runs that `tbd.run.*` name."
-)
-"""description of a model version that has none; true whatever the verdicts become"""
+AUDITED = "Audited by tbd: was a benchmark in the data it was distilled on?"
+"""how a description begins that is ours to write; another stays its owner's"""
 SERIES: dict[str, Callable[[Outcome], float | None]] = {
     "contamination_rate": lambda o: o.rate.estimate if o.rate else None,
     "contamination_rate_low": lambda o: o.rate.low if o.rate else None,
@@ -118,8 +116,21 @@ def _tag(client: Any, name: str, version: str, outcome: Outcome, run_id: str) ->
         client.set_model_version_tag(name, version, key, value)
     for key in found.tags.keys() & {key for key, value in wanted.items() if value is None}:
         client.delete_model_version_tag(name, version, key)
-    if not found.description:
-        client.update_model_version(name, version, SENTENCE)
+    if not found.description or found.description.startswith(AUDITED):
+        client.update_model_version(name, version, _description(client.get_model_version(name, version).tags))
+
+
+def _description(tags: dict[str, str]) -> str:
+    """The verdicts of a model version, which its tags hold, in words; the version's page shows them first."""
+    lines = []
+    for key, verdict in sorted(tags.items()):
+        if key == "tbd.verdict":
+            lines.append(f"- **{verdict}**: it could not be audited; `tbd.reason` says why.")
+        elif key.startswith("tbd.verdict."):
+            benchmark = key.removeprefix("tbd.verdict.")
+            rate = tags.get(f"tbd.contamination_rate.{benchmark}")
+            lines.append(f"- **{verdict}** on `{benchmark}`" + (f": contamination rate {rate}" if rate else ""))
+    return "\n".join([AUDITED, "", *lines, "", "The runs that the tags `tbd.run.*` name say more."])
 
 
 def _history_run(client: Any, experiment: str, workspace: Path) -> Any:

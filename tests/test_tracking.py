@@ -448,7 +448,12 @@ def test_a_model_version_says_what_became_of_it(client: MlflowClient, version: s
         "tbd.verdict.physics": "NO EVIDENCE", "tbd.contamination_rate.physics": "0.00 [0.00, 0.12]",
         "tbd.audit.physics": "model-7-physics", "tbd.run.physics": "run3",
     }  # fmt: skip
-    assert client.get_model_version("M", "1").description == tracking_history.SENTENCE
+    lines = client.get_model_version("M", "1").description.splitlines()
+    assert lines[0] == tracking_history.AUDITED
+    assert lines[2:4] == [
+        "- **CONTAMINATED** on `maths`: contamination rate 0.38 [0.28, 0.50]",
+        "- **NO EVIDENCE** on `physics`: contamination rate 0.00 [0.00, 0.12]",
+    ]
 
 
 def test_a_description_is_the_owners(client: MlflowClient, version: str) -> None:
