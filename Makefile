@@ -18,7 +18,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # much of the time they wait for servers
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.generation

@@ -67,7 +67,7 @@ def judge(name: str, entry: Audit, found: Found | None = None) -> None:
         walk(f"verdict@{name}")
     except (InputError, StageFailed, PassingFault) as error:
         refused = isinstance(error, InputError) or (isinstance(error, StageFailed) and error.bad_input)
-        if added and (refused or found is not None) and not (AUDITS / name / "verdict.json").is_file():
+        if (found is not None or (added and refused)) and not (AUDITS / name / "verdict.json").is_file():
             register.remove(name)
             shutil.rmtree(AUDITS / name, ignore_errors=True)
         raise

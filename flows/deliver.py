@@ -9,20 +9,22 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.blocks.abstract import NotificationError
 from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
 from flows.stages import UNREACHABLE, retrying
-from tbd import history, history_page, outbox, params, records, summary, tracking, tracking_history, webhook
+from tbd import history, history_page, outbox, params, records, register, summary, tracking, tracking_history, watching, webhook
 from tbd.errors import InputError, PassingFault
 from tbd.history import FAILED, History, Outcome
 from tbd.judged import AUDITS
 from tbd.locks import locked
+from tbd.report import plain
 
 PAGE = AUDITS / "history.html"
+WHOLE = "history"
+"""the recipient that is due with every outcome: the page, and the history in MLflow"""
 SHOWN = 200
 """outcomes in Prefect's table"""
 
@@ -31,35 +33,39 @@ def add(outcome: Outcome) -> Outcome:
     """Put an outcome into the history, its deliveries into the outbox before; returns the one that stands."""
     notify = params.load().notify
     with history.held() as known:
-        return known.add(outcome, lambda new: outbox.due(new.id, outbox.recipients(new, notify)))
+        return known.add(outcome, lambda new: outbox.due(new.id, [*outbox.recipients(new, notify), WHOLE]))
 
 
-def deliver() -> None:
-    """Make every delivery that is due, a task each. What cannot be made now stays due."""
+def deliver(patient: bool = False) -> None:
+    """Make every delivery that is due, a task each. What cannot be made now stays due; `patient`: after retries."""
     with locked(outbox.DELIVERING):
-        due = outbox.pending()
-        if not due:
-            return
-        outcomes = History().outcomes
+        with history.held() as known:
+            due, outcomes = outbox.pending(), known.outcomes
         by_id = {outcome.id: outcome for outcome in outcomes}
         away: set[str] = set()
         for of, to in due:
-            if to not in away and of in by_id and not _delivered(by_id[of], to):
+            if of not in by_id:  # killed before it was in the history: what happened was noted again, under another id
+                outbox.done(of, to)
+            elif to not in away and to != WHOLE and _refused(by_id[of], to, patient):
                 away.add(to)
-        history_page.write(PAGE, outcomes)
-        if "mlflow" not in away:
-            record_history(outcomes, return_state=True)
+        changed = [of for of, to in due if to == WHOLE and of in by_id]
+        if changed:
+            history_page.write(PAGE, outcomes)
+            if "mlflow" not in away and record_history(outcomes, return_state=True).is_completed():
+                for of in changed:
+                    outbox.done(of, WHOLE)
 
 
-def _delivered(outcome: Outcome, to: str) -> bool:
-    made = TASKS[to] if to in TASKS else retrying(tell)
-    state = made(outcome, to, return_state=True)
+def _refused(outcome: Outcome, to: str, patient: bool) -> bool:
+    """Make one delivery; whether nobody is there to take another."""
+    made = TASKS.get(to, tell)
+    state = (retrying(made) if patient and made is tell else made)(outcome, to, return_state=True)
     if state.is_completed():
         outbox.done(outcome.id, to)
-        return True
+        return False
     fault = state.result(raise_on_failure=False)
-    logger().warning("%s: not told of %s: %s It stays due.", to, outcome.checkpoint, " ".join(str(fault).split()))
-    return False
+    logger().warning("%s: not told of %s: %s It stays due.", to, plain(outcome.checkpoint), " ".join(str(fault).split()))
+    return isinstance(fault, PassingFault)
 
 
 def logger() -> Any:
@@ -85,13 +91,23 @@ def record(outcome: Outcome, to: str) -> None:
         run = tracking_history.record_failure(outcome, Path())
     else:
         assert outcome.audit is not None
+        if _superseded(outcome):
+            logger().warning("not recorded: %s was judged anew since, or taken out of the register", outcome.audit)
+            return
         try:
             run = tracking.record_check(outcome.audit)
-        except InputError as error:  # judged anew since, or taken out of the register: this state can no longer be recorded
-            logger().warning("not recorded: %s", error)
-            return
+        except InputError as error:  # parameters that changed since, files that another process is writing: another time
+            raise PassingFault(str(error)) from None
     tracking_history.tag_version(outcome.origin, outcome, run, Path())
     logger().info("recorded in MLflow: %s", run)
+
+
+def _superseded(outcome: Outcome) -> bool:
+    """Whether the state that was judged can be recorded no more."""
+    try:
+        return outcome.audit not in register.load() or watching.state(str(outcome.audit)) != outcome.state
+    except InputError:
+        return False
 
 
 @task(name="show", task_run_name=lambda: f"show {_called()}", cache_policy=NO_CACHE)
@@ -100,7 +116,7 @@ def show(outcome: Outcome, to: str) -> None:
     if outcome.audit is not None and outcome.same_as is None:
         key, text = f"verdict-{outcome.audit}", summary.verdict_markdown(records.read_json(AUDITS / outcome.audit / "verdict.json"))
     else:
-        key, text = f"outcome-{outcome.checkpoint}", f"# {outcome.outcome}\n\n`{outcome.checkpoint}`\n\n{outcome.reason}"
+        key, text = f"outcome-{outcome.checkpoint}", summary.outcome_markdown(outcome)
     try:
         create_markdown_artifact(text, key=slug(key), description=outcome.outcome)
         create_table_artifact(
@@ -118,14 +134,15 @@ def tell(outcome: Outcome, to: str) -> None:
         return
     try:
         block: Any = Block.load(to)
-        with block.raise_on_failure():
-            block.notify(body=webhook.text(outcome), subject=f"tbd: {history.event(outcome)}")
     except ValueError as error:
         raise InputError(f"params.yaml: notify.blocks: {to}: {error}") from None
-    except NotificationError:
-        raise PassingFault(f"block {to}: the notification did not go out.") from None
     except UNREACHABLE as error:
         raise PassingFault(f"block {to}: no answer ({type(error).__name__}).") from None
+    try:
+        with block.raise_on_failure():
+            block.notify(body=webhook.text(outcome), subject=f"tbd: {history.event(outcome)}")
+    except Exception as error:  # as many kinds as blocks, and some name the address, which is a secret
+        raise PassingFault(f"block {to}: the notification did not go out ({type(error).__name__}).") from None
 
 
 @task(task_run_name="record history", cache_policy=NO_CACHE)

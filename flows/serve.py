@@ -48,7 +48,7 @@ def serve(name: str, port: int, pool: str | None) -> None:
 
         made = _deployments(name, p, pool)
         if pool is None:
-            _tidy(made)
+            _tidy()
             print(f"Prefect UI: {_ui()}\nStop with Ctrl-C; what was under way goes on at the next start.", flush=True)
             prefect.serve(*made, print_starting_message=False)
         else:
@@ -69,7 +69,9 @@ def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
     from flows.watch import watch
 
     trigger = DeploymentEventTrigger(
-        name=f"{name}: a checkpoint was written", expect={EVENT}, parameters={"addresses": ["{{ event.payload.source }}"]}
+        name=f"{name}: a checkpoint was written",
+        expect={EVENT},
+        parameters={"addresses": ["{{ event.payload.source }}"], "wait": True},
     )
     wanted: list[tuple[Any, str, dict[str, Any]]] = [
         (watch, name, _schedule(p.serve.watch)),
@@ -78,7 +80,7 @@ def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
         (calibrate, name, _schedule(p.serve.calibrate)),
     ]
     if pool is None:
-        return [flow.to_deployment(title, tags=["tbd"], description=flow.description, **how) for flow, title, how in wanted]
+        return [flow.to_deployment(title, tags=["tbd", _tag()], description=flow.description, **how) for flow, title, how in wanted]
     return [_in_pool(flow, title, pool, how) for flow, title, how in wanted]
 
 
@@ -86,8 +88,15 @@ def _in_pool(flow: Any, title: str, pool: str, how: dict[str, Any]) -> Any:
     """Deployed to run in this folder, on a worker's machine that has it at the same path."""
     module = flow.fn.__module__.replace(".", "/")
     here = flow.from_source(source=str(Path.cwd()), entrypoint=f"{module}.py:{flow.fn.__name__}")
-    here.deploy(title, work_pool_name=pool, build=False, tags=["tbd"], description=flow.description, print_next_steps=False, **how)
+    here.deploy(
+        title, work_pool_name=pool, build=False, tags=["tbd", _tag()], description=flow.description, print_next_steps=False, **how
+    )
     return f"{flow.name}/{title}"
+
+
+def _tag() -> str:
+    """What marks this workspace's runs on a server that others use too."""
+    return f"tbd:{Path.cwd()}"
 
 
 def _schedule(when: float | str | None) -> dict[str, Any]:
@@ -96,16 +105,18 @@ def _schedule(when: float | str | None) -> dict[str, Any]:
     return {"cron": when} if isinstance(when, str) else {"interval": when}
 
 
-def _tidy(made: list[Any]) -> None:
+def _tidy() -> None:
     """What an end without warning left on the server: runs that nobody works on, and looks that were missed. One look finds all."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowRunFilter
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
+    from prefect.client.schemas.objects import StateType
     from prefect.states import Cancelled, Crashed
 
-    chosen = DeploymentFilter(name=DeploymentFilterName(any_=[deployment.name for deployment in made]))
+    unfinished = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
+    ours = FlowRunFilter(tags=FlowRunFilterTags(all_=[_tag()]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished)))
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(), deployment_filter=chosen, limit=200):
-            if run.state is None or run.state.is_final():
+        for run in client.read_flow_runs(flow_run_filter=ours, limit=200):
+            if run.state is None:
                 continue
             if run.state.is_running() or run.state.is_pending():
                 if pipeline.idle():
@@ -125,25 +136,24 @@ def _server(port: int) -> Iterator[None]:
         return
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = address
-    if _answers(address):
-        yield  # of a `tbd serve` that was killed, or of the user's
-        return
+    process = None if _answers(address) else _start(port, address)  # one that answers: of a `tbd serve` that was killed, or the user's
     ending = threading.Event()
-    process = [_start(port, address)]
 
     def keep() -> None:
-        while not ending.wait(1):
-            if process[0].poll() is not None:
+        nonlocal process
+        while not ending.wait(2):
+            if process.poll() is not None if process else not _answers(address):
                 print("the Prefect server ended: starting it again", flush=True)
-                process[0] = _launch(port)
+                process = _launch(port)
 
     threading.Thread(target=keep, daemon=True).start()
     try:
         yield
     finally:
         ending.set()
-        process[0].terminate()
-        process[0].wait(30)
+        if process:
+            process.terminate()
+            process.wait(30)
 
 
 def _start(port: int, address: str) -> "subprocess.Popen[bytes]":

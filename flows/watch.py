@@ -1,6 +1,7 @@
 """The flow `watch`: look at the sources once, and audit every checkpoint that was not audited yet."""
 
 import math
+import time
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -23,7 +24,7 @@ LOCK = Path(".tbd/look.lock")
 
 
 @flow(name="watch", flow_run_name="watch", **TOLD)
-def watch(addresses: list[str] | None = None, retry: bool = False) -> State:
+def watch(addresses: list[str] | None = None, retry: bool = False, wait: bool = False) -> State:
     """Look once: audit every new checkpoint by the policy of params.yaml, and tell who is to be told.
 
     Where another look is under way, one at the sources of params.yaml is skipped; one that names its own waits.
@@ -32,21 +33,26 @@ def watch(addresses: list[str] | None = None, retry: bool = False) -> State:
         addresses: Where to look: folders of checkpoints (or one checkpoint), models:/NAME, hf://org/name; watch.sources of
             params.yaml if left empty.
         retry: Try again what failed. Otherwise a broken checkpoint is tried again when it changes.
+        wait: Look again until nothing is left that is still being written; for a place that no schedule looks at.
     """
     with locked(LOCK, wait=addresses is not None) as free:
         if free is None:
             return Completed(message="skipped: another look is under way")
-        audited, failed = _look(addresses, retry)
+        audited, failed, waiting = _look(addresses, retry)
+        while wait and waiting:
+            time.sleep(max(params.load().watch.settle, 1.0))
+            more, worse, waiting = _look(addresses, retry)
+            audited, failed = audited + more, failed + worse
     return Completed(message=f"{audited} audited, {failed} failed")
 
 
-def _look(addresses: list[str] | None, retry: bool) -> tuple[int, int]:
-    """How many were audited, how many failed."""
+def _look(addresses: list[str] | None, retry: bool) -> tuple[int, int, int]:
+    """How many were audited, how many failed, and how many are still being written."""
     logger = get_run_logger()
     p = params.load()
     audits.ready_for(p.watch.policy)
     deliver()  # what could not be delivered before
-    audited = failed = 0
+    audited = failed = waiting = 0
     for address in addresses or p.watch.sources:
         found = retrying(look)(address, return_state=True)
         if not found.is_completed():
@@ -61,15 +67,15 @@ def _look(addresses: list[str] | None, retry: bool) -> tuple[int, int]:
         standing = Standing()
         for checkpoint in found.result():
             done = _take(address, checkpoint, p, retry, standing)
-            if done is None:
-                known += 1
+            if isinstance(done, int):
+                known, waiting = known + 1 - done, waiting + done
                 continue
             standing = Standing()
             audited, failed = audited + done.count(True), failed + done.count(False)
         logger.info("%s: %d checkpoints, %d dealt with before", address, len(found.result()), known)
-    deliver()
+    deliver(patient=True)
     logger.info("%d audited, %d failed", audited, failed)
-    return audited, failed
+    return audited, failed, waiting
 
 
 @task(task_run_name="look at {address}", cache_policy=NO_CACHE)
@@ -84,8 +90,11 @@ def fetch(address: str, checkpoint: Found, p: params.Params, retry: bool) -> lis
     return list(watching.decide(sources.source(address), checkpoint, p, Standing(), retry))
 
 
-def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standing: Standing) -> list[bool] | None:
-    """Do what is to be done about one checkpoint; of every audit and every failure, whether it went well. None: nothing is to do."""
+def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standing: Standing) -> list[bool] | int:
+    """Do what is to be done about one checkpoint; of every audit and every failure, whether it went well.
+
+    Where nothing is to do, 1 if it is still being written, else 0.
+    """
     logger = get_run_logger()
     if standing.seen(checkpoint):
         decisions = list(watching.decide(sources.source(address), checkpoint, p, standing, retry))
@@ -100,7 +109,7 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
         if isinstance(decision, Wait):
             logger.info("%s: %s", checkpoint.name, decision.why)
     if all(isinstance(decision, Wait | Known) for decision in decisions):
-        return None
+        return int(any(isinstance(decision, Wait) for decision in decisions))
     done = []
     with pipeline.workspace(logger.info, math.inf):
         # Once more, now that nobody else is at work here: another look may have dealt with it meanwhile.
@@ -128,8 +137,9 @@ def audit(job: Job) -> None:
         judge(name, entry, job.found)
     except UNREACHABLE:
         raise  # Prefect's server is away: the audit is registered, and goes on at the next look
-    except Exception as error:  # whatever it was, the others go on; what is no fault of the checkpoint is tried again
-        passing = not isinstance(error, InputError | StageFailed)
+    except Exception as error:  # whatever it was, the others go on; what is no fault of this checkpoint is tried again
+        own = isinstance(error, InputError) or (isinstance(error, StageFailed) and f"@{job.audit}:" in str(error))
+        passing = not own
         add(watching.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, passing))
         raise
 

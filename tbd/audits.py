@@ -125,6 +125,19 @@ def prepare(
     return name, entry
 
 
+def present() -> list[str]:
+    """The audits of the register, without those that are judged and whose checkpoint was taken away since: their verdicts stand."""
+    p, names = Path("dvc.yaml"), []
+    made = {out for stage in params.load_yaml(p)["stages"].values() for out in stage.get("outs", []) if isinstance(out, str)}
+    for name, audit in register.load().items():
+        gone = not Path(audit.checkpoint).is_dir() and audit.origin is None and audit.checkpoint not in made
+        if gone and (AUDITS / name / "verdict.json").is_file():
+            print(f"{name}: {audit.checkpoint} is no longer there; the verdict on it stands", flush=True)
+        else:
+            names.append(name)
+    return names
+
+
 def ready(names: Iterable[str]) -> None:
     """Check the parameters, and these audits against them, before a long run that would end there. Raises InputError.
 
@@ -142,11 +155,14 @@ def ready(names: Iterable[str]) -> None:
 
 
 def ready_for(policy: Iterable[Rule]) -> None:
-    """Check the rules of a policy: their sets are there, and large enough. Raises InputError naming the rule."""
+    """Check the rules of a policy: what is wrong with them is no checkpoint's fault. Raises InputError, or PassingFault for a base."""
     p = params.load()
     for number, rule in enumerate(policy, start=1):
-        questions(rule.benchmark)
-        _enough(f"params.yaml: watch.policy, rule {number}", rule.unseen, len(questions(rule.unseen)), rule.fpr, p)
+        texts = {name: questions(name) for name in (rule.benchmark, rule.unseen)}
+        _enough(f"params.yaml: watch.policy, rule {number}", rule.unseen, len(texts[rule.unseen]), rule.fpr, p)
+        _apart(rule.benchmark, rule.unseen, texts, p.validate_)
+        if rule.base is not None:
+            sources.resolve(rule.base)
 
 
 def _enough(where: str, unseen: str, have: int, fpr: float | None, p: params.Params) -> None:

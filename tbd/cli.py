@@ -124,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    said = "".join(c if c.isprintable() else " " for c in message)  # names of files may hold anything
+    print("error: " + " ".join(said.split()), file=sys.stderr)
     return code
 
 
@@ -172,7 +173,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from flows.check import check, check_all
-    from tbd import audits, pipeline, records, register, summary, tracking
+    from tbd import audits, pipeline, records, summary, tracking
     from tbd.judged import AUDITS
 
     tracking.store()  # a wrong address is better told before hours of generation than after
@@ -181,7 +182,7 @@ def _check(options: argparse.Namespace) -> int:
         given = [key for key in ("checkpoint", "benchmark", "unseen", "base", "audit", "fpr") if getattr(options, key) is not None]
         if given:
             raise InputError(f"--all: audits the register as it stands; leave {', '.join(given)} out.")
-        names = list(register.load())
+        names = audits.present()
         audits.ready(names)
         with pipeline.workspace():
             _run(check_all, names)
@@ -206,7 +207,8 @@ def _check(options: argparse.Namespace) -> int:
 
 def _watch(options: argparse.Namespace) -> int:
     from tbd import audits, outbox, params, scores, sources, summary, tracking, watching, webhook
-    from tbd.history import History
+    from tbd.history import FAILED, History
+    from tbd.report import plain
 
     tracking.store()
     webhook.check()
@@ -220,16 +222,20 @@ def _watch(options: argparse.Namespace) -> int:
         try:
             source = sources.source(address)
             decisions = [one for found in source.look() for one in watching.decide(source, found, p, standing, options.retry)]
-        except PassingFault as error:
-            print(f"{address}: {error} Trying again.")
+        except (InputError, PassingFault) as error:
+            if options.sources and isinstance(error, InputError):
+                raise
+            print(f"{address}: {error}")  # of params.yaml: the others are looked at, and it goes into the history
             work = True
             continue
+        last = before.last(f"source {address}", None)
+        work = work or (last is not None and last.outcome == FAILED)  # it works again
         work = work or any(not isinstance(one, watching.Wait | watching.Known) for one in decisions)
         known = [one for one in decisions if isinstance(one, watching.Known)]
         print(f"{address}: {len(decisions)} looked at, {len(known)} dealt with before")
         for one in decisions:
             if one not in known:
-                print(f"{one.found.name}: {one.why}")
+                print(plain(f"{one.found.name}: {one.why}"))
     if not work:  # said without starting any of the machinery
         print("nothing new")
         return 0

@@ -27,7 +27,10 @@ def prepare() -> None:
 
 def prefect() -> str:
     """Host and port of the Prefect server that PREFECT_API_URL names, or nothing. Raises InputError for one with credentials in it."""
-    address = urlsplit(os.environ.get("PREFECT_API_URL", ""))
+    try:
+        address = urlsplit(os.environ.get("PREFECT_API_URL", ""))
+    except ValueError:
+        raise InputError("PREFECT_API_URL: not an address. Mend it.") from None
     if address.username or address.password:
         raise InputError("PREFECT_API_URL: holds credentials, which Prefect would log. Put them into PREFECT_API_AUTH_STRING.")
     return address.netloc

@@ -53,6 +53,8 @@ class Outcome(Line):
     """in one line"""
     recovered: bool = False
     """the last outcome of the same thing was a failure"""
+    repeated: bool = False
+    """these weights had this verdict on this benchmark already; it was judged anew"""
     passing: bool = False
     """of a failure: it heals by itself and is tried again at every look"""
 
@@ -115,6 +117,10 @@ class History:
         if last is not None and _same(last, outcome):
             return last
         outcome = outcome.model_copy(update={"recovered": outcome.outcome != FAILED and self.failing(outcome)})
+        repeated = last is not None and all(
+            getattr(last, key) == getattr(outcome, key) for key in ("outcome", "fingerprint", "same_as")
+        )
+        outcome = outcome.model_copy(update={"repeated": repeated and outcome.outcome != FAILED})
         outcome = outcome.model_copy(update={"id": sha256(f"{len(self.outcomes)} {outcome.model_dump_json()}")[:32]})
         before(outcome)
         self._lines.append(outcome.model_dump(mode="json", exclude_none=True))
@@ -157,11 +163,12 @@ def _same(last: Outcome, outcome: Outcome) -> bool:
 def event(outcome: Outcome) -> str:
     """What happened, for those who are told: contaminated, failed, recovered, or quiet (nothing to tell).
 
-    A checkpoint that is one judged before is quiet: its weights were told of. CONTAMINATED outweighs recovered.
+    Weights that were told of are quiet: judged before under another name, or anew with the same verdict.
+    CONTAMINATED outweighs recovered.
     """
     if outcome.outcome == FAILED:
         return "failed"
-    if outcome.same_as is not None and not outcome.recovered:
+    if (outcome.same_as is not None or outcome.repeated) and not outcome.recovered:
         return "quiet"
     if outcome.outcome == "CONTAMINATED":
         return "contaminated"

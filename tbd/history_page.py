@@ -57,12 +57,12 @@ def series(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """By benchmark, what became of the checkpoints in the order they were audited; a position never changes as the history grows.
 
     A checkpoint that failed before any question was asked is in the series of every benchmark begun by then. Copies of weights judged
-    before are in none, nor is anything that is no checkpoint.
+    before are in none, nor what was judged anew with the same verdict, nor is anything that is no checkpoint.
     """
     found: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.benchmark is not None:
-            if outcome.same_as is None:
+            if outcome.same_as is None and not outcome.repeated:
                 found.setdefault(outcome.benchmark.name, []).append(outcome)
         elif outcome.outcome == FAILED and outcome.what == "checkpoint":
             for each in found.values():

@@ -103,13 +103,23 @@ def verdict_markdown(verdict: dict[str, Any]) -> str:
     """A Prefect artifact. Names come from files, so they are fenced as code."""
     lines = [
         f"# {verdict['verdict']}",
-        f"Audit `{verdict['audit']}`: checkpoint `{verdict['checkpoint']}` on benchmark `{verdict['benchmark']['name']}`.",
+        f"Audit `{verdict['audit']}`: checkpoint {code(verdict['checkpoint'])} on benchmark `{verdict['benchmark']['name']}`.",
         *verdict["reasons"],
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in row(verdict).items() if value),
         *(f"> {warning}" for warning in verdict["warnings"]),
         f"Report: `audits/{verdict['audit']}/report.html`",
     ]
     return "\n\n".join(lines)
+
+
+def outcome_markdown(outcome: Outcome) -> str:
+    """A Prefect artifact for an outcome without a verdict of its own."""
+    return f"# {outcome.outcome}\n\n{code(outcome.checkpoint)}\n\n{code(outcome.reason)}"
+
+
+def code(text: str) -> str:
+    """Text from outside as Markdown code: nothing in it is a link, an image or markup."""
+    return "`" + plain(text).replace("`", "'") + "`"
 
 
 def detector_markdown(detector: dict[str, Any]) -> str:

@@ -225,9 +225,10 @@ def _check(audit: str, workspace: Path) -> Record:
     }
     known = verdict["power"] is not None
     power = f"the detector finds {_interval(verdict, 'power', percent=True)} of planted members" if known else "its power is not known"
+    checkpoint = verdict["checkpoint"].replace("`", "'")
     description = (
         f"**{verdict['verdict']}: {rate['estimate']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}] of `{benchmark['name']}`** "
-        f"cannot be explained as unseen by `{verdict['checkpoint']}` (p = {verdict['p_value']:.2g}). "
+        f"cannot be explained as unseen by `{checkpoint}` (p = {verdict['p_value']:.2g}). "
         f"{verdict['flagged']} of {benchmark['n']} questions are flagged at a false-positive rate of {verdict['fpr']:g}; "
         f"on the reference {power}.\n\n" + "\n".join(f"- {reason}" for reason in verdict["reasons"]) + _warnings(verdict)
     )

@@ -242,6 +242,11 @@ def verdict(audit: str, found: Found | None = None) -> Outcome:
     )
 
 
+def state(audit: str) -> str:
+    """Digest of what the audit's last stage made. Raises InputError if it did not run."""
+    return Lock(Path(), f"verdict@{audit}").state(str(AUDITS / audit / "verdict.json"))
+
+
 def _found(entry: Audit) -> Found:
     """An entry of the register as a source would show it."""
     place = entry.origin or entry.checkpoint

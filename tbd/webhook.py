@@ -24,7 +24,7 @@ PREFIX = "whsec_"
 def body(outcome: Outcome) -> dict[str, Any]:
     """What is sent: `type`, `timestamp`, `data`, and one line of `text`, which chat services show.
 
-    `data` is the line of the history without its bookkeeping; docs/notifications.md describes it.
+    `data` is the line of the history without its bookkeeping; docs/checks.md describes it.
     """
     data = outcome.model_dump(mode="json", exclude_none=True, exclude={"version"})
     return {
@@ -61,7 +61,12 @@ def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:
 def check() -> None:
     """Raise InputError if TBD_WEBHOOK_URL or TBD_WEBHOOK_SECRET is set to what cannot work."""
     address = os.environ.get("TBD_WEBHOOK_URL", "")
-    if address and (urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname):
+    try:
+        parts = urlsplit(address)
+        usable = not address or (parts.scheme in ("http", "https") and bool(parts.hostname))
+    except ValueError:
+        usable = False
+    if not usable:
         raise InputError("TBD_WEBHOOK_URL: not an http or https address.")
     sign(os.environ.get("TBD_WEBHOOK_SECRET", ""), "", 0, b"")
 

@@ -42,6 +42,14 @@ def test_the_same_verdict_is_one_line_another_state_is_another(workspace: Path) 
     assert len({one.id for one in History().outcomes}) == 3
 
 
+def test_judged_anew_with_the_same_verdict_is_noted_and_not_told(workspace: Path) -> None:
+    first, again, turned, other = add(
+        outcome(), outcome(state="new detector"), outcome("NO EVIDENCE", state="newer"), outcome(state="newest", fingerprint="f2")
+    )
+    assert [event(one) for one in (first, again, turned, other)] == ["contaminated", "quiet", "quiet", "contaminated"]
+    assert [one.repeated for one in (first, again, turned, other)] == [False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("second", "lines"),
     [

@@ -52,6 +52,8 @@ def source(address: str) -> Source:
     `models:/NAME@ALIAS` the one of that alias, `models:/NAME?KEY=VALUE` those with that tag); `hf://ORG/NAME`, the branches and tags
     of a repository on the hub (`hf://ORG/NAME@REVISION` one of them).
     """
+    if not address.strip():
+        raise InputError("source: empty. Name a folder, models:/NAME or hf://ORG/NAME.")
     if address.startswith("models:/"):
         from tbd.sources.registry import Registry
 

@@ -1,5 +1,6 @@
 """A folder of checkpoint folders, on this machine or one that is mounted here."""
 
+import os
 from pathlib import Path
 
 from tbd.errors import InputError
@@ -28,7 +29,7 @@ class Folder:
 def _found(folder: Path) -> Found | None:
     """None for a folder that went away while it was looked at."""
     try:
-        stats = sorted((str(file.relative_to(folder)), file.stat()) for file in [folder, *folder.rglob("*")])
+        stats = sorted((str(file.relative_to(folder)), _stat(file)) for file in [folder, *folder.rglob("*")])
     except FileNotFoundError:
         return None
     # the time of change (ctime) as well: a copy that keeps modification times (mtime) was made just now all the same
@@ -36,3 +37,11 @@ def _found(folder: Path) -> Found | None:
     changed = max(stat.st_ctime for _, stat in stats)
     place = workspace_path(folder)
     return Found(folder.resolve().name, place, place, version, changed)
+
+
+def _stat(file: Path) -> os.stat_result:
+    """Of what a link points to, or of the link where that is not there."""
+    try:
+        return file.stat()
+    except FileNotFoundError:
+        return file.lstat()

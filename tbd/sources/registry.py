@@ -63,7 +63,8 @@ class Registry:
     def _found(self, version: Any) -> Found:
         name = f"{version.name}/{version.version}"
         source = tracking.CREDENTIALS.sub("://", version.source)
-        return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {version.creation_timestamp}")
+        made = version.creation_timestamp  # its files may still be on their way
+        return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {made}", made / 1000)
 
     def fetch(self, found: Found) -> Path:
         name, _, number = found.name.rpartition("/")

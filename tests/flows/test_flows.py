@@ -28,10 +28,12 @@ from prefect.client.schemas.objects import State
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.check import check_all
+from flows.deliver import add, deliver
 from flows.stages import walk
-from tbd import outbox, pipeline
+from tbd import outbox, pipeline, watching
 from tbd.errors import InputError, StageFailed
 from tests import servers
+from tests.receiver import Receiver
 from tests.workspace import REPOSITORY, Workspace, fake_checkpoint, finished
 
 MonkeyPatch = pytest.MonkeyPatch
@@ -148,6 +150,30 @@ def test_an_audit_that_a_stage_refuses_is_not_registered_one_that_broke_can_go_o
     assert "error: stage score@mine: what lacks" in workspace.tbd("check", *asked, code=code).stderr.splitlines()
     assert ("  mine:" in (workspace.root / "audits/register.yaml").read_text()) == kept
     assert (workspace.root / "audits/mine").exists() == kept
+
+
+@flow(name="tells")
+def tells() -> None:
+    deliver(patient=True)
+
+
+def test_a_notification_is_retried_stays_due_and_arrives(copy: Workspace, monkeypatch: MonkeyPatch) -> None:
+    with Receiver(answers=[503]) as receiver:
+        monkeypatch.setenv("TBD_WEBHOOK_URL", receiver.url)
+        add(watching.other("source", "somewhere", "no answer", passing=True))
+        outbox.due("of a run that was killed before it noted this", ["webhook"])
+        tells()
+        assert len(receiver.messages) == 2 and outbox.pending() == []
+        works = add(watching.other("source", "somewhere", None))
+        receiver.answers = [404]
+        tells()
+        assert outbox.pending() == [(works.id, "webhook")]
+        tells()
+        assert outbox.pending() == []
+    said = [json.loads(message.body)["type"] for message in receiver.messages]
+    assert said == ["tbd.failed", "tbd.failed", "tbd.recovered", "tbd.recovered"]
+    assert len({message.headers["webhook-id"] for message in receiver.messages}) == 2
+    assert "somewhere" in (copy.root / "audits/history.html").read_text()
 
 
 def test_lines_with_a_share_move_a_progress_bar(toy: Workspace) -> None:

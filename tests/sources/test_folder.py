@@ -88,3 +88,14 @@ def test_no_such_folder(workspace: Path) -> None:
 
 def test_an_empty_folder_has_none(workspace: Path) -> None:
     assert source(".").look() == []
+
+
+def test_a_link_that_leads_nowhere_does_not_hide_the_checkpoint(models: Path) -> None:
+    (models / "first/weights").symlink_to("gone")
+    assert [found.name for found in source("models").look()] == ["first"]
+
+
+@pytest.mark.parametrize("address", ["", " "])
+def test_no_address_is_not_the_current_folder(workspace: Path, address: str) -> None:
+    with pytest.raises(InputError, match="source: empty"):
+        source(address)
