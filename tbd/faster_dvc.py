@@ -3,7 +3,7 @@
 With 200 audits dvc.lock has a megabyte. DVC parses it in each process (1 s); to note a stage that ran, it parses it once more, keeping
 comments, of which this file has none, and writes it in pure Python (10 s). Here libyaml writes it (the same content;
 DVC breaks long lines, libyaml does not), and what it says is kept beside it as JSON, which is read as long as the file is still that
-one. Plain `dvc` works as well, slower.
+one. It is also written in one piece. Plain `dvc` works as well, slower.
 """
 
 import hashlib
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tbd.records import atomic
 
 CACHE = Path(".tbd/dvc-lock.json")
 LOCK = "dvc.lock"
@@ -49,8 +51,6 @@ def write(data: Any) -> str:
 
 
 def _keep(digest: str, data: Any) -> None:
-    from tbd.records import atomic
-
     with atomic(CACHE) as temporary:
         temporary.write_text(json.dumps({"sha256": digest, "data": data}), "utf-8")
 
@@ -58,7 +58,7 @@ def _keep(digest: str, data: Any) -> None:
 def _install() -> None:
     """Into the three places where DVC's modules read and write YAML; every other file stays theirs."""
     from dvc.utils import strictyaml
-    from dvc.utils.serialize import _yaml
+    from dvc.utils.serialize import _common, _yaml
 
     def reading(theirs: Callable[..., Any]) -> Callable[..., Any]:
         def parse(text: str, path: Any, *arguments: Any, **options: Any) -> Any:
@@ -67,16 +67,18 @@ def _install() -> None:
 
         return parse
 
-    dump = _yaml._dump
+    dump = _common._dump_data
 
-    def writing(data: Any, stream: Any) -> Any:
-        if Path(getattr(stream, "name", "")).name != LOCK:
-            return dump(data, stream)
-        return stream.write(write(data))
+    def writing(path: Any, data: Any, *arguments: Any, **options: Any) -> None:
+        if Path(path).name != LOCK:
+            dump(path, data, *arguments, **options)
+            return
+        with atomic(Path(path)) as temporary:  # DVC empties the file first: a kill then would lose what every stage was made from
+            temporary.write_text(write(data), "utf-8")
 
     strictyaml.parse_yaml = reading(strictyaml.parse_yaml)
     _yaml.parse_yaml_for_update = reading(_yaml.parse_yaml_for_update)
-    _yaml._dump = writing
+    _common._dump_data = writing
 
 
 if __name__ == "__main__":

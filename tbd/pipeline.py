@@ -4,6 +4,7 @@ The order is written once, in dvc.yaml; this module asks DVC for it. One process
 """
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from tbd.locks import locked
 from tbd.params import load_yaml
 
 LOCK = Path(".tbd/lock")
+RWLOCK = Path(".dvc/tmp/rwlock")
 PATIENCE = 30.0
 """seconds to wait for another run"""
 
@@ -132,10 +134,25 @@ def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
         file.flush()
         _holding.append(file.fileno())
         try:
+            _mend()
             yield file.fileno()
         finally:
             _holding.clear()
             file.truncate(0)  # who reads this next must not take our finished stages for ones left behind
+
+
+def _mend() -> None:
+    """DVC's own lock file, where a kill left it half written: DVC would refuse to do anything. Nobody else is at work here now."""
+    for patience in (1.0, 0.0):  # unless somebody's own `dvc` is just writing it
+        try:
+            json.loads(RWLOCK.read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(patience)
+        else:
+            return
+    RWLOCK.unlink(missing_ok=True)
 
 
 def idle() -> bool:

@@ -1,6 +1,7 @@
 """The pipeline as DVC runs it: what is stale, what is repeated, what survives, and that dvc.yaml names what a stage uses."""
 
 import ast
+import json
 import os
 import signal
 import sys
@@ -57,6 +58,27 @@ def test_a_new_audit_runs_its_own_stages_alone(copy: Workspace) -> None:
     copy.edit("audits/register.yaml", {"audits": {"other": audits["reference"] | {"checkpoint": "checkpoints/other", "fpr": 0.1}}})
     assert copy.repro() == ["validate", "generate@other", "score@other", "verdict@other"]
     assert copy.verdict("other")["verdict"] == "CONTAMINATED" and copy.verdict("other")["fpr"] == 0.1
+
+
+def test_a_lock_of_dvc_that_a_kill_left_half_written_is_mended(copy: Workspace) -> None:
+    lock = copy.root / ".dvc/tmp/rwlock"
+    lock.write_text("")
+    assert "RWLock" in copy.run(sys.executable, "-m", "dvc", "repro", "--single-item", "base", code=255).stderr
+    code = "from tbd import pipeline\nwith pipeline.workspace() as lock: print(pipeline.run_stage('base', lock, print))"
+    assert copy.run(sys.executable, "-c", code).stdout.splitlines()[-1] == "False"
+
+
+def test_the_faster_dvc_writes_what_dvc_writes(copy: Workspace) -> None:
+    """In one piece, and so that either reads the other's."""
+    lock = copy.root / "dvc.lock"
+    before = lock.read_text()
+    copy.run(sys.executable, "-m", "tbd.faster_dvc", "repro", "--force", "--single-item", "verdict@base")
+    assert yaml.safe_load(lock.read_text()) == yaml.safe_load(before)
+    assert json.loads((copy.root / ".tbd/dvc-lock.json").read_text())["data"] == yaml.safe_load(before)
+    assert copy.repro() == [] and copy.repro("--force", "--single-item", "verdict@base") == ["verdict@base"]
+    assert yaml.safe_load(lock.read_text()) == yaml.safe_load(before)
+    (copy.root / ".tbd/dvc-lock.json").write_text("{")  # no more than a cache
+    copy.run(sys.executable, "-m", "tbd.faster_dvc", "status", "--quiet")
 
 
 def test_byte_code_beside_the_modules_makes_nothing_stale(copy: Workspace) -> None:
