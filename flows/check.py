@@ -44,7 +44,7 @@ def check(
     return name
 
 
-@flow(name="check-all", **TOLD)
+@flow(name="check-all", flow_run_name="check-all", **TOLD)
 def check_all(names: list[str]) -> None:
     """Bring the verdicts on these audits of the register up to date. Only what is stale runs."""
     with pipeline.workspace(get_run_logger().info, math.inf):
