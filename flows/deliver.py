@@ -3,7 +3,6 @@
 Who is away is asked again at the next look: no audit waits for that, and no outcome is lost.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
-from flows.stages import UNREACHABLE, retrying
+from flows.stages import UNREACHABLE, retrying, slug
 from tbd import history, history_page, outbox, params, records, register, summary, tracking, tracking_history, watching, webhook
 from tbd.errors import InputError, PassingFault
 from tbd.history import FAILED, History, Outcome
@@ -58,8 +57,10 @@ def deliver(patient: bool = False) -> None:
 
 def _refused(outcome: Outcome, to: str, patient: bool) -> bool:
     """Make one delivery; whether nobody is there to take another."""
-    made = TASKS.get(to, tell)
-    state = (retrying(made) if patient and made is tell else made)(outcome, to, return_state=True)
+    if to in TASKS:
+        state = TASKS[to](outcome, return_state=True)
+    else:
+        state = (retrying(tell) if patient else tell)(outcome, to, return_state=True)
     if state.is_completed():
         outbox.done(outcome.id, to)
         return False
@@ -85,7 +86,7 @@ def _called() -> str:
 
 
 @task(name="record", task_run_name=lambda: f"record {_called()}", cache_policy=NO_CACHE)
-def record(outcome: Outcome, to: str) -> None:
+def record(outcome: Outcome) -> None:
     """A run in MLflow, and tags on the model version where the checkpoint came from there."""
     if outcome.outcome == FAILED:
         run = tracking_history.record_failure(outcome, Path())
@@ -111,7 +112,7 @@ def _superseded(outcome: Outcome) -> bool:
 
 
 @task(name="show", task_run_name=lambda: f"show {_called()}", cache_policy=NO_CACHE)
-def show(outcome: Outcome, to: str) -> None:
+def show(outcome: Outcome) -> None:
     """Artifacts in Prefect: the outcome in words, and the table of all."""
     if outcome.audit is not None and outcome.same_as is None:
         key, text = f"verdict-{outcome.audit}", summary.verdict_markdown(records.read_json(AUDITS / outcome.audit / "verdict.json"))
@@ -152,8 +153,3 @@ def record_history(outcomes: list[Outcome]) -> None:
 
 
 TASKS = {"mlflow": record, "prefect": show}
-
-
-def slug(text: str) -> str:
-    """A key as Prefect wants it."""
-    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -15,7 +15,6 @@ from typing import Any
 from tbd import audits, environment, params, pipeline, register, scores, sources, tracking, webhook
 from tbd.errors import InputError, StageFailed
 
-PORT = 4200
 EVENT = "tbd.checkpoint.written"
 """a Prefect event that asks for a look; its payload's `source` says where"""
 SERVER_LOG = Path(".tbd/prefect-server.log")

@@ -22,6 +22,11 @@ ON_DEVICE = re.compile("generate@.*|distill")
 UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
+def slug(text: str) -> str:
+    """A key of an artifact, as Prefect wants it."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def passing(task: Any, run: Any, state: State) -> bool:
     """Whether a failed task is worth trying again; what Prefect asks before it retries."""
     return isinstance(state.result(raise_on_failure=False), PassingFault)
@@ -46,8 +51,9 @@ def run_stage(stage: str, lock: int) -> State:
         if visible and (share := SHARE.match(line)):
             try:
                 if bar is None:
-                    key = re.sub("[^a-z0-9]+", "-", stage.lower()).strip("-")
-                    bar = cast(UUID, create_progress_artifact(0.0, key=f"progress-{key}", description=f"Progress of `{stage}`"))
+                    bar = cast(
+                        UUID, create_progress_artifact(0.0, key=slug(f"progress-{stage}"), description=f"Progress of `{stage}`")
+                    )
                 update_progress_artifact(bar, float(share.group(1)))
             except UNREACHABLE as error:  # hours of generation do not end because nobody can watch
                 visible = False

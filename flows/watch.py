@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -38,44 +39,42 @@ def watch(addresses: list[str] | None = None, retry: bool = False, wait: bool = 
     with locked(LOCK, wait=addresses is not None) as free:
         if free is None:
             return Completed(message="skipped: another look is under way")
-        audited, failed, waiting = _look(addresses, retry)
-        while wait and waiting:
+        done = _look(addresses, retry)
+        while wait and done.pop("waiting", 0):
             time.sleep(max(params.load().watch.settle, 1.0))
-            more, worse, waiting = _look(addresses, retry)
-            audited, failed = audited + more, failed + worse
-    return Completed(message=f"{audited} audited, {failed} failed")
+            done += _look(addresses, retry)
+    return Completed(message=f"{done['audited']} audited, {done['failed']} failed")
 
 
-def _look(addresses: list[str] | None, retry: bool) -> tuple[int, int, int]:
-    """How many were audited, how many failed, and how many are still being written."""
+def _look(addresses: list[str] | None, retry: bool) -> Counter[str]:
+    """How many checkpoints were audited, failed, are still being written (`waiting`), and were dealt with before (`known`)."""
     logger = get_run_logger()
     p = params.load()
     audits.ready_for(p.watch.policy)
     deliver()  # what could not be delivered before
-    audited = failed = waiting = 0
+    total: Counter[str] = Counter()
     for address in addresses or p.watch.sources:
         found = retrying(look)(address, return_state=True)
         if not found.is_completed():
             fault = found.result(raise_on_failure=False)
             add(watching.other("source", address, str(fault), isinstance(fault, PassingFault)))
-            failed += 1
+            total["failed"] += 1
             continue
         last = History().last(f"source {address}", None)
         if last is not None and last.outcome == FAILED:
             add(watching.other("source", address, None))
-        known = 0
+        here: Counter[str] = Counter()
         standing = Standing()
         for checkpoint in found.result():
             done = _take(address, checkpoint, p, retry, standing)
-            if isinstance(done, int):
-                known, waiting = known + 1 - done, waiting + done
-                continue
-            standing = Standing()
-            audited, failed = audited + done.count(True), failed + done.count(False)
-        logger.info("%s: %d checkpoints, %d dealt with before", address, len(found.result()), known)
+            if done.keys() - {"known", "waiting"}:
+                standing = Standing()
+            here += done
+        logger.info("%s: %d checkpoints, %d dealt with before", address, len(found.result()), here["known"])
+        total += here
     deliver(patient=True)
-    logger.info("%d audited, %d failed", audited, failed)
-    return audited, failed, waiting
+    logger.info("%d audited, %d failed", total["audited"], total["failed"])
+    return total
 
 
 @task(task_run_name="look at {address}", cache_policy=NO_CACHE)
@@ -90,11 +89,8 @@ def fetch(address: str, checkpoint: Found, p: params.Params, retry: bool) -> lis
     return list(watching.decide(sources.source(address), checkpoint, p, Standing(), retry))
 
 
-def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standing: Standing) -> list[bool] | int:
-    """Do what is to be done about one checkpoint; of every audit and every failure, whether it went well.
-
-    Where nothing is to do, 1 if it is still being written, else 0.
-    """
+def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standing: Standing) -> Counter[str]:
+    """Do what is to be done about one checkpoint. Counts as `_look` does, and copies of judged weights as `same`."""
     logger = get_run_logger()
     if standing.seen(checkpoint):
         decisions = list(watching.decide(sources.source(address), checkpoint, p, standing, retry))
@@ -103,14 +99,14 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
         if not state.is_completed():
             fault = state.result(raise_on_failure=False)
             add(watching.failure(checkpoint, None, str(fault), passing=not isinstance(fault, InputError)))
-            return [False]
+            return Counter(failed=1)
         decisions = state.result()
     for decision in decisions:
         if isinstance(decision, Wait):
             logger.info("%s: %s", checkpoint.name, decision.why)
     if all(isinstance(decision, Wait | Known) for decision in decisions):
-        return int(any(isinstance(decision, Wait) for decision in decisions))
-    done = []
+        return Counter(waiting=1) if any(isinstance(decision, Wait) for decision in decisions) else Counter(known=1)
+    done: Counter[str] = Counter()
     with pipeline.workspace(logger.info, math.inf):
         # Once more, now that nobody else is at work here: another look may have dealt with it meanwhile.
         for decision in watching.decide(sources.source(address), checkpoint, p, Standing(), retry):
@@ -118,11 +114,12 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
             match decision:
                 case Broken():
                     add(watching.failure(checkpoint, decision.fingerprint, decision.why))
-                    done.append(False)
+                    done["failed"] += 1
                 case Same():
                     add(watching.same(decision, History()))
+                    done["same"] += 1
                 case Job():
-                    done.append(audit(decision, return_state=True).is_completed())
+                    done["audited" if audit(decision, return_state=True).is_completed() else "failed"] += 1
     deliver()
     return done
 

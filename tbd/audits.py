@@ -127,8 +127,7 @@ def prepare(
 
 def present() -> list[str]:
     """The audits of the register, without those that are judged and whose checkpoint was taken away since: their verdicts stand."""
-    p, names = Path("dvc.yaml"), []
-    made = {out for stage in params.load_yaml(p)["stages"].values() for out in stage.get("outs", []) if isinstance(out, str)}
+    names, made = [], _pipeline_outputs()
     for name, audit in register.load().items():
         gone = not Path(audit.checkpoint).is_dir() and audit.origin is None and audit.checkpoint not in made
         if gone and (AUDITS / name / "verdict.json").is_file():

@@ -5,7 +5,6 @@ a finished *batch* is what the journal keeps: a run killed at any moment and sta
 undisturbed one, and a set that two audits of one checkpoint share is generated once.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from tbd.engines import Completion, Engine, OutOfMemory, Prompt
 from tbd.errors import StageFailed
+from tbd.locks import locked
 from tbd.records import sha256
 
 JOURNALS = Path(".tbd/journal")
@@ -73,10 +73,8 @@ class Journal:
 @contextmanager
 def journal(identity: dict[str, Any], folder: Path = JOURNALS) -> Iterator[Journal]:
     """The journal of everything generated under this `identity`, held by one process at a time (a second one waits)."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sha256(json.dumps(identity, sort_keys=True))[:24]}.jsonl"
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock")):
         yield Journal(path)
 
 

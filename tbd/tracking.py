@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tbd import register
+from tbd.dvc_lock import Lock
 from tbd.errors import InputError, PassingFault
-from tbd.lock import Lock
 from tbd.records import VERDICT_QUESTIONS, read_table
 
 CALIBRATIONS = "tbd calibrations"

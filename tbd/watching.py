@@ -16,10 +16,10 @@ from typing import Any
 
 from tbd import __version__, history, records, register
 from tbd import checkpoint as checkpoints
+from tbd.dvc_lock import Lock
 from tbd.errors import Incomplete, InputError
 from tbd.history import FAILED, History, Outcome
 from tbd.judged import AUDITS
-from tbd.lock import Lock
 from tbd.params import Params, Rule
 from tbd.register import Audit
 from tbd.sources import Found, Source

@@ -4,9 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
+
+from tests import servers
 
 # Set before anything heavy is imported: these are read once, at import.
 os.environ.update(
@@ -60,6 +63,26 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the current one: tbd finds its files there."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store of MLflow, made once: that takes seconds. Do not write into it."""
+    from mlflow import MlflowClient
+
+    home = tmp_path_factory.mktemp("store")
+    with chdir(home):  # its default experiment keeps artifacts where it was made
+        MlflowClient("sqlite:///mlflow.db").search_experiments()
+    return home / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """A real MLflow server, launched at once so that it comes up while other tests run; wait for it with `ready()`."""
+    server = servers.mlflow(tmp_path_factory.mktemp("server"))
+    shutil.copy(empty_store, server.home / "mlflow.db")
+    yield server.launch()
+    server.stop()
 
 
 @pytest.fixture(scope="session")

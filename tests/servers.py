@@ -34,6 +34,9 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> Self:
+        return self.launch().ready()
+
+    def launch(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
         filled = [part.replace("PORT", str(self.port)).replace("HOME", str(self.home)) for part in self.command]
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
@@ -42,6 +45,10 @@ class Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *filled], env=environment, cwd=self.home, stdout=log, stderr=log, start_new_session=True
             )
+        return self
+
+    def ready(self) -> Self:
+        """Wait until it answers."""
         end = time.monotonic() + 120
         while not self._answers():
             assert self.process.poll() is None and time.monotonic() < end, (self.home / "log").read_text()[-4000:]

@@ -7,9 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import chdir
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,33 +17,9 @@ from mlflow import MlflowClient
 from tbd import checkpoint, sources, tracking
 from tbd.errors import Incomplete, InputError, PassingFault
 from tbd.sources import registry, source
+from tests.servers import Server
 
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store made once: MLflow takes seconds to make one."""
-    home = tmp_path_factory.mktemp("store")
-    with chdir(home):  # its default experiment keeps artifacts where it was made
-        MlflowClient("sqlite:///mlflow.db").search_experiments()
-    return home / "mlflow.db"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(empty_store: Path) -> Iterator[str]:
-    """The address of a real server, started at once so that it comes up while the other tests run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = empty_store.parent
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{home}/server.db", "--artifacts-destination", str(home / "artifacts")]  # fmt: skip
-    shutil.copy(empty_store, home / "server.db")
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, env=environment)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(20)
+pytestmark = pytest.mark.usefixtures("mlflow_server")
 
 
 @pytest.fixture
@@ -308,19 +282,14 @@ def test_what_a_server_refuses(
     assert "models:/model" in said[0] and says in said[0] and "\n" not in said[0] and "secret" not in said[0]
 
 
-def test_a_real_server(workspace: Path, server: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_a_real_server(
+    workspace: Path, mlflow_server: Server, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
     """One version as MLflow's transformers flavour writes it, one of plain artifacts."""
     import mlflow
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{server}/health", timeout=5)
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
+    server = mlflow_server.ready().url
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     whole = {
         "model": AutoModelForCausalLM.from_pretrained(tiny_checkpoint),

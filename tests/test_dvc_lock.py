@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tbd import lock, params
-from tbd.lock import Lock
+from tbd import dvc_lock, params
+from tbd.dvc_lock import Lock
 
 
 def write(root: Path, stages: dict[str, tuple[list[str], list[str]]]) -> None:
@@ -53,7 +53,7 @@ def test_it_is_read_again_only_when_it_changed(workspace: Path, monkeypatch: pyt
         read.append(path.name)
         return params.load_yaml(path)
 
-    monkeypatch.setattr(lock, "load_yaml", load_yaml)
+    monkeypatch.setattr(dvc_lock, "load_yaml", load_yaml)
     write(workspace, {"one": ([], ["a"])})
     assert [Lock(workspace, "one").outs, Lock(workspace, "one").outs] == [{"a": "0"}] * 2
     assert read.count("dvc.lock") == 1
