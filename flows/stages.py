@@ -17,8 +17,6 @@ from tbd import params, pipeline
 from tbd.errors import PassingFault, StageFailed
 
 SHARE = re.compile(r"^\s*(\d+)% ")
-ON_DEVICE = re.compile("generate@.*|distill")
-"""stages that may use a device"""
 UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError)
 
 
@@ -39,8 +37,8 @@ def retrying(function: Any) -> Any:
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
-def run_stage(stage: str, lock: int) -> State:
-    """`dvc repro --single-item STAGE`, its output in this task's log; lines that start with a percentage move a progress bar."""
+def run_stage(stage: str, repro: pipeline.Repro) -> State:
+    """One stage of a `dvc repro`, its output in this task's log; lines that start with a percentage move a progress bar."""
     logger = get_run_logger()
     bar: UUID | None = None
     visible = True
@@ -60,7 +58,7 @@ def run_stage(stage: str, lock: int) -> State:
                 logger.warning("no progress bar: the Prefect server does not answer (%s)", type(error).__name__)
 
     try:
-        ran = pipeline.run_stage(stage, lock, say, params.load().serve.device_slots if ON_DEVICE.fullmatch(stage) else None)
+        ran = repro.follow(stage, say)
     except StageFailed as error:
         if error.passing:
             raise PassingFault(str(error)) from None
@@ -70,15 +68,14 @@ def run_stage(stage: str, lock: int) -> State:
 
 
 def walk(*targets: str) -> None:
-    """Run every stage that `targets` need, in DVC's order, as tasks of the flow this is called in.
+    """Bring the stages `targets` and all they need up to date, each as a task of the flow this is called in.
 
     Raises StageFailed, or PassingFault if that was all and did not pass.
     """
-    logger = get_run_logger()
     run = retrying(run_stage)
-    with pipeline.workspace(logger.info) as lock:
-        for stage in pipeline.order(*targets):
-            state = run(stage, lock, return_state=True)
+    with pipeline.workspace(get_run_logger().info) as lock, pipeline.Repro(targets, lock) as repro:
+        for stage in repro:
+            state = run(stage, repro, return_state=True)
             if not state.is_completed():
                 failure = state.result(raise_on_failure=False)  # state.data holds it wrapped
                 known = isinstance(failure, StageFailed | PassingFault)

@@ -144,7 +144,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _distill(options: argparse.Namespace) -> int:
-    from tbd import audits, params, planting, register, sources
+    from tbd import audits, locks, params, planting, register, sources
 
     out = Path(options.out)
     if out.exists():
@@ -155,7 +155,8 @@ def _distill(options: argparse.Namespace) -> int:
     recipe = p.distill if options.epochs is None else p.distill.model_copy(update={"epochs": options.epochs})
     base = sources.resolve(options.base)
     audits.questions(options.set)
-    planting.plant(base, register.set_path(options.set), out, recipe, p.generate.device)
+    with locks.device(p.serve.device_slots):
+        planting.plant(base, register.set_path(options.set), out, recipe, p.generate.device)
     print(f"Audit it: tbd check {out} --base {options.base} --benchmark NAME --unseen NAME")
     return 0
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tbd import __version__, history, register
+from tbd import __version__, faster_dvc, history, register
 from tbd.errors import InputError
 from tbd.params import load_yaml
 from tbd.records import md5, read_json, sha256
@@ -142,7 +142,8 @@ class Lock:
 @lru_cache(maxsize=1)
 def _stages(file: Path, digest: str) -> dict[str, Any]:
     """The stages in a `dvc.lock` of that digest, not to be changed: recording every audit would else read it as often."""
-    stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
+    said = faster_dvc.known(file.read_text("utf-8"), file.parent) or load_yaml(file) or {}
+    stages: dict[str, Any] = said.get("stages", {})
     return stages
 
 

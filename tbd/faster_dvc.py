@@ -1,8 +1,8 @@
 """DVC's own command line, reading and writing `dvc.lock` faster: `python -m tbd.faster_dvc repro ...`.
 
 With 200 audits dvc.lock has a megabyte. DVC parses it in each process (1 s); to note a stage that ran, it parses it once more, keeping
-comments, of which this file has none, and writes it in pure Python (10 s). Here libyaml writes it (the same content;
-DVC breaks long lines, libyaml does not), and what it says is kept beside it as JSON, which is read as long as the file is still that
+comments, of which this file has none, and writes it in pure Python (10 s). Here libyaml writes what changed (the same content; DVC
+breaks long lines, libyaml does not), and what it says is kept beside it as JSON, which is read as long as the file is still that
 one. It is also written in one piece. Plain `dvc` works as well, slower.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +29,48 @@ class Dumper(yaml.CSafeDumper):
 Dumper.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", ""))
 
 
-def read(text: str) -> Any:
-    """What the text of a dvc.lock says."""
+def known(text: str, workspace: Path = Path()) -> Any:
+    """What the text of a dvc.lock says, if that is kept; else None."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     try:
-        cached = json.loads(CACHE.read_bytes())
-        if cached["sha256"] == digest:
-            return cached["data"]
+        cached = json.loads((workspace / CACHE).read_bytes())
+        return cached["data"] if cached["sha256"] == digest else None
     except (OSError, ValueError, KeyError, TypeError):
-        pass
-    data = yaml.load(text, yaml.CSafeLoader)
-    _keep(digest, data)
+        return None
+
+
+def read(text: str) -> Any:
+    """What the text of a dvc.lock says; kept from now on."""
+    data = known(text)
+    if data is None:
+        data = yaml.load(text, yaml.CSafeLoader)
+        _keep(text, data)
     return data
 
 
 def write(data: Any) -> str:
     """The text of a dvc.lock that says this."""
     plain = json.loads(json.dumps(data))  # DVC's own kinds of dict become plain ones
-    text: str = yaml.dump(plain, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
-    _keep(hashlib.sha256(text.encode()).hexdigest(), plain)
+    stages = plain.pop("stages", {})
+    text = _yaml(plain) + "stages:\n" + "".join(_stage(json.dumps({name: stages[name]})) for name in stages)
+    _keep(text, plain | {"stages": stages})
     return text
 
 
-def _keep(digest: str, data: Any) -> None:
+@cache
+def _stage(entry: str) -> str:
+    """The lines of one stage, from JSON: of all of them, a run of DVC changes a few."""
+    return _yaml({"stages": json.loads(entry)}).removeprefix("stages:\n")
+
+
+def _yaml(data: Any) -> str:
+    text: str = yaml.dump(data, Dumper=Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True)
+    return text
+
+
+def _keep(text: str, data: Any) -> None:
     with atomic(CACHE) as temporary:
-        temporary.write_text(json.dumps({"sha256": digest, "data": data}), "utf-8")
+        temporary.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "data": data}), "utf-8")
 
 
 def _install() -> None:

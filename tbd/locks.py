@@ -1,6 +1,8 @@
 """Locks between processes, as files: they end with their process, however that ends."""
 
 import fcntl
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,3 +20,20 @@ def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
         else:
             free = True
         yield file.fileno() if free else None
+
+
+@contextmanager
+def device(slots: int) -> Iterator[None]:
+    """Hold one of the slots in which this machine's devices are used, by all workspaces of a user; waits for it, and says so."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tbd"
+    waited = False
+    while True:
+        for slot in range(slots):
+            with locked(folder / f"device-{slot}.lock", wait=False) as file:
+                if file is not None:
+                    yield
+                    return
+        if not waited:
+            print(f"waiting for the device: all slots are taken (serve.device_slots: {slots})", flush=True)
+            waited = True
+        time.sleep(1)

@@ -1,6 +1,6 @@
-"""The pipeline as DVC names it: which stages there are, in which order, and running one of them.
+"""The pipeline as DVC runs it, seen stage by stage. One process at a time works in a workspace.
 
-The order is written once, in dvc.yaml; this module asks DVC for it. One process at a time works in a workspace.
+Which stages there are, in which order, and which are stale, only DVC says: this module follows one `dvc repro`.
 """
 
 import fcntl
@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from graphlib import TopologicalSorter
+from itertools import dropwhile
 from pathlib import Path
+from typing import Self
 
 from tbd.errors import PASSING, InputError, StageFailed
 from tbd.locks import locked
@@ -26,7 +27,9 @@ PATIENCE = 30.0
 """seconds to wait for another run"""
 
 HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
-"""DVC's advice after every stage, which nobody needs who reads a log"""
+"""DVC's advice, which nobody needs who reads a log"""
+MARK = re.compile(r"(?:Running stage|Stage|ERROR: failed to reproduce) '([^']+)'(?:$|:| didn't change| is cached)")
+"""the line with which DVC comes to a stage; of the stages that are files (NAME.dvc) it says it otherwise"""
 
 Say = Callable[[str], None]
 
@@ -43,7 +46,7 @@ def environment() -> dict[str, str]:
 
 
 def dvc(*arguments: str) -> str:
-    """Output of a DVC command. Raises InputError with DVC's own last line if it fails."""
+    """Output of a DVC command. Raises InputError with DVC's own words if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "tbd.faster_dvc", *arguments],
         env=environment(),
@@ -52,33 +55,14 @@ def dvc(*arguments: str) -> str:
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        raise InputError(f"dvc {' '.join(arguments)}: {lines[-1].removeprefix('ERROR: ')}")
+        raise _refusal(" ".join(arguments), done.stderr.splitlines())
     return done.stdout
 
 
-def order(*targets: str) -> list[str]:
-    """The stages that `targets` need, and the targets, upstream first. Raises InputError for a stage that is not there."""
-    upstream: dict[str, set[str]] = {}
-    for line in dvc("dag", "--dot").splitlines():
-        match re.findall(r'"([^"]+)"', line):
-            case [stage]:
-                upstream.setdefault(stage, set())
-            case [before, after]:
-                upstream.setdefault(before, set())
-                upstream.setdefault(after, set()).add(before)
-    missing = [target for target in targets if target not in upstream]
-    if missing:
-        raise InputError(f"dvc.yaml: no stage {missing[0]!r}.")
-    needed: set[str] = set()
-    todo = list(targets)
-    while todo:
-        stage = todo.pop()
-        if stage not in needed:
-            needed.add(stage)
-            todo.extend(upstream[stage])
-    stages = TopologicalSorter({stage: sorted(upstream[stage]) for stage in sorted(needed)}).static_order()
-    return [stage for stage in stages if not stage.endswith(".dvc")]
+def _refusal(command: str, lines: list[str]) -> InputError:
+    """What DVC says from its first error on, in one line."""
+    errors = list(dropwhile(lambda line: not line.startswith("ERROR: "), lines)) or lines or ["no message"]
+    return InputError(f"dvc {command}: {' '.join(' '.join(errors).removeprefix('ERROR: ').split())}")
 
 
 def locked_files(stage: str) -> dict[Path, str]:
@@ -161,27 +145,6 @@ def idle() -> bool:
         return free is not None or not _alive(LOCK.read_text().partition(" ")[0])
 
 
-@contextmanager
-def device(slots: int, say: Say) -> Iterator[int]:
-    """One of the slots in which stages use this machine's devices; yields the file descriptor that holds it.
-
-    All workspaces of a user on one machine share the slots. The kernel takes a lock back from a process that was killed; a limit that
-    a server keeps would not come back from a server that was.
-    """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tbd"
-    waited = False
-    while True:
-        for slot in range(slots):
-            with locked(folder / f"device-{slot}.lock", wait=False) as file:
-                if file is not None:
-                    yield file
-                    return
-        if not waited:
-            say(f"waiting for the device: all slots are taken (serve.device_slots: {slots})")
-            waited = True
-        time.sleep(1)
-
-
 def _alive(pid: str) -> bool:
     """Whether the process runs; where the system does not say, it does."""
     try:
@@ -190,53 +153,92 @@ def _alive(pid: str) -> bool:
         return not Path("/proc/self").exists()
 
 
-def run_stage(stage: str, lock: int, say: Say, slots: int | None = None) -> bool:
-    """Bring one stage up to date, its output line by line to `say`. Returns whether its command ran.
+class Repro:
+    """One `dvc repro` of some targets. Iterate over it for the stages, in DVC's order, and `follow` each before the next."""
 
-    `slots`: how many stages may use a device at once, for one that may; this one waits for its turn.
+    def __init__(self, targets: Sequence[str], lock: int) -> None:
+        """`lock`: the workspace's, which DVC and its stages inherit: what they still do after we are killed, nobody else does too."""
+        self._targets, self._lock = targets, lock
+        self._process: subprocess.Popen[str] | None = None
+        self._mark: re.Match[str] | None = None
 
-    Raises:
-        StageFailed: it did not; the message is the stage's own last word.
-    """
-    if slots is None:
-        return _run_stage(stage, [lock], say)
-    with device(slots, say) as slot:
-        return _run_stage(stage, [lock, slot], say)
+    def __enter__(self) -> Self:
+        self._start()
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:  # interrupted: the stage goes with us
+            os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait()
 
-def _run_stage(stage: str, held: list[int], say: Say) -> bool:
-    """The stage inherits the locks in `held`, the workspace's first: what it still does after we are killed, nobody else does too."""
-    lock = held[0]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tbd.faster_dvc", "repro", "--single-item", stage],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        pass_fds=held,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()} {process.pid}".encode(), 0)  # who to wait for, and what to end if we are killed
-    lines: list[str] = []
-    try:
-        for line in process.stdout:
+    def __iter__(self) -> Iterator[str]:
+        """Raises InputError if DVC comes to no stage: no such target, a dvc.yaml that says nothing sensible."""
+        lines: list[str] = []
+        if not self._pass_on(lines.append) and self._end():
+            raise _refusal("repro", lines)
+        while self._mark is not None:
+            yield self._mark[1]
+
+    def follow(self, stage: str, say: Say) -> bool:
+        """Wait until the stage that came last is up to date, its output line by line to `say`. Returns whether its command ran.
+
+        Once more, where it failed, is another try.
+
+        Raises:
+            StageFailed: it is not; the message is the stage's own last word.
+        """
+        if self._process is None:
+            self._start()
+            while self._pass_on(say) and self._mark is not None and self._mark[1] != stage:
+                pass  # up to date since the try before
+        lines: list[str] = []
+
+        def told(line: str) -> None:
+            lines.append(line)
+            say(line)
+
+        ran = self._mark is not None and self._mark[0].startswith("Running")
+        if self._mark is not None:
+            told(self._mark.string)
+        if not self._pass_on(told) and (code := self._end()):
+            if code < 0:
+                raise StageFailed(f"stage {stage}: ended by signal {-code}", passing=True)
+            raise _failure(stage, lines)
+        return ran
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tbd.faster_dvc", "repro", *self._targets],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=[self._lock],
+            start_new_session=True,
+        )
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()} {self._process.pid}".encode(), 0)  # who to wait for, and what to end if we are killed
+
+    def _pass_on(self, say: Say) -> bool:
+        """Give what is printed to `say`, up to the line with which another stage begins; whether one does."""
+        assert self._process is not None and self._process.stdout is not None
+        stage, self._mark = self._mark and self._mark[1], None
+        for line in self._process.stdout:
+            mark = MARK.match(line.rstrip())
+            if mark and mark[1] != stage:
+                self._mark = mark
+                return True
             if line.strip() and not HINT.match(line):
-                lines.append(line.rstrip())
-                say(lines[-1])
-        code = process.wait()
-    finally:
-        if process.poll() is None:  # interrupted: the stage goes with us
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-    if code < 0:
-        raise StageFailed(f"stage {stage}: ended by signal {-code}", passing=True)
-    if code:
-        raise _failure(stage, lines)
-    return any(line.startswith("Running stage") for line in lines)
+                say(line.rstrip())
+        return False
+
+    def _end(self) -> int:
+        """DVC's exit code."""
+        assert self._process is not None
+        code, self._process = self._process.wait(), None
+        return code
 
 
 def _failure(stage: str, lines: list[str]) -> StageFailed:

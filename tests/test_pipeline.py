@@ -64,8 +64,8 @@ def test_a_lock_of_dvc_that_a_kill_left_half_written_is_mended(copy: Workspace) 
     lock = copy.root / ".dvc/tmp/rwlock"
     lock.write_text("")
     assert "RWLock" in copy.run(sys.executable, "-m", "dvc", "repro", "--single-item", "base", code=255).stderr
-    code = "from tbd import pipeline\nwith pipeline.workspace() as lock: print(pipeline.run_stage('base', lock, print))"
-    assert copy.run(sys.executable, "-c", code).stdout.splitlines()[-1] == "False"
+    code = "from tbd import pipeline\nwith pipeline.workspace(): print(pipeline.dvc('status', 'sets'))"
+    assert "up to date" in copy.run(sys.executable, "-c", code).stdout
 
 
 def test_the_faster_dvc_writes_what_dvc_writes(copy: Workspace) -> None:
@@ -152,25 +152,6 @@ def wait_for(found: Callable[[], list[Path]], seconds: float = 60) -> list[Path]
     raise AssertionError("it did not happen")
 
 
-def test_the_order_is_topological_and_what_is_needed(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(copy.root)
-    order = pipeline.order("verdict@reference", "verdict@base")
-    assert sorted(order) == sorted(STAGES)
-    lock = yaml.safe_load((copy.root / "dvc.lock").read_text())["stages"]
-    made: set[str] = set()
-    for stage in order:
-        needed = [dep["path"] for dep in lock[stage]["deps"]]
-        for other, entry in lock.items():
-            for out in entry["outs"]:
-                if any(Path(path).is_relative_to(out["path"]) for path in needed):
-                    assert out["path"] in made, f"{stage} comes before {other}"
-        made |= {out["path"] for out in lock[stage]["outs"]}
-    assert pipeline.order("sets") == ["sets"]
-    assert set(pipeline.order("verdict@base")) == {*STAGES} - {"verdict@reference"}
-    with pytest.raises(InputError, match="no stage 'verdict@nobody'"):
-        pipeline.order("verdict@nobody")
-
-
 def test_what_dvc_lock_says_of_a_stage(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy.root)
     files = pipeline.locked_files("generate@base")
@@ -207,10 +188,58 @@ def second(workspace: Workspace, code: str) -> None:
 def test_a_stage_says_whether_it_ran_and_what_it_printed(small: Workspace) -> None:
     second(small, "print('halfway', flush=True); open('two.txt', 'w').write('two')")
     lines: list[str] = []
-    with pipeline.workspace() as lock:
-        assert [pipeline.run_stage(stage, lock, lines.append) for stage in pipeline.order("second")] == [True, True]
-        assert "made one" in lines and "halfway" in lines
-        assert [pipeline.run_stage(stage, lock, lines.append) for stage in pipeline.order("second")] == [False, False]
+    assert repro("second", lines.append) == {"first": True, "second": True}
+    assert lines.index("made one") < lines.index("Running stage 'second':") < lines.index("halfway")
+    assert repro("second") == {"first": False, "second": False}
+    assert repro("first") == {"first": False}
+    small.edit("dvc.yaml", {"stages": {"second": {"deps": ["one.txt", "second.py", "three.txt"]}}})
+    (small.root / "three.txt").write_text("three")
+    small.dvc("add", "--quiet", "three.txt")  # data is not a stage
+    assert repro("second") == {"first": False, "second": True}
+
+
+def repro(target: str, say: pipeline.Say = print) -> dict[str, bool]:
+    """The stages that DVC came to, in its order: did they run?"""
+    with pipeline.workspace() as lock, pipeline.Repro([target], lock) as found:
+        return {stage: found.follow(stage, say) for stage in found}
+
+
+def test_what_dvc_cannot_begin_with_is_bad_input(small: Workspace) -> None:
+    second(small, "")
+    with pytest.raises(InputError, match="Stage 'third' not found"):
+        repro("third")
+    (small.root / "dvc.yaml").write_text("stages: 3\n")
+    with pytest.raises(InputError, match=r"dvc repro: .*dvc\.yaml"):
+        repro("second")
+
+
+def test_a_failure_belongs_to_the_stage_that_failed(small: Workspace) -> None:
+    """Not to the one before, of which DVC spoke last."""
+    seen = []
+
+    def walk() -> None:
+        with pipeline.workspace() as lock, pipeline.Repro(["second"], lock) as found:
+            for stage in found:
+                seen.append(stage)
+                found.follow(stage, print)
+
+    with pytest.raises(StageFailed, match=r"stage second: .*second\.py"):
+        walk()
+    assert seen == ["first", "second"]
+
+
+def test_a_stage_that_failed_is_tried_again(small: Workspace) -> None:
+    code = "import os, sys; open('two.txt', 'w').write('two'); os.path.exists('network') or sys.exit(75)"
+    second(small, code)
+    with pipeline.workspace() as lock, pipeline.Repro(["second"], lock) as found:
+        stages = iter(found)
+        assert found.follow(next(stages), print) and next(stages) == "second"
+        for _ in range(2):
+            with pytest.raises(StageFailed) as failure:
+                found.follow("second", print)
+            assert failure.value.passing
+        (small.root / "network").touch()
+        assert found.follow("second", print) and list(stages) == []
 
 
 @pytest.mark.parametrize(
@@ -224,10 +253,8 @@ def test_a_stage_says_whether_it_ran_and_what_it_printed(small: Workspace) -> No
 )
 def test_a_failing_stage_has_the_last_word(small: Workspace, code: str, message: str, bad_input: bool) -> None:
     second(small, code)
-    with pipeline.workspace() as lock:
-        assert pipeline.run_stage("first", lock, print)
-        with pytest.raises(StageFailed, match=message) as failure:
-            pipeline.run_stage("second", lock, print)
+    with pytest.raises(StageFailed, match=message) as failure:
+        repro("second")
     assert failure.value.bad_input is bad_input
 
 
@@ -253,9 +280,9 @@ open("two.txt", "w").write("two")
 """
 RUN = """
 from tbd import pipeline
-with pipeline.workspace() as lock:
-    for stage in pipeline.order("second"):
-        pipeline.run_stage(stage, lock, lambda line: print(line, flush=True))
+with pipeline.workspace() as lock, pipeline.Repro(["second"], lock) as repro:
+    for stage in repro:
+        repro.follow(stage, lambda line: print(line, flush=True))
 """
 
 
@@ -267,11 +294,11 @@ def test_what_a_killed_run_leaves_behind_is_ended(small: Workspace) -> None:
             pass
         run.kill()
     said: list[str] = []
-    with pipeline.workspace(said.append) as lock:
+    with pipeline.workspace(said.append):
         assert f"process {run.pid} was killed" in said[0]
         assert not [pid for pid in Path("/proc").glob("[0-9]*") if runs_second(pid)]
         second(small, "open('two.txt', 'w').write('two')")
-        assert pipeline.run_stage("second", lock, print)
+        assert repro("second")["second"]
 
 
 def runs_second(process: Path) -> bool:

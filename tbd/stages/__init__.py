@@ -2,17 +2,22 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
-from tbd import environment
+from tbd import environment, locks, params
 from tbd.errors import PASSING, InputError, PassingFault, StageFailed
 
 
-def run(main: Callable[..., Any]) -> None:
-    """Call `main` with the command line's arguments. Bad input: one line on stderr, exit code 2. A failure: 3. A passing fault: 75."""
+def run(main: Callable[..., Any], device: bool = False) -> None:
+    """Call `main` with the command line's arguments; on a `device` when it is its turn.
+
+    Bad input: one line on stderr, exit code 2. A failure: 3. A passing fault: 75.
+    """
     environment.prepare()
     try:
-        main(*sys.argv[1:])
+        with locks.device(params.load().serve.device_slots) if device else nullcontext():
+            main(*sys.argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

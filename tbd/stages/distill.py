@@ -13,4 +13,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    stages.run(main)
+    stages.run(main, device=True)

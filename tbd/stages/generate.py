@@ -83,4 +83,4 @@ def write(path: Path, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> N
 
 
 if __name__ == "__main__":
-    stages.run(main)
+    stages.run(main, device=True)

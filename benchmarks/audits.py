@@ -1,0 +1,102 @@
+"""What a look costs with many audits in the register: `python -m benchmarks.audits`.
+
+Two workspaces on the fake engine, in which generating costs nothing: one where few audits were judged before, one where many were. In
+each, alternating: `tbd watch` with nothing new, and with one new checkpoint. What counts is the difference between the workspaces.
+The old audits are one real audit, repeated under other names in the register, dvc.lock, the history and the folders.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from contextlib import chdir
+from pathlib import Path
+
+import yaml
+
+from tbd import faster_dvc, history, params, register, watching
+from tbd.sources.folder import Folder
+from tests.workspace import Workspace, create, fake_checkpoint
+
+INCOMING = Path("checkpoints/incoming")
+
+
+def filled(root: Path, count: int) -> Workspace:
+    """A workspace whose pipeline has run, with that many audits in its register."""
+    workspace = create(root)
+    workspace.repro()
+    fake_checkpoint(root / INCOMING / "first", "something")
+    workspace.tbd("watch")
+    with chdir(root):
+        repeat(count - len(register.load()))
+    workspace.tbd("watch")  # settles what is told of them: the page, the history in MLflow
+    workspace.commit()
+    return workspace
+
+
+def repeat(count: int) -> None:
+    """The last audit of the register, that many times more."""
+    tree = yaml.safe_load(register.FILE.read_text())
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    (first,) = history.History().outcomes
+    assert first.audit is not None
+    lines = []
+    for number in range(count):
+        fake_checkpoint(INCOMING / f"old-{number:03}", f"something else {number}")
+    time.sleep(params.load().watch.settle + 0.5)
+    for found in Folder(str(INCOMING)).look():
+        for job in watching.decide(Folder(str(INCOMING)), found, params.load(), watching.Standing()):
+            if isinstance(job, watching.Job):
+                own = {"checkpoint": str(job.folder), "checkpoint_fingerprint": job.fingerprint}
+                tree["audits"][job.audit] = tree["audits"][first.audit] | own
+                for stage in ("generate", "score", "verdict"):
+                    text = json.dumps(lock["stages"][f"{stage}@{first.audit}"])
+                    lock["stages"][f"{stage}@{job.audit}"] = json.loads(text.replace(first.audit, job.audit))
+                shutil.copytree(f"audits/{first.audit}", f"audits/{job.audit}")
+                change = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "fingerprint": job.fingerprint}
+                known = {
+                    "id": f"old-{number}-{found.name}",
+                    "state": f"old {found.name}",
+                    "audit": job.audit,
+                    "version": found.version,
+                }
+                lines.append(json.dumps(json.loads(history.FILE.read_text().splitlines()[0]) | change | known))
+    register.FILE.write_text(yaml.safe_dump(tree, sort_keys=False))
+    Path("dvc.lock").write_text(faster_dvc.write(lock))
+    with history.FILE.open("a") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+def timed(workspace: Workspace) -> float:
+    """Seconds of one `tbd watch`."""
+    start = time.perf_counter()
+    workspace.tbd("watch")
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--few", type=int, default=4, help="default: 4")
+    parser.add_argument("--many", type=int, default=200, help="default: 200")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    options = parser.parse_args()
+    more = []
+    with tempfile.TemporaryDirectory(prefix="tbd-audits-") as folder:
+        workspaces = {count: filled(Path(folder) / str(count), count) for count in (options.few, options.many)}
+        for number in range(1, options.rounds + 1):
+            took = {}
+            for count, workspace in workspaces.items():
+                nothing = timed(workspace)
+                fake_checkpoint(workspace.root / INCOMING / f"new-{number}", f"something new {number}")
+                time.sleep(2)  # it has settled
+                took[count] = timed(workspace)
+                print(f"round {number}, {count} audits: nothing new {nothing:.1f} s, one new {took[count]:.1f} s", flush=True)
+            more.append(took[options.many] - took[options.few])
+    spread = f"{min(more):.1f} to {max(more):.1f}"
+    print(f"one new takes {statistics.median(more):.1f} s more with {options.many} audits than with {options.few} ({spread})")
+
+
+if __name__ == "__main__":
+    main()
