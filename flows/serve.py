@@ -45,6 +45,8 @@ def serve(name: str, port: int, pool: str | None) -> None:
     with _server(port):
         import prefect
 
+        if pool is not None:
+            _there(pool)
         made = _deployments(name, p, pool)
         if pool is None:
             _tidy()
@@ -81,6 +83,18 @@ def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
     if pool is None:
         return [flow.to_deployment(title, tags=["tbd", _tag()], description=flow.description, **how) for flow, title, how in wanted]
     return [_in_pool(flow, title, pool, how) for flow, title, how in wanted]
+
+
+def _there(pool: str) -> None:
+    """Raises InputError if the server has no such work pool."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(pool)
+        except ObjectNotFound:
+            raise InputError(f"--pool {pool}: no such work pool. Make it: prefect work-pool create {pool} --type process") from None
 
 
 def _in_pool(flow: Any, title: str, pool: str, how: dict[str, Any]) -> Any:

@@ -4,7 +4,8 @@ import argparse
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -253,7 +254,8 @@ def _watch(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from flows.serve import serve
 
-    serve(options.name or Path.cwd().name, options.port, options.pool)
+    with _prefect():
+        serve(options.name or Path.cwd().name, options.port, options.pool)
     return 0
 
 
@@ -283,21 +285,29 @@ def _history(options: argparse.Namespace) -> int:
 
 
 def _run(flow: Any, *arguments: Any) -> None:
-    """Run a Prefect flow in this process; its failure is raised as what it was. Raises InputError where Prefect refuses."""
+    """Run a Prefect flow in this process; its failure is raised as what it was."""
+    with _prefect():
+        state = flow(*arguments, return_state=True)
+    if not state.is_completed():
+        raise state.result(raise_on_failure=False)
+
+
+@contextmanager
+def _prefect() -> Iterator[None]:
+    """What Prefect's server does not take, in a line. Raises InputError, PassingFault."""
+    from httpx import TransportError
     from prefect.exceptions import PrefectHTTPStatusError
 
     where = environment.prefect()
     try:
-        state = flow(*arguments, return_state=True)
+        yield
     except PrefectHTTPStatusError as error:
         said = f"Prefect at {where} answers {error.response.status_code}"
         raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
-    except RuntimeError as error:
-        if "Failed to reach API" not in str(error):
+    except (RuntimeError, TransportError) as error:
+        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
             raise
         raise PassingFault(f"Prefect at {where} does not answer.") from None
-    if not state.is_completed():
-        raise state.result(raise_on_failure=False)
 
 
 def _verify(options: argparse.Namespace) -> int:

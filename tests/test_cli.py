@@ -243,6 +243,12 @@ def write(path: Path, entries: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("command", ["check --all", "serve", "serve --pool team"])
+def test_prefect_away_is_said_in_a_line(tbd: Command, command: str) -> None:
+    done = tbd.workspace.tbd(*command.split(), code=3, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.stderr == "error: Prefect at 127.0.0.1:9 does not answer. Try again later.\n" and done.stdout == ""
+
+
 def test_import_reads_every_kind_of_file_the_same(tbd: Command, tmp_path: Path) -> None:
     columns = ["--column", "q", "--label-column", "known", "--reasoning-column", "why", "--answer-column", "a"]
     found = {}
