@@ -376,7 +376,8 @@ def refused(servers: Servers, checked: Checked) -> tuple[int, str, str, bool]:
 
 @pytest.mark.parametrize("command", ["serve", "serve --pool team"])
 def test_refused_by_prefect_nothing_is_served(servers: Servers, checked: Checked, command: str) -> None:
-    code, out, err = tbd(checked.workspace, *command.split(), **(servers.client | {"PREFECT_API_AUTH_STRING": "tbd:not-the-word-0815"}))
+    wrong = servers.client | {"PREFECT_API_AUTH_STRING": "tbd:not-the-word-0815"}
+    code, out, err = tbd(checked.workspace, *command.split(), **wrong)
     assert code == 2 and out == "" and len(err.splitlines()) == 1 and "401" in err and "0815" not in err
 
 
