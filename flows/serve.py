@@ -1,6 +1,7 @@
 """`tbd serve`: the flows as deployments, with the schedules of params.yaml, on a Prefect server of one's own or an existing one."""
 
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -94,7 +95,9 @@ def _there(pool: str) -> None:
         try:
             client.read_work_pool(pool)
         except ObjectNotFound:
-            raise InputError(f"--pool {pool}: no such work pool. Make it: prefect work-pool create {pool} --type process") from None
+            there = os.environ["PREFECT_API_URL"]
+            make = f"prefect work-pool create {shlex.quote(pool)} --type process"
+            raise InputError(f"--pool {pool}: no such work pool at {there}. Make it: {make}") from None
 
 
 def _in_pool(flow: Any, title: str, pool: str, how: dict[str, Any]) -> Any:

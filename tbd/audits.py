@@ -70,6 +70,11 @@ def questions(name: str) -> pd.DataFrame:
             pipeline.dvc("checkout", f"{path}.dvc")
         else:
             raise unknown("set", name, known | made, str(register.SETS))
+    tracker = path.with_name(path.name + ".dvc")
+    if tracker.is_file() and params.load_yaml(tracker)["outs"][0]["md5"] != records.md5(path):
+        raise InputError(
+            f"{path}: changed since it was imported. Undo it with `dvc checkout {tracker}`, or import it under another name."
+        )
     frame: pd.DataFrame = records.read_table(path, records.QUESTIONS).to_pandas()
     return frame
 

@@ -288,8 +288,8 @@ def _run(flow: Any, *arguments: Any) -> None:
     """Run a Prefect flow in this process; its failure is raised as what it was."""
     with _prefect():
         state = flow(*arguments, return_state=True)
-    if not state.is_completed():
-        raise state.result(raise_on_failure=False)
+        if not state.is_completed():
+            raise state.result(raise_on_failure=False)
 
 
 @contextmanager
@@ -302,7 +302,10 @@ def _prefect() -> Iterator[None]:
     try:
         yield
     except PrefectHTTPStatusError as error:
-        said = f"Prefect at {where} answers {error.response.status_code}"
+        code = error.response.status_code
+        said = f"Prefect at {where} answers {code}"
+        if code >= 500 or code == 429:
+            raise PassingFault(f"{said}.") from None
         raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
     except (RuntimeError, TransportError) as error:
         if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):

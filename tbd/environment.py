@@ -26,11 +26,17 @@ def prepare() -> None:
 
 
 def prefect() -> str:
-    """Host and port of the Prefect server that PREFECT_API_URL names, or nothing. Raises InputError for one with credentials in it."""
+    """Host and port of the Prefect server that PREFECT_API_URL names, or nothing.
+
+    Raises InputError for one that is no address of an API, or has credentials in it.
+    """
+    said = os.environ.get("PREFECT_API_URL", "")
     try:
-        address = urlsplit(os.environ.get("PREFECT_API_URL", ""))
+        address = urlsplit(said)
     except ValueError:
-        raise InputError("PREFECT_API_URL: not an address. Mend it.") from None
+        address = urlsplit("")
+    if said and not (address.scheme in ("http", "https") and address.netloc):
+        raise InputError("PREFECT_API_URL: not the address of a Prefect API, as http://127.0.0.1:4200/api is. Mend it.")
     if address.username or address.password:
         raise InputError("PREFECT_API_URL: holds credentials, which Prefect would log. Put them into PREFECT_API_AUTH_STRING.")
     return address.netloc

@@ -1,15 +1,17 @@
 """DVC's own command line, reading and writing `dvc.lock` faster: `python -m tbd.faster_dvc repro ...`.
 
 With 200 audits dvc.lock has a megabyte. DVC parses it in each process (1 s); to note a stage that ran, it parses it once more, keeping
-comments, of which this file has none, and writes it in pure Python (10 s). Here libyaml writes what changed (the same content; DVC
-breaks long lines, libyaml does not), and what it says is kept beside it as JSON, which is read as long as the file is still that
+comments, of which this file has none, and writes it in pure Python (10 s). Here libyaml writes what changed (the same content,
+long lines broken elsewhere), and what it says is kept beside it as JSON, which is read as long as the file is still that
 one. It is also written in one piece. Plain `dvc` works as well, slower.
 """
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,28 @@ CACHE = Path(".tbd/dvc-lock.json")
 LOCK = "dvc.lock"
 
 
+YAML_12 = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+}
+"""what is no string without quotes, in the order to try"""
+
+
+class Loader(yaml.CSafeLoader):
+    """YAML 1.2, as DVC reads it: `1e-05` is a number, `no` is a word; PyYAML's own is 1.1."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 -- the parent's declaration
+
+
 class Dumper(yaml.CSafeDumper):
-    """Writes as DVC does."""
+    """Quotes what either of the two would not read back as a string."""
 
 
+for _tag, _pattern in YAML_12.items():
+    for _kind in (Loader, Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None)
 Dumper.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", ""))
 
 
@@ -43,7 +63,7 @@ def read(text: str) -> Any:
     """What the text of a dvc.lock says; kept from now on."""
     data = known(text)
     if data is None:
-        data = yaml.load(text, yaml.CSafeLoader)
+        data = yaml.load(text, Loader)
         _keep(text, data)
     return data
 
@@ -52,7 +72,8 @@ def write(data: Any) -> str:
     """The text of a dvc.lock that says this."""
     plain = json.loads(json.dumps(data))  # DVC's own kinds of dict become plain ones
     stages = plain.pop("stages", {})
-    text = _yaml(plain) + "stages:\n" + "".join(_stage(json.dumps({name: stages[name]})) for name in stages)
+    lines = "".join(_stage(json.dumps({name: stages[name]})) for name in stages)
+    text = _yaml(plain) + (f"stages:\n{lines}" if stages else "stages: {}\n")
     _keep(text, plain | {"stages": stages})
     return text
 
@@ -80,8 +101,10 @@ def _install() -> None:
 
     def reading(theirs: Callable[..., Any]) -> Callable[..., Any]:
         def parse(text: str, path: Any, *arguments: Any, **options: Any) -> Any:
-            mine = Path(path).name == LOCK and text.strip()
-            return read(text) if mine else theirs(text, path, *arguments, **options)
+            if Path(path).name == LOCK and text.strip():
+                with suppress(yaml.YAMLError):  # DVC's own message says more
+                    return read(text)
+            return theirs(text, path, *arguments, **options)
 
         return parse
 

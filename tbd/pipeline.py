@@ -17,7 +17,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Self
 
-from tbd.errors import PASSING, InputError, StageFailed
+from tbd.errors import PASSING, InputError, PassingFault, StageFailed
 from tbd.locks import locked
 from tbd.params import load_yaml
 
@@ -28,8 +28,10 @@ PATIENCE = 30.0
 
 HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
 """DVC's advice, which nobody needs who reads a log"""
-MARK = re.compile(r"(?:Running stage|Stage|ERROR: failed to reproduce) '([^']+)'(?:$|:| didn't change| is cached)")
-"""the line with which DVC comes to a stage; of the stages that are files (NAME.dvc) it says it otherwise"""
+MARK = re.compile(r"(?:Running stage (?=.*':$)|Stage (?=.*, (?:skipping|checking out outputs)$)|ERROR: failed to reproduce )'([^']+)'")
+"""the line with which DVC comes to a stage; data (NAME.dvc) is one only where it fails"""
+BUSY = re.compile("Unable to acquire lock|is busy, it is being blocked by")
+"""somebody's own `dvc` is at work here"""
 
 Say = Callable[[str], None]
 
@@ -46,7 +48,7 @@ def environment() -> dict[str, str]:
 
 
 def dvc(*arguments: str) -> str:
-    """Output of a DVC command. Raises InputError with DVC's own words if it fails."""
+    """Output of a DVC command. Raises InputError with DVC's own words if it fails, PassingFault if another DVC is at work."""
     done = subprocess.run(
         [sys.executable, "-m", "tbd.faster_dvc", *arguments],
         env=environment(),
@@ -55,14 +57,15 @@ def dvc(*arguments: str) -> str:
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        raise _refusal(" ".join(arguments), done.stderr.splitlines())
+        words = _words(done.stderr.splitlines())
+        raise (PassingFault if BUSY.search(words) else InputError)(f"dvc {' '.join(arguments)}: {words}")
     return done.stdout
 
 
-def _refusal(command: str, lines: list[str]) -> InputError:
+def _words(lines: list[str]) -> str:
     """What DVC says from its first error on, in one line."""
-    errors = list(dropwhile(lambda line: not line.startswith("ERROR: "), lines)) or lines or ["no message"]
-    return InputError(f"dvc {command}: {' '.join(' '.join(errors).removeprefix('ERROR: ').split())}")
+    errors = list(dropwhile(lambda line: not line.startswith("ERROR: "), lines))
+    return " ".join(" ".join(errors or lines[-3:]).removeprefix("ERROR: ").split()) or "no message"
 
 
 def locked_files(stage: str) -> dict[Path, str]:
@@ -160,7 +163,10 @@ class Repro:
         """`lock`: the workspace's, which DVC and its stages inherit: what they still do after we are killed, nobody else does too."""
         self._targets, self._lock = targets, lock
         self._process: subprocess.Popen[str] | None = None
+        """none before the start, and after an end"""
         self._mark: re.Match[str] | None = None
+        self._early: list[str] = []
+        """what DVC said before it came to the first stage"""
 
     def __enter__(self) -> Self:
         self._start()
@@ -172,38 +178,39 @@ class Repro:
             self._process.wait()
 
     def __iter__(self) -> Iterator[str]:
-        """Raises InputError if DVC comes to no stage: no such target, a dvc.yaml that says nothing sensible."""
-        lines: list[str] = []
-        if not self._pass_on(lines.append) and self._end():
-            raise _refusal("repro", lines)
+        """Raises StageFailed if DVC comes to no stage: no such target, a dvc.yaml that says nothing sensible, another DVC at work."""
+        if not self._pass_on(self._early.append) and (code := self._end()):
+            raise _failure(None, self._early, code)
         while self._mark is not None:
             yield self._mark[1]
 
     def follow(self, stage: str, say: Say) -> bool:
-        """Wait until the stage that came last is up to date, its output line by line to `say`. Returns whether its command ran.
+        """Wait until the stage that DVC came to last is up to date, its output line by line to `say`. Returns whether its command ran.
 
-        Once more, where it failed, is another try.
+        Where that failed, calling it once more tries the stage again.
 
         Raises:
             StageFailed: it is not; the message is the stage's own last word.
         """
-        if self._process is None:
-            self._start()
-            while self._pass_on(say) and self._mark is not None and self._mark[1] != stage:
-                pass  # up to date since the try before
         lines: list[str] = []
 
         def told(line: str) -> None:
             lines.append(line)
             say(line)
 
-        ran = self._mark is not None and self._mark[0].startswith("Running")
+        if self._process is None:  # it failed before: DVC goes over what is up to date by now, and comes to this stage again
+            self._start()
+            while self._pass_on(told) and self._mark is not None and self._mark[1] != stage:
+                pass
+        ran = False
         if self._mark is not None:
-            told(self._mark.string)
+            lines.clear()
+            ran = self._mark[0].startswith("Running")
+            for line in (*self._early, self._mark.string):
+                told(line)
+            self._early.clear()
         if not self._pass_on(told) and (code := self._end()):
-            if code < 0:
-                raise StageFailed(f"stage {stage}: ended by signal {-code}", passing=True)
-            raise _failure(stage, lines)
+            raise _failure(stage, lines, code)
         return ran
 
     def _start(self) -> None:
@@ -241,11 +248,13 @@ class Repro:
         return code
 
 
-def _failure(stage: str, lines: list[str]) -> StageFailed:
-    """DVC always exits with 255; the stage's own code and words are in what was printed."""
-    exits = [match.group(1) for line in lines if (match := re.search(r"exited with (-?\d+)", line))]
+def _failure(stage: str | None, lines: list[str], code: int) -> StageFailed:
+    """What ended DVC with this code: it is always 255, the stage's own code and words are in what was printed."""
+    where = f"stage {stage}" if stage else "dvc repro"
+    if code < 0:
+        return StageFailed(f"{where}: ended by signal {-code}", passing=True)
+    exits = [int(match[1]) for line in lines if (match := re.search(r"exited with (-?\d+)", line))]
     own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    words = own or [line.removeprefix("ERROR: ") for line in lines[-3:]]
-    message = f"stage {stage}: {words[-1] if own else ' '.join(words)}"
-    code = int(exits[-1]) if exits else 0
-    return StageFailed(message, bad_input=code == 2, passing=code == PASSING or code < 0)  # below 0: ended by a signal
+    last = exits[-1] if exits else 0  # below 0: the stage was ended by a signal
+    passing = last == PASSING or last < 0 or any(BUSY.search(line) for line in lines)
+    return StageFailed(f"{where}: {own[-1] if own else _words(lines)}", bad_input=last == 2 or not (stage or passing), passing=passing)

@@ -249,6 +249,12 @@ def test_prefect_away_is_said_in_a_line(tbd: Command, command: str) -> None:
     assert done.stderr == "error: Prefect at 127.0.0.1:9 does not answer. Try again later.\n" and done.stdout == ""
 
 
+@pytest.mark.parametrize("address", ["nonsense", "ftp://127.0.0.1/api", "http://[", "http://"])
+def test_an_address_that_is_none_of_prefect_is_refused(shared: Command, monkeypatch: MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    assert shared.refused("serve").startswith("PREFECT_API_URL: not the address of a Prefect API")
+
+
 def test_import_reads_every_kind_of_file_the_same(tbd: Command, tmp_path: Path) -> None:
     columns = ["--column", "q", "--label-column", "known", "--reasoning-column", "why", "--answer-column", "a"]
     found = {}
@@ -275,6 +281,14 @@ def test_importing_the_same_again_changes_nothing_and_another_is_refused(tbd: Co
     assert tbd("import", "mine", file, "--column", "q")[0].startswith("mine: 3 questions")
     assert tbd.workspace.hashes() == before
     assert "set 'mine': the name is taken" in tbd.refused("import", "mine", jsonl(file, rows(2)), "--column", "q")
+
+
+def test_an_imported_set_that_was_changed_since_is_refused(tbd: Command, tmp_path: Path) -> None:
+    tbd("import", "mine", write(tmp_path / "x.jsonl", rows()), "--column", "q")
+    path = Path("data/sets/mine.parquet")
+    records.write_table(path, records.read_table(path, records.QUESTIONS).slice(1))
+    said = tbd.refused("check", "checkpoints/reference", "--benchmark", "mine", "--unseen", "unseen")
+    assert said == f"{path}: changed since it was imported. Undo it with `dvc checkout {path}.dvc`, or import it under another name."
 
 
 def test_an_imported_set_leaves_the_audits_there_are_alone(tbd: Command, tmp_path: Path) -> None:

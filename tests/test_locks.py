@@ -10,12 +10,13 @@ import pytest
 from tbd import locks
 from tests.workspace import REPOSITORY
 
+STAGE = "from tbd import stages\nstages.run(lambda: print('runs', flush=True), device=True)"
 HOLDS = "import time\nfrom tbd import locks\nwith locks.device(1):\n    print('held', flush=True)\n    time.sleep(120)"
 
 
-def hold() -> "subprocess.Popen[str]":
+def hold(code: str = HOLDS) -> "subprocess.Popen[str]":
     """A process that waits for the only slot and then holds it."""
-    return subprocess.Popen([sys.executable, "-c", HOLDS], cwd=REPOSITORY, env={**os.environ}, text=True, stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ}, text=True, stdout=subprocess.PIPE)
 
 
 def test_a_device_is_used_by_as_many_as_there_are_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +31,13 @@ def test_a_device_is_used_by_as_many_as_there_are_slots(tmp_path: Path, monkeypa
         holder.kill()  # the kernel gives its slot back
         assert waits.stdout is not None and waits.stdout.readline() == "held\n"
         waits.kill()
+
+
+def test_a_stage_waits_for_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with hold() as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with hold(STAGE) as stage:
+            assert stage.stdout is not None and stage.stdout.readline().startswith("waiting for the device")
+            holder.kill()
+            assert stage.stdout.readline() == "runs\n"

@@ -6,14 +6,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tbd import pipeline, register
-from tbd.errors import InputError, StageFailed
+from tbd.errors import InputError, PassingFault, StageFailed
 from tests.workspace import REPOSITORY, Workspace, create, finished
 
 AUDITS = ("reference", "base")
@@ -206,11 +207,62 @@ def repro(target: str, say: pipeline.Say = print) -> dict[str, bool]:
 
 def test_what_dvc_cannot_begin_with_is_bad_input(small: Workspace) -> None:
     second(small, "")
-    with pytest.raises(InputError, match="Stage 'third' not found"):
+    with pytest.raises(StageFailed, match="dvc repro: Stage 'third' not found") as failure:
         repro("third")
+    assert failure.value.bad_input
     (small.root / "dvc.yaml").write_text("stages: 3\n")
-    with pytest.raises(InputError, match=r"dvc repro: .*dvc\.yaml"):
+    with pytest.raises(StageFailed, match=r"dvc repro: .*dvc\.yaml") as failure:
         repro("second")
+    assert failure.value.bad_input
+
+
+HOLDS = "import time, zc.lockfile\nlock = zc.lockfile.LockFile('.dvc/tmp/lock')\nprint('held', flush=True)\ntime.sleep(120)"
+
+
+@contextmanager
+def somebodys_own_dvc(workspace: Workspace) -> Iterator[None]:
+    """At work in this workspace, as in a long `dvc push`."""
+    with workspace.start(sys.executable, "-c", HOLDS) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield
+        process.kill()
+
+
+def test_another_dvc_at_work_is_a_passing_fault(small: Workspace) -> None:
+    second(small, "import sys; sys.exit(75)")
+    with somebodys_own_dvc(small):
+        with pytest.raises(StageFailed, match="dvc repro: Unable to acquire lock") as failure:
+            repro("second")
+        with pytest.raises(PassingFault, match=r"dvc add second\.py: Unable to acquire lock"):
+            pipeline.dvc("add", "second.py")
+    assert failure.value.passing and not failure.value.bad_input
+    with pipeline.workspace() as lock, pipeline.Repro(["second"], lock) as found:
+        for stage in found:
+            with suppress(StageFailed):
+                found.follow(stage, print)
+            if stage == "second":
+                break
+        with somebodys_own_dvc(small), pytest.raises(StageFailed, match="stage second: Unable to acquire lock") as failure:
+            found.follow("second", print)  # a try that does not come to its stage
+        assert failure.value.passing
+        second(small, "open('two.txt', 'w').write('two')")
+        assert found.follow("second", print)
+
+
+def test_a_stage_that_speaks_as_dvc_does_is_no_other_stage(small: Workspace) -> None:
+    second(small, "print('Stage \\'first\\' is here: Running stage \\'x\\':', flush=True); open('two.txt', 'w').write('two')")
+    assert repro("second") == {"first": True, "second": True}
+
+
+def test_what_dvc_says_before_the_first_stage_is_said(small: Workspace) -> None:
+    (small.root / "three.txt").write_text("three")
+    small.dvc("add", "--quiet", "three.txt")
+    small.edit("dvc.yaml", {"stages": {"first": {"deps": ["three.txt"]}}})
+    (small.root / "three.txt").write_text("changed")
+    second(small, "open('two.txt', 'w').write('two')")
+    lines: list[str] = []
+    repro("second", lines.append)
+    assert lines[0] == "Verifying data sources in stage: 'three.txt.dvc'" and "made one" in lines
 
 
 def test_a_failure_belongs_to_the_stage_that_failed(small: Workspace) -> None:

@@ -199,6 +199,11 @@ def test_a_failing_stage_fails_the_flow_with_its_own_word(toy: Workspace) -> Non
     assert [task.state.message for task in Seen(walks("second", return_state=True)).tasks.values()] == ["up to date", "ran"]
 
 
+def test_no_audits_is_no_stages(toy: Workspace) -> None:
+    """Where DVC would take none for all."""
+    assert walks(return_state=True).is_completed() and not (toy.root / "one.txt").exists()
+
+
 def test_a_second_flow_in_the_workspace_is_refused(toy: Workspace, monkeypatch: MonkeyPatch) -> None:
     (toy.root / "second.py").write_text("open('two.txt', 'w').write('two')")
     monkeypatch.setattr(pipeline, "PATIENCE", 0.1)
