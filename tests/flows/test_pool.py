@@ -1,6 +1,8 @@
 """`tbd serve --pool`: the deployments on an existing Prefect server, run by a worker of a work pool."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +41,7 @@ def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
                     assert time.monotonic() < end and running.poll() is None
                     time.sleep(0.5)
             finally:
-                running.terminate()
+                os.killpg(running.pid, signal.SIGKILL)  # a worker that is told to end while it runs something may not
     assert {Path(one["checkpoint"]).name: one["outcome"] for one in found} == {"mine": "CONTAMINATED", "new": "NO EVIDENCE"}
 
 
@@ -57,6 +59,7 @@ def worker(workspace: Workspace, folder: Path, url: dict[str, str]) -> "subproce
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
 
 
