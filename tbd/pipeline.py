@@ -20,6 +20,7 @@ from typing import Self
 from tbd.errors import PASSING, InputError, PassingFault, StageFailed
 from tbd.locks import locked
 from tbd.params import load_yaml
+from tbd.records import atomic
 
 LOCK = Path(".tbd/lock")
 RWLOCK = Path(".dvc/tmp/rwlock")
@@ -129,17 +130,29 @@ def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
 
 
 def _mend() -> None:
-    """DVC's own lock file, where a kill left it half written: DVC would refuse to do anything. Nobody else is at work here now."""
-    for patience in (1.0, 0.0):  # unless somebody's own `dvc` is just writing it
+    """DVC's own lock file, where a kill left it half written, or naming a process that ended unnoticed: DVC would refuse to work.
+
+    Nobody is at work here now, unless it is somebody's own `dvc`.
+    """
+    for patience in (1.0, 0.0):  # it may be just writing the file
         try:
-            json.loads(RWLOCK.read_text("utf-8"))
+            held = json.loads(RWLOCK.read_text("utf-8"))
         except FileNotFoundError:
             return
         except ValueError:
             time.sleep(patience)
         else:
-            return
-    RWLOCK.unlink(missing_ok=True)
+            break
+    else:
+        RWLOCK.unlink(missing_ok=True)
+        return
+    living = {
+        "read": {path: left for path, by in held.get("read", {}).items() if (left := [one for one in by if _alive(str(one["pid"]))])},
+        "write": {path: by for path, by in held.get("write", {}).items() if _alive(str(by["pid"]))},
+    }
+    if any(living[mode] != paths for mode, paths in held.items()):
+        with atomic(RWLOCK) as temporary:
+            temporary.write_text(json.dumps(living), "utf-8")
 
 
 def idle() -> bool:

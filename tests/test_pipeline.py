@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -351,6 +352,23 @@ def test_what_a_killed_run_leaves_behind_is_ended(small: Workspace) -> None:
         assert not [pid for pid in Path("/proc").glob("[0-9]*") if runs_second(pid)]
         second(small, "open('two.txt', 'w').write('two')")
         assert repro("second")["second"]
+
+
+def test_a_lock_of_dvc_that_a_zombie_holds_is_given_back(small: Workspace) -> None:
+    """DVC takes it for a process that runs. One that runs keeps its lock."""
+    second(small, "open('two.txt', 'w').write('two')")
+    with subprocess.Popen(["true"]) as ended:
+        while Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z":
+            time.sleep(0.01)
+        zombie, alive = ({"pid": pid, "cmd": "dvc repro"} for pid in (ended.pid, os.getpid()))
+        one, two = (str(small.root / name) for name in ("one.txt", "two.txt"))
+        lock = small.root / ".dvc/tmp/rwlock"
+        lock.write_text(json.dumps({"write": {one: zombie}, "read": {one: [zombie]}}))
+        assert repro("first") == {"first": True}
+        lock.write_text(json.dumps({"write": {two: alive}, "read": {one: [alive, zombie]}}))
+        with pytest.raises(StageFailed, match=f"is busy, it is being blocked by: .PID {os.getpid()}") as failure:
+            repro("second")
+        assert failure.value.passing
 
 
 def runs_second(process: Path) -> bool:
