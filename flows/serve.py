@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -152,6 +153,7 @@ def _server(port: int) -> Iterator[None]:
         return
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = address
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until Prefect's runner takes it: the server ends with us
     process = None if _answers(address) else _start(port, address)  # one that answers: of a `tbd serve` that was killed, or the user's
     ending = threading.Event()
 
@@ -189,7 +191,8 @@ def _start(port: int, address: str) -> "subprocess.Popen[bytes]":
 def _launch(port: int) -> "subprocess.Popen[bytes]":
     """A session of its own: Ctrl-C ends the runs first, then the server."""
     SERVER_LOG.parent.mkdir(exist_ok=True)
-    environment = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
+    where = {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}  # else its pages ask port 4200
+    environment = where | {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
     with SERVER_LOG.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],

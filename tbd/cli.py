@@ -295,22 +295,22 @@ def _run(flow: Any, *arguments: Any) -> None:
 @contextmanager
 def _prefect() -> Iterator[None]:
     """What Prefect's server does not take, in a line. Raises InputError, PassingFault."""
-    from httpx import TransportError
-    from prefect.exceptions import PrefectHTTPStatusError
-
     where = environment.prefect()
     try:
         yield
-    except PrefectHTTPStatusError as error:
-        code = error.response.status_code
-        said = f"Prefect at {where} answers {code}"
-        if code >= 500 or code == 429:
-            raise PassingFault(f"{said}.") from None
-        raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
-    except (RuntimeError, TransportError) as error:
-        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
-            raise
-        raise PassingFault(f"Prefect at {where} does not answer.") from None
+    except Exception as error:
+        from httpx import TransportError  # not before: Prefect takes its settings from the environment when it is imported
+        from prefect.exceptions import PrefectHTTPStatusError
+
+        if isinstance(error, PrefectHTTPStatusError):
+            code = error.response.status_code
+            said = f"Prefect at {where} answers {code}"
+            if code >= 500 or code == 429:
+                raise PassingFault(f"{said}.") from None
+            raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
+        if isinstance(error, TransportError) or (isinstance(error, RuntimeError) and "Failed to reach API" in str(error)):
+            raise PassingFault(f"Prefect at {where} does not answer.") from None
+        raise
 
 
 def _verify(options: argparse.Namespace) -> int:

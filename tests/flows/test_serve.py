@@ -211,6 +211,51 @@ def ask(team: Team, what: str) -> list[Any]:
         return found
 
 
+def test_a_server_of_its_own(tmp_path: Path) -> None:
+    """Which its pages and its deployments are told of, and which ends with it."""
+    workspace = finished()[0].copy(tmp_path / "workspace")
+    port = servers.free_port()
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tbd", "serve", "--port", str(port)],
+            cwd=workspace.root,
+            env=workspace.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + 120
+        while (found := deployments(port)) < 4:
+            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            time.sleep(0.5)
+        assert found == 4 and pages_ask(port) == f"http://127.0.0.1:{port}/api"
+        assert "temporary server" not in log.read_text() and f"Prefect UI: http://127.0.0.1:{port}\n" in log.read_text()
+    finally:
+        kill(process, signal.SIGTERM)
+    assert pages_ask(port) is None
+
+
+def deployments(port: int) -> int:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/deployments/count", b"{}", {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return int(answer.read())
+    except OSError:
+        return 0
+
+
+def pages_ask(port: int) -> str | None:
+    """The API that the pages of a Prefect server ask, or None if nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ui-settings", timeout=5) as answer:
+            return str(json.load(answer)["api_url"])
+    except OSError:
+        return None
+
+
 def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
     process = team.start()
     try:
