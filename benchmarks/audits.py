@@ -37,17 +37,18 @@ def filled(root: Path, count: int) -> Workspace:
 
 
 def repeat(count: int) -> None:
-    """The last audit of the register, that many times more."""
+    """The audit of the one checkpoint that was found, that many times more."""
     tree = yaml.safe_load(register.FILE.read_text())
     lock = yaml.safe_load(Path("dvc.lock").read_text())
     (first,) = history.History().outcomes
     assert first.audit is not None
-    lines = []
     for number in range(count):
         fake_checkpoint(INCOMING / f"old-{number:03}", f"something else {number}")
-    time.sleep(params.load().watch.settle + 0.5)
-    for found in Folder(str(INCOMING)).look():
-        for job in watching.decide(Folder(str(INCOMING)), found, params.load(), watching.Standing()):
+    p = params.load()
+    time.sleep(p.watch.settle + 0.5)
+    source, standing, lines = Folder(str(INCOMING)), watching.Standing(), []
+    for found in source.look():
+        for job in watching.decide(source, found, p, standing):
             if isinstance(job, watching.Job):
                 own = {"checkpoint": str(job.folder), "checkpoint_fingerprint": job.fingerprint}
                 tree["audits"][job.audit] = tree["audits"][first.audit] | own
@@ -55,18 +56,13 @@ def repeat(count: int) -> None:
                     text = json.dumps(lock["stages"][f"{stage}@{first.audit}"])
                     lock["stages"][f"{stage}@{job.audit}"] = json.loads(text.replace(first.audit, job.audit))
                 shutil.copytree(f"audits/{first.audit}", f"audits/{job.audit}")
-                change = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "fingerprint": job.fingerprint}
-                known = {
-                    "id": f"old-{number}-{found.name}",
-                    "state": f"old {found.name}",
-                    "audit": job.audit,
-                    "version": found.version,
-                }
-                lines.append(json.dumps(json.loads(history.FILE.read_text().splitlines()[0]) | change | known))
+                seen = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "version": found.version}
+                made = {"id": found.name, "state": found.name, "audit": job.audit, "fingerprint": job.fingerprint}
+                lines.append(first.model_copy(update=seen | made).model_dump_json(exclude_none=True) + "\n")
     register.FILE.write_text(yaml.safe_dump(tree, sort_keys=False))
     Path("dvc.lock").write_text(faster_dvc.write(lock))
     with history.FILE.open("a") as file:
-        file.write("".join(f"{line}\n" for line in lines))
+        file.writelines(lines)
 
 
 def timed(workspace: Workspace) -> float:

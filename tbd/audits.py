@@ -61,16 +61,16 @@ def _pipeline_outputs() -> set[str]:
 def questions(name: str) -> pd.DataFrame:
     """The question set `name`, a row a question. Raises InputError, suggesting a name, if there is none such."""
     path = register.set_path(register.check_name(name, "set"))
+    tracker = path.with_name(path.name + ".dvc")
     if not path.is_file():
         known = {file.stem for file in register.SETS.glob("*.parquet")}
         made = {Path(out).stem for out in _pipeline_outputs() if Path(out).parent == register.SETS}
         if name in made:
             pipeline.dvc("repro", "sets")
-        elif path.with_name(path.name + ".dvc").is_file():
-            pipeline.dvc("checkout", f"{path}.dvc")
+        elif tracker.is_file():
+            pipeline.dvc("checkout", str(tracker))
         else:
             raise unknown("set", name, known | made, str(register.SETS))
-    tracker = path.with_name(path.name + ".dvc")
     if tracker.is_file() and params.load_yaml(tracker)["outs"][0]["md5"] != records.md5(path):
         raise InputError(
             f"{path}: changed since it was imported. Undo it with `dvc checkout {tracker}`, or import it under another name."

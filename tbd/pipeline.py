@@ -84,9 +84,9 @@ _holding: list[int] = []
 
 @contextmanager
 def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
-    """Hold the workspace; yields the lock's file descriptor, which every child inherits. Who holds it already just goes on.
+    """Hold the workspace; yields the lock's file descriptor, for DVC to inherit. Who holds it already just goes on.
 
-    A child that outlives a killed run so keeps holding it: nothing else writes the same files meanwhile. What a killed run left
+    A DVC that outlives a killed run so keeps holding it: nothing else writes the same files meanwhile. What a killed run left
     behind is ended; for a run that is alive this waits up to `patience` (default: PATIENCE) seconds. Raises InputError if it is
     still there then.
     """
@@ -173,10 +173,10 @@ class Repro:
     """One `dvc repro` of some targets. Iterate over it for the stages, in DVC's order, and `follow` each before the next."""
 
     def __init__(self, targets: Sequence[str], lock: int) -> None:
-        """`lock`: the workspace's, which DVC and its stages inherit: what they still do after we are killed, nobody else does too."""
+        """`lock`: the workspace's, which DVC inherits: what it and its stage still do after we are killed, nobody else does too."""
         self._targets, self._lock = targets, lock
         self._process: subprocess.Popen[str] | None = None
-        """none before the start, and after an end"""
+        """None before the start, and after an end"""
         self._mark: re.Match[str] | None = None
         self._early: list[str] = []
         """what DVC said before it came to the first stage"""

@@ -1,5 +1,6 @@
 """Real servers on loopback, to be killed and started again on the same port with the same data."""
 
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 def free_port() -> int:
@@ -95,3 +96,13 @@ def mlflow(home: Path) -> Server:
     command += ["--backend-store-uri", "sqlite:///HOME/mlflow.db", "--artifacts-destination", "HOME/artifacts"]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     return Server(home, command, "/health", quiet)
+
+
+def ask(api: str, what: str, **filters: Any) -> list[Any]:
+    """What a Prefect server has of `what`: flow_runs, deployments, artifacts."""
+    request = urllib.request.Request(
+        f"{api}/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found: list[Any] = json.load(answer)
+        return found

@@ -1,6 +1,8 @@
 """dvc.lock as plain DVC and tbd's faster one read and write it."""
 
+import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,20 @@ def test_what_plain_dvc_writes_it_reads(tmp_path: Path) -> None:
 def test_a_lock_without_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert dvcs.parse_yaml(faster_dvc.write({"schema": "2.0", "stages": {}}), "dvc.lock") == {"schema": "2.0", "stages": {}}
+
+
+def test_in_a_workspace_it_writes_what_dvc_writes(tmp_path: Path) -> None:
+    """In one piece, and so that either reads the other's."""
+    copy = finished()[0].copy(tmp_path / "copy")
+    lock = copy.root / "dvc.lock"
+    before = lock.read_text()
+    copy.run(sys.executable, "-m", "tbd.faster_dvc", "repro", "--force", "--single-item", "verdict@base")
+    assert yaml.safe_load(lock.read_text()) == yaml.safe_load(before)
+    assert json.loads((copy.root / ".tbd/dvc-lock.json").read_text())["data"] == yaml.safe_load(before)
+    assert copy.repro() == [] and copy.repro("--force", "--single-item", "verdict@base") == ["verdict@base"]
+    assert yaml.safe_load(lock.read_text()) == yaml.safe_load(before)
+    (copy.root / ".tbd/dvc-lock.json").write_text("{")  # no more than a cache
+    copy.run(sys.executable, "-m", "tbd.faster_dvc", "status", "--quiet")
 
 
 def test_a_small_learning_rate_is_the_same_to_both(tmp_path: Path) -> None:

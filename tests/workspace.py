@@ -107,6 +107,19 @@ class Workspace:
             start_new_session=True,
         )
 
+    def launch(self, log: Path, *command: str, folder: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":
+        """The same of one that runs until it is told to end, in this workspace or another folder; what it says goes into `log`."""
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                command,
+                cwd=folder or self.root,
+                env=self.environment | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
     def run(self, *command: str, code: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
         """The same, to its end; it must exit with `code`."""
         with self.start(*command, **environment) as process:

@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,14 +226,6 @@ def address(tmp_path: Path) -> Iterator[str]:
         yield f"{server.url}/api"
 
 
-def ask(address: str, what: str, **filters: Any) -> Any:
-    request = urllib.request.Request(
-        f"{address}/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
-
-
 def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(address: str, tmp_path: Path) -> None:
     workspace = finished()[0].copy(tmp_path / "killed")
     workspace.edit("params.yaml", {"generate": {"max_new_tokens": 6_000, "batch_size": 1}})
@@ -253,8 +244,8 @@ def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(add
         keys = [json.loads(line)["key"] for line in file.read_bytes().splitlines()]
         assert len(keys) == len(set(keys))
 
-    flow_runs = ask(address, "flow_runs", sort="START_TIME_DESC")
+    flow_runs = servers.ask(address, "flow_runs", sort="START_TIME_DESC")
     assert [one["state_type"] for one in flow_runs][:1] == ["COMPLETED"] and len(flow_runs) == 2
-    tasks = ask(address, "task_runs", flow_runs={"id": {"any_": [flow_runs[0]["id"]]}}, sort="END_TIME_DESC")
+    tasks = servers.ask(address, "task_runs", flow_runs={"id": {"any_": [flow_runs[0]["id"]]}}, sort="END_TIME_DESC")
     assert {"generate@reference", "calibrate", "verdict@base", "record base: NO EVIDENCE"} <= {task["name"] for task in tasks}
-    assert {"verdicts", "verdict-base", "verdict-reference"} <= {artifact["key"] for artifact in ask(address, "artifacts")}
+    assert {"verdicts", "verdict-base", "verdict-reference"} <= {artifact["key"] for artifact in servers.ask(address, "artifacts")}

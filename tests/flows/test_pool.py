@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,7 +32,8 @@ def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
         fake_checkpoint(workspace.root / "models/mine", *members)
         fake_checkpoint(workspace.root / "checkpoints/incoming/new", "something")
         asked = {"checkpoint": "models/mine", "benchmark": "benchmark", "unseen": "unseen"}
-        with worker(workspace, tmp_path, url) as running:
+        worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "team"]
+        with workspace.launch(tmp_path / "worker.log", *worker, folder=tmp_path, **url) as running:  # one that was started elsewhere
             try:
                 prefect(workspace, url, "deployment", "run", "check/team", "--params", json.dumps(asked), "--watch")
                 end = time.monotonic() + 120
@@ -47,20 +47,6 @@ def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
 
 def prefect(workspace: Workspace, url: dict[str, str], *arguments: str) -> None:
     workspace.run(sys.executable, "-m", "prefect", *arguments, **url)
-
-
-def worker(workspace: Workspace, folder: Path, url: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """A worker that was started somewhere else."""
-    with (folder / "worker.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "team"],
-            cwd=folder,
-            env=workspace.environment | url,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
 
 
 def history(workspace: Workspace) -> list[Any]:

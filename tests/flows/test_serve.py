@@ -46,16 +46,7 @@ class Team:
             "MLFLOW_TRACKING_URI": self.mlflow.url,
             "TBD_WEBHOOK_URL": self.receiver.url,
         }
-        with self.log.open("a") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "tbd", "serve", "--name", "team"],
-                cwd=self.workspace.root,
-                env=self.workspace.environment | environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        return self.workspace.launch(self.log, sys.executable, "-m", "tbd", "serve", "--name", "team", **environment)
 
     @contextmanager
     def serving(self, chat: Receiver) -> Iterator["subprocess.Popen[bytes]"]:
@@ -191,24 +182,16 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
 
 def in_prefect(team: Team) -> None:
     """Deployments with forms that explain themselves, runs in their right states, artifacts."""
-    deployments = {one["name"] + " " + one["entrypoint"]: one for one in ask(team, "deployments")}
+    api = f"{team.prefect.url}/api"
+    deployments = {one["name"] + " " + one["entrypoint"]: one for one in servers.ask(api, "deployments")}
     assert {one.split()[0] for one in deployments} == {"team", "team-on-event"} and len(deployments) == 4
     form = next(one for one in deployments.values() if "check" in one["entrypoint"])["parameter_openapi_schema"]["properties"]
     assert all(field["title"] and len(field["description"]) > 20 for field in form.values())
-    audits = [run for run in ask(team, "flow_runs") if run["name"].startswith("audit ")]
+    audits = [run for run in servers.ask(api, "flow_runs") if run["name"].startswith("audit ")]
     assert len(audits) == 4 and all(run["state_type"] == "COMPLETED" for run in audits)
-    looks = [run for run in ask(team, "flow_runs") if run["name"] == "watch" and run["state_type"] == "COMPLETED"]
+    looks = [run for run in servers.ask(api, "flow_runs") if run["name"] == "watch" and run["state_type"] == "COMPLETED"]
     assert any("1 audited" in str(run["state"]["message"]) for run in looks)
-    assert {"verdicts", "outcome-pickle"} <= {artifact["key"] for artifact in ask(team, "artifacts")}
-
-
-def ask(team: Team, what: str) -> list[Any]:
-    request = urllib.request.Request(
-        f"{team.prefect.url}/api/{what}/filter", b"{}", {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        found: list[Any] = json.load(answer)
-        return found
+    assert {"verdicts", "outcome-pickle"} <= {artifact["key"] for artifact in servers.ask(api, "artifacts")}
 
 
 def test_a_server_of_its_own(tmp_path: Path) -> None:
@@ -216,16 +199,7 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
     workspace = finished()[0].copy(tmp_path / "workspace")
     port = servers.free_port()
     log = tmp_path / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tbd", "serve", "--port", str(port)],
-            cwd=workspace.root,
-            env=workspace.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+    process = workspace.launch(log, sys.executable, "-m", "tbd", "serve", "--port", str(port))
     try:
         end = time.monotonic() + 120
         while (found := deployments(port)) < 4:
@@ -239,10 +213,8 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
 
 
 def deployments(port: int) -> int:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/deployments/count", b"{}", {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return int(answer.read())
+        return len(servers.ask(f"http://127.0.0.1:{port}/api", "deployments"))
     except OSError:
         return 0
 
