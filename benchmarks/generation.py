@@ -21,7 +21,7 @@ import torch
 
 from tbd import generation, params, records, register
 from tbd.engines import Prompt
-from tbd.engines.loading import Prompter, choose_device, load_model
+from tbd.engines.loading import Prompter, choose_device, choose_dtype, load_model
 from tbd.engines.transformers import TransformersEngine
 
 CHECKPOINT = Path("checkpoints/base")
@@ -75,7 +75,8 @@ def runner(kind: str, count: int) -> Callable[[], int]:
     if kind == "ours":
         engine = TransformersEngine(CHECKPOINT, p.device, p.dtype, p.max_new_tokens)
         return partial(ours, engine, prompts, p.max_new_tokens, p.batch_size)
-    model = load_model(CHECKPOINT, choose_device(p.device), getattr(torch, p.dtype))
+    device = choose_device(p.device)
+    model = load_model(CHECKPOINT, device, getattr(torch, choose_dtype(p.dtype, device)))
     ends = frozenset([prompter.tokenizer.eos_token_id])
     return partial(plain, model, prompter.tokenizer, ends, prompts, p.max_new_tokens)
 

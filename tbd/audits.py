@@ -4,7 +4,8 @@ Everything that can be refused is refused here, before anything is written.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,22 @@ import pandas as pd
 import pyarrow as pa
 
 from tbd import checkpoint as checkpoints
-from tbd import decisions, engines, importing, near_duplicates, params, pipeline, records, register, scores, sources
-from tbd.errors import InputError, unknown
+from tbd import (
+    decisions,
+    importing,
+    near_duplicates,
+    outbox,
+    params,
+    pipeline,
+    records,
+    register,
+    scores,
+    sources,
+    tracking,
+    watching,
+)
+from tbd.errors import InputError, PassingFault, unknown
+from tbd.history import History
 from tbd.judged import AUDITS, Judged
 from tbd.params import Rule
 from tbd.register import Audit
@@ -82,7 +97,7 @@ def questions(name: str) -> pd.DataFrame:
 def prepare(
     checkpoint: str, benchmark: str, unseen: str, base: str | None, name: str | None, fpr: float | None, origin: str | None = None
 ) -> tuple[str, Audit]:
-    """Check everything an audit needs, without loading weights or writing anything. Returns its name and register entry.
+    """Check what an audit needs, as far as that takes no model, and write nothing. Returns its name and register entry.
 
     `origin`: where the checkpoint came from, if `checkpoint` is the folder it was fetched to. An entry of the register that says
     the same, apart from pins, is returned as it is. Raises InputError, or PassingFault where one has to be fetched.
@@ -101,11 +116,6 @@ def prepare(
             f"--fpr {rate:g}: needs {need} unseen questions and {unseen!r} has {have}: add {need - have} or raise the rate."
         )
     _apart(benchmark, unseen, texts, p.validate_)
-    for path in filter(None, (folder, base_folder)):
-        prompt = engines.prompter(path, p.generate)
-        for frame in texts.values():
-            for question in frame["question"]:
-                prompt(question)
     entry = Audit(
         checkpoint=register.workspace_path(folder),
         base=register.workspace_path(base_folder) if base_folder else None,
@@ -140,6 +150,25 @@ def present() -> list[str]:
         else:
             names.append(name)
     return names
+
+
+def settled(names: Sequence[str]) -> bool:
+    """Whether nothing is left to do about these audits: up to date, and the verdicts in the history, told and recorded.
+
+    What cannot be found out is not settled: the flow will say why.
+    """
+    known = History()
+    try:
+        if not pipeline.idle() or outbox.pending():
+            return False
+        states = [watching.state(name) for name in names]
+        if [judged and judged.state for judged in map(known.judged, names)] != states:
+            return False
+        with ThreadPoolExecutor(1) as aside:  # DVC in a process of its own, while MLflow loads in this one
+            fresh = aside.submit(pipeline.up_to_date, [f"verdict@{name}" for name in names])
+            return tracking.recorded(states) and fresh.result()
+    except (InputError, PassingFault):
+        return False
 
 
 def ready(names: Iterable[str]) -> None:

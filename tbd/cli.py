@@ -174,7 +174,6 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from flows.check import check, check_all
     from tbd import audits, pipeline, records, summary, tracking
     from tbd.judged import AUDITS
 
@@ -186,14 +185,21 @@ def _check(options: argparse.Namespace) -> int:
             raise InputError(f"--all: audits the register as it stands; leave {', '.join(given)} out.")
         names = audits.present()
         audits.ready(names)
-        with pipeline.workspace():
-            _run(check_all, names)
+        if audits.settled(names):
+            print("nothing to do: every verdict is up to date, told and recorded")
+        else:
+            from flows.check import check_all
+
+            with pipeline.workspace():
+                _run(check_all, names)
     else:
         for name in ("checkpoint", "benchmark", "unseen"):
             if getattr(options, name) is None:
                 raise InputError(f"tbd check: {'CKPT' if name == 'checkpoint' else '--' + name} is missing. See tbd check --help.")
         asked = (options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
         names = [audits.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
+        from flows.check import check
+
         with pipeline.workspace():
             _run(check, *asked)
     verdicts = [records.read_json(AUDITS / name / "verdict.json") for name in names]

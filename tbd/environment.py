@@ -18,11 +18,17 @@ DEFAULTS = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""how the threads of a matrix product wait for each other: unless the user says, asleep. Spinning, a core that another process uses
+makes generation nine times slower"""
+
 
 def prepare() -> None:
     """Set what the user has not set. Before any of the tools is imported, which is when they look."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def prefect() -> str:

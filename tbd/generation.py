@@ -1,4 +1,4 @@
-"""Running an engine over a set of questions: batches, journal, memory, progress.
+"""Running an engine over a set of questions: batches, journal, memory.
 
 In bf16 an answer depends on the batch it was computed in. So batches are planned from the questions and parameters alone, and
 a finished *batch* is what the journal keeps: a run killed at any moment and started again ends with the numbers of an
@@ -8,7 +8,6 @@ undisturbed one, and a set that two audits of one checkpoint share is generated 
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,15 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbd.engines import Completion, Engine, OutOfMemory, Prompt
+from tbd.engines import Completion, Engine, OutOfMemory, Prompt, Tick
 from tbd.errors import StageFailed
 from tbd.locks import locked
+from tbd.progress import Progress
 from tbd.records import sha256
 
 JOURNALS = Path(".tbd/journal")
-
-Progress = Callable[[int, int], None]
-"""called with (questions finished, tokens generated) since the last call"""
 
 
 def plan(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
@@ -83,27 +80,29 @@ def answer(
 ) -> list[Completion]:
     """Greedy answers to `prompts`, in their order. Batches already in `journal` are taken from it, new ones added to it.
 
+    `progress` has planned to read every prompt and to write `max_new_tokens` for each.
+
     Raises:
         StageFailed: a single question does not fit into memory.
     """
 
     def run(rows: list[int]) -> dict[int, Any]:
         found: dict[int, Any] = {}
-        tokens = 0
-        try:
-            for position, completion in engine.generate([prompts[row] for row in rows], max_new_tokens):
+        with _taken_back(progress) as tick:
+            for position, completion in engine.generate([prompts[row] for row in rows], max_new_tokens, tick):
                 found[rows[position]] = [completion.token_ids.tolist(), completion.logprobs.tolist(), completion.finish_reason]
-                tokens += len(completion.token_ids)
-                progress(1, len(completion.token_ids))
-        except OutOfMemory:
-            progress(-len(found), -tokens)
-            raise
+        for tokens, *_ in found.values():
+            progress.spare("written", max_new_tokens - len(tokens))
         return found
+
+    def skip(rows: list[int]) -> None:
+        progress.plan("read", -sum(len(prompts[row]) for row in rows))
+        progress.plan("written", -max_new_tokens * len(rows))
 
     def key(rows: list[int]) -> Any:
         return [max_new_tokens, [prompts[row] for row in rows]]
 
-    values = _journalled(plan(prompts, batch_size), run, key, journal, progress)
+    values = _journalled(plan(prompts, batch_size), run, skip, key, journal, progress)
     return [Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason) for tokens, logprobs, reason in values]
 
 
@@ -115,34 +114,65 @@ def rescore(
     journal: Journal,
     progress: Progress,
 ) -> list[NDArray[np.float32]]:
-    """Log-probs (nats) that `engine`'s model gives to answers another model generated; journalled like `answer`."""
+    """Log-probs (nats) that `engine`'s model gives to answers another model generated; journalled like `answer`.
+
+    `progress` has planned to read every prompt and its answer.
+    """
 
     def run(rows: list[int]) -> dict[int, Any]:
-        found = engine.logprobs([prompts[row] for row in rows], [answers[row] for row in rows])
-        progress(len(rows), sum(map(len, found)))
+        with _taken_back(progress) as tick:
+            found = engine.logprobs([prompts[row] for row in rows], [answers[row] for row in rows], tick)
         return {row: logprobs.tolist() for row, logprobs in zip(rows, found, strict=True)}
+
+    def skip(rows: list[int]) -> None:
+        progress.plan("read", -sum(len(prompts[row]) + len(answers[row]) for row in rows))
 
     def key(rows: list[int]) -> Any:
         return ["rescore", [[prompts[row], answers[row].tolist()] for row in rows]]
 
     batches = plan([(*p, *a.tolist()) for p, a in zip(prompts, answers, strict=True)], batch_size)
-    return [np.array(logprobs, np.float32) for logprobs in _journalled(batches, run, key, journal, progress)]
+    return [np.array(logprobs, np.float32) for logprobs in _journalled(batches, run, skip, key, journal, progress)]
+
+
+@contextmanager
+def _taken_back(progress: Progress) -> Iterator[Tick]:
+    """What an engine calls as it works; where memory runs out, what it had done is still to do."""
+    done = {"read": 0, "written": 0}
+
+    def tick(kind: str, tokens: int) -> None:
+        done[kind] += tokens
+        progress.advance(kind, tokens)
+
+    try:
+        yield tick
+    except OutOfMemory:
+        for kind, tokens in done.items():
+            if tokens:
+                progress.advance(kind, -tokens)
+        raise
 
 
 def _journalled(
     batches: list[list[int]],
     run: Callable[[list[int]], dict[int, Any]],
+    skip: Callable[[list[int]], None],
     key: Callable[[list[int]], Any],
     journal: Journal,
     progress: Progress,
 ) -> list[Any]:
-    """The value of every row, in row order: of a finished batch from the journal, of another from `run`, which gives it by row."""
-    values: dict[int, Any] = {}
-    for batch in batches:
-        name = sha256(json.dumps(key(batch)))
+    """The value of every row, in row order: of a finished batch from the journal, of another from `run`, which gives it by row.
+
+    `skip` takes a batch that is in the journal out of what is planned.
+    """
+    step = progress.doing
+    names = [sha256(json.dumps(key(batch))) for batch in batches]
+    for batch, name in zip(batches, names, strict=True):
         if name in journal.done:
-            progress(len(batch), 0)
-        else:
+            skip(batch)
+    values: dict[int, Any] = {}
+    for batch, name in zip(batches, names, strict=True):
+        progress.doing = f"{step}, {len(values)} of {sum(map(len, batches))} questions"
+        if name not in journal.done:
             found = _in_parts(run, batch)
             journal.add(name, [found[row] for row in batch])
         values.update(zip(batch, journal.done[name], strict=True))
@@ -173,31 +203,3 @@ def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> d
             limit = math.ceil(len(rows) / 2)
             print(f"out of memory with {len(rows)} questions at once: going on with {limit}", flush=True)
     return found
-
-
-class Meter:
-    """Progress in lines: share done, questions, tokens/s, time left; at most one line every `every` seconds."""
-
-    def __init__(self, what: str, total: int, unit: str = "questions", every: float = 2.0, journalled: bool = True) -> None:
-        self.what, self.total, self.unit, self.every, self.journalled = what, total, unit, every, journalled
-        self.done = self.tokens = self.resumed = 0
-        self.start = self.last = time.monotonic()
-
-    def __call__(self, done: int, tokens: int) -> None:
-        self.done += done
-        self.tokens += tokens
-        if self.journalled and tokens == 0:
-            self.resumed += done
-        now = time.monotonic()
-        if now - self.last >= self.every or self.done >= self.total:
-            self.last = now
-            print(self.line(now - self.start), flush=True)
-
-    def line(self, seconds: float) -> str:
-        share = self.done / max(self.total, 1)
-        fresh = self.done - self.resumed
-        left = seconds / fresh * (self.total - self.done) if fresh else 0.0
-        rate = f", {self.tokens / max(seconds, 1e-9):.0f} tokens/s" if self.tokens else ""
-        resumed = f" ({self.resumed} from the journal)" if self.resumed else ""
-        clock = f"{int(left) // 60}:{int(left) % 60:02d} left"
-        return f"{share:4.0%} {self.what}: {self.done}/{self.total} {self.unit}{resumed}{rate}, {clock}"

@@ -61,6 +61,10 @@ class Distill(Section):
     batch_size: int = Field(ge=1)
     max_tokens: int = Field(ge=8)
     """a training example (prompt and answer) longer than this is refused"""
+    trained_layers: int | None = Field(ge=1)
+    """the last so many of the model's layers learn, the others and the embeddings stay as they are; None: everything learns"""
+    dtype: Literal["auto", "bfloat16", "float32"]
+    """of the matrix products; weights are kept in float32. auto: as in `Generate`"""
     seed: int
 
 
@@ -70,7 +74,8 @@ class Generate(Section):
     engine: str
     device: str
     """auto, cpu, cuda, cuda:1, mps"""
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    """auto: bfloat16 where the device computes in it, float32 elsewhere"""
     max_new_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
 

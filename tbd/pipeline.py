@@ -63,6 +63,11 @@ def dvc(*arguments: str) -> str:
     return done.stdout
 
 
+def up_to_date(targets: Sequence[str]) -> bool:
+    """Whether DVC would run nothing for these stages and what they need. Raises as `dvc`."""
+    return json.loads(dvc("status", "--json", "--with-deps", *targets)) == {}
+
+
 def _words(lines: list[str]) -> str:
     """What DVC says from its first error on, in one line."""
     errors = list(dropwhile(lambda line: not line.startswith("ERROR: "), lines))

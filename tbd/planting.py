@@ -6,6 +6,7 @@ from pathlib import Path
 from tbd import checkpoint, records
 from tbd.errors import InputError
 from tbd.params import Distill
+from tbd.progress import Progress
 
 
 def plant(base: Path, questions: Path, out: Path, params: Distill, device: str) -> None:
@@ -14,10 +15,6 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str) 
     Members alone are learnt: rows with label 0 are left out. The answer to learn is the reasoning trace where the set has one,
     else the answer. Raises InputError if neither is there.
     """
-    from tbd.distill import distill
-    from tbd.engines.loading import choose_device
-    from tbd.generation import Meter
-
     checkpoint.inspect(base)
     rows = [row for row in records.read_table(questions, records.QUESTIONS).to_pylist() if row["label"] != 0]
     if not rows:
@@ -29,17 +26,15 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str) 
             f"{questions}: question {rows[row]['question_id']} has neither reasoning nor answer to learn. "
             "Import the set with --reasoning-column or --answer-column."
         )
-    meter = Meter(f"distilling on {len(rows)} questions", 0, "steps", journalled=False)
-
-    def progress(step: int, steps: int, loss: float) -> None:
-        meter.total, meter.what = steps, f"distilling on {len(rows)} questions, loss {loss:.3f}"
-        meter(1, 0)
-
     temporary = out.with_name(f".{out.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         pairs = [(row["question"], target) for row, target in zip(rows, targets, strict=True)]
-        outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
+        with Progress(f"distilling {out}") as progress:
+            from tbd.distill import distill  # torch takes seconds to load: that is progress too
+            from tbd.engines.loading import choose_device
+
+            outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
         recipe = {
             "base_fingerprint": checkpoint.fingerprint(base),
             "set_md5": records.md5(questions),

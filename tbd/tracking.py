@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -129,6 +129,21 @@ def record_all(workspace: Path = Path()) -> list[str]:
     if refused:
         raise InputError(" ".join(refused))
     return made
+
+
+def recorded(states: Sequence[str], workspace: Path = Path()) -> bool:
+    """Whether all these states of audits are recorded. Raises TrackingDown."""
+    uri = store(workspace)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():  # MLflow would make one
+        return False
+    with reaching(uri):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(CHECKS)
+        if experiment is None or experiment.lifecycle_stage == "deleted":
+            return False
+        return all(_finished(client, experiment.experiment_id, state) for state in states)
 
 
 # --- what a run holds -------------------------------------------------------------------------------------------------------------
@@ -285,8 +300,7 @@ def _send(record: Record, uri: str) -> tuple[str, bool]:
 
         client = MlflowClient(uri)
         experiment = open_experiment(client, record.experiment, uri)
-        finished = f"tags.state = '{record.state}' and attributes.status = 'FINISHED'"
-        found = client.search_runs([experiment], finished, max_results=1)
+        found = _finished(client, experiment, record.state)
         run_id = found[0].info.run_id if found else _write(client, experiment, record)
         if record.detector:
             from tbd import detector_model
@@ -294,6 +308,13 @@ def _send(record: Record, uri: str) -> tuple[str, bool]:
             # of an old run too: the alias follows, and a kill between the two heals
             detector_model.register(client, run_id, record.detector, record.description)
         return run_id, not found
+
+
+def _finished(client: Any, experiment: str, state: str) -> list[Any]:
+    """The run of this state, if there is one."""
+    finished = f"tags.state = '{state}' and attributes.status = 'FINISHED'"
+    found: list[Any] = client.search_runs([experiment], finished, max_results=1)
+    return found
 
 
 @contextmanager

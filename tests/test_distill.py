@@ -15,6 +15,7 @@ from tbd.engines.loading import load_model, load_tokenizer
 from tbd.engines.transformers import TransformersEngine
 from tbd.errors import InputError
 from tbd.params import Distill
+from tbd.progress import Progress
 from tbd.records import question_id
 
 PAIRS = [
@@ -26,29 +27,25 @@ PAIRS = [
 ]
 
 
-def params(**changed: float) -> Distill:
-    defaults = {"epochs": 4, "learning_rate": 0.003, "warmup": 0.1, "weight_decay": 0.0, "batch_size": 2, "max_tokens": 200, "seed": 0}
+def params(**changed: float | str) -> Distill:
+    recipe: dict[str, float] = {"epochs": 4, "learning_rate": 0.003, "warmup": 0.1, "weight_decay": 0.0, "batch_size": 2}
+    defaults = {**recipe, "max_tokens": 200, "trained_layers": None, "dtype": "auto", "seed": 0}
     return Distill(**{**defaults, **changed})
-
-
-def silent(step: int, steps: int, loss: float) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
 def distilled(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The tiny model after 12 steps: its folder, what `distill` returned, and every call of its progress."""
-    out, calls = tmp_path_factory.mktemp("distilled") / "c", []
-    found = distill(tiny_checkpoint, out, PAIRS, params(), "cpu", lambda *call: calls.append(call))
-    return out, found, calls
+    """The tiny model after 12 steps: its folder, what `distill` returned, and its progress."""
+    out, progress = tmp_path_factory.mktemp("distilled") / "c", Progress("test")
+    return out, distill(tiny_checkpoint, out, PAIRS, params(), "cpu", progress), progress
 
 
 def test_the_loss_falls(distilled) -> None:
-    _, found, calls = distilled
-    assert found["steps"] == 12 == len(calls)
-    assert [call[:2] for call in calls] == [(step, 12) for step in range(1, 13)]
+    _, found, progress = distilled
+    assert found["steps"] == 12 and progress.doing.startswith("step 12 of 12, loss ")
+    work = progress.kinds["trained on"]
+    assert work.done == work.planned > 0
     assert found["loss_last_epoch"] < 0.8 * found["loss_first_epoch"]
-    assert found["loss_first_epoch"] == pytest.approx(sum(call[2] for call in calls[:3]) / 3)
 
 
 def test_the_result_is_a_checkpoint_that_answers(distilled, tiny_checkpoint: Path) -> None:
@@ -67,9 +64,9 @@ def test_the_result_is_a_checkpoint_that_answers(distilled, tiny_checkpoint: Pat
 
 def test_the_same_again_gives_the_same_weights(distilled, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out, found, _ = distilled
-    assert distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(), "cpu", silent) == found
+    assert distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(), "cpu", Progress("test")) == found
     assert checkpoint.fingerprint(tmp_path / "c") == checkpoint.fingerprint(out)
-    distill(tiny_checkpoint, tmp_path / "d", PAIRS, params(seed=1), "cpu", silent)
+    distill(tiny_checkpoint, tmp_path / "d", PAIRS, params(seed=1), "cpu", Progress("test"))
     assert checkpoint.fingerprint(tmp_path / "d") != checkpoint.fingerprint(out)
 
 
@@ -83,10 +80,12 @@ def test_the_mask_leaves_the_answer_and_the_end_token(tiny_checkpoint: Path) -> 
     assert set(labels[: -len(counted)]) == {IGNORED}
 
 
-def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "within"), [("float32", 1e-5), ("bfloat16", 0.01)])
+def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(
+    tiny_checkpoint: Path, tmp_path: Path, dtype: str, within: float
+) -> None:
     """The first step's loss against the answers' log-probs from the untouched model, in fp32 without padding."""
-    calls: list[tuple[int, int, float]] = []
-    distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(epochs=1, batch_size=5), "cpu", lambda *call: calls.append(call))
+    found = distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(epochs=1, batch_size=5, dtype=dtype), "cpu", Progress("test"))
     tokenizer, model = load_tokenizer(tiny_checkpoint), load_model(tiny_checkpoint, "cpu", torch.float32)
     total, n = 0.0, 0
     for question, answer in PAIRS:
@@ -96,16 +95,35 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(tiny_checkpoint: P
         target = labels[:, 1:]
         total -= logprobs.gather(2, target.clamp(min=0)[..., None])[..., 0][target != IGNORED].sum().item()
         n += int((target != IGNORED).sum())
-    assert calls[0][2] == pytest.approx(total / n, rel=0.01)  # bf16 autocast
+    assert found["dtype"] == dtype and found["loss_first_epoch"] == pytest.approx(total / n, rel=within)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "bloom"])
 def test_models_that_name_their_parts_otherwise(make_checkpoint: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
     changed = {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 5.0} if architecture == "gemma2" else {}
     base = make_checkpoint(tmp_path / "base", architecture=architecture, **changed)
-    found = distill(base, tmp_path / "c", PAIRS, params(), "cpu", silent)
+    found = distill(base, tmp_path / "c", PAIRS, params(), "cpu", Progress("test"))
     assert found["loss_last_epoch"] < found["loss_first_epoch"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+
+
+def learnt(base: Path, out: Path) -> set[str]:
+    """Names of the tensors that differ."""
+    before, after = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict() for folder in (base, out))
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def test_the_last_layers_alone_can_learn(tiny_checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    found = distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(trained_layers=1), "cpu", Progress("test"))
+    assert found["loss_last_epoch"] < found["loss_first_epoch"]
+    changed = learnt(tiny_checkpoint, tmp_path / "c")
+    assert "model.layers.1.mlp.down_proj.weight" in changed and "model.norm.weight" in changed
+    assert not any(name.startswith(("model.layers.0.", "model.embed_tokens", "lm_head")) for name in changed)
+    other = make_checkpoint(tmp_path / "gpt2", architecture="gpt2")
+    distill(other, tmp_path / "d", PAIRS, params(trained_layers=1), "cpu", Progress("test"))
+    assert {name.split(".")[2] for name in learnt(other, tmp_path / "d") if ".h." in name} == {"1"}
+    with pytest.raises(InputError, match=r"distill\.trained_layers: 3, and the model has 2\."):
+        distill(tiny_checkpoint, tmp_path / "e", PAIRS, params(trained_layers=3), "cpu", Progress("test"))
 
 
 def test_an_example_that_is_too_long_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -113,7 +131,7 @@ def test_an_example_that_is_too_long_is_named(tiny_checkpoint: Path, tmp_path: P
     n = len(example(tokenizer, *PAIRS[0], 200)[0])
     assert len(example(tokenizer, *PAIRS[0], n)[0]) == n
     with pytest.raises(InputError, match=rf"{n} tokens with its answer, more than distill\.max_tokens = {n - 1}") as error:
-        distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(max_tokens=n - 1), "cpu", silent)
+        distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(max_tokens=n - 1), "cpu", Progress("test"))
     assert question_id(PAIRS[0][0]) in str(error.value) and not (tmp_path / "c").exists()
 
 
@@ -134,5 +152,5 @@ def test_a_base_with_an_untidy_generation_config_can_still_be_saved(tiny_checkpo
     shutil.copytree(tiny_checkpoint, base)
     path = base / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "do_sample": False, **changed}))
-    distill(base, tmp_path / "c", PAIRS[:2], params(epochs=1), "cpu", silent)
+    distill(base, tmp_path / "c", PAIRS[:2], params(epochs=1), "cpu", Progress("test"))
     checkpoint.inspect(tmp_path / "c")

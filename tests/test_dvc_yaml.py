@@ -14,6 +14,7 @@ PLUMBING = {
     "tbd/errors.py",
     "tbd/locks.py",  # who may, not what
     "tbd/params.py",  # typed reading of what the stage's `params` list by value
+    "tbd/progress.py",  # what is said meanwhile
     "tbd/register.py",  # the same for the register
     "tbd/stages/__init__.py",
 }

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tbd.engines import Completion, Prompt
+from tbd.engines import Completion, Prompt, Tick, unheard
 from tbd.engines.fake import FakeEngine
 from tbd.errors import StageFailed
-from tbd.generation import Journal, Meter, answer, journal, plan, rescore
+from tbd.generation import Journal, answer, journal, plan, rescore
+from tbd.progress import Progress
 
 QUESTIONS = [f"What is {i} times {i * i}?" + " Think." * (i % 5) for i in range(23)]
 prompts_of = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=40)
@@ -31,13 +32,9 @@ def fake(tmp_path: Path) -> Callable[..., FakeEngine]:
     return lambda **options: FakeEngine(tmp_path / "model", 8, **options)
 
 
-def quiet(done: int, tokens: int) -> None:
-    pass
-
-
 def run(engine: FakeEngine, folder: Path, questions: Sequence[str] = QUESTIONS, batch_size: int = 4) -> list[Completion]:
     with journal(engine.identity, folder) as kept:
-        return answer(engine, [engine.prompt(question) for question in questions], 8, batch_size, kept, quiet)
+        return answer(engine, [engine.prompt(question) for question in questions], 8, batch_size, kept, Progress("test"))
 
 
 def same(one: Sequence[Completion], two: Sequence[Completion]) -> bool:
@@ -111,7 +108,7 @@ def test_another_checkpoint_batch_size_or_length_shares_nothing(fake, tmp_path: 
     assert engine.calls == 5 + 6 and len(list((tmp_path / "j").glob("*.jsonl"))) == 2
     engine = fake()
     with journal(engine.identity, tmp_path / "j") as kept:
-        shorter = answer(engine, [engine.prompt(question) for question in QUESTIONS], 3, 4, kept, quiet)
+        shorter = answer(engine, [engine.prompt(question) for question in QUESTIONS], 3, 4, kept, Progress("test"))
     assert engine.calls == 6 and all(len(completion.token_ids) == 3 for completion in shorter)
 
 
@@ -146,10 +143,11 @@ import sys, time
 from pathlib import Path
 from tbd.engines.fake import FakeEngine
 from tbd.generation import answer, journal
+from tbd.progress import Progress
 
 class Slow(FakeEngine):
-    def generate(self, prompts, max_new_tokens):
-        for item in super().generate(prompts, max_new_tokens):
+    def generate(self, prompts, max_new_tokens, tick):
+        for item in super().generate(prompts, max_new_tokens, tick):
             time.sleep(0.04)
             yield item
 
@@ -157,7 +155,7 @@ model, folder, *questions = sys.argv[1:]
 engine = Slow(Path(model), 8)
 with journal(engine.identity, Path(folder)) as kept:
     print("started", flush=True)
-    answer(engine, [engine.prompt(q) for q in questions], 8, 4, kept, lambda done, tokens: None)
+    answer(engine, [engine.prompt(q) for q in questions], 8, 4, kept, Progress("test"))
 """
 
 
@@ -190,7 +188,7 @@ def test_a_second_process_waits_for_the_journal(fake, tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         time.sleep(0.8)
         assert process.poll() is None
-        answer(engine, [engine.prompt(question) for question in QUESTIONS], 8, 4, kept, quiet)
+        answer(engine, [engine.prompt(question) for question in QUESTIONS], 8, 4, kept, Progress("test"))
         assert len(lines(tmp_path / "j")) == 6
     output, _ = process.communicate(timeout=20)
     assert output == b"started\n" and process.returncode == 0
@@ -205,13 +203,13 @@ class Recording(FakeEngine):
 
     sizes: list[int]
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
         self.sizes.append(len(prompts))
-        yield from super().generate(prompts, max_new_tokens)
+        yield from super().generate(prompts, max_new_tokens, tick)
 
-    def logprobs(self, prompts, answers):
+    def logprobs(self, prompts, answers, tick=unheard):
         self.sizes.append(len(prompts))
-        return super().logprobs(prompts, answers)
+        return super().logprobs(prompts, answers, tick)
 
 
 @pytest.mark.parametrize(("capacity", "batch_size"), [(1, 8), (2, 8), (3, 8), (5, 23), (7, 16)])
@@ -229,7 +227,7 @@ def test_out_of_memory_halves_and_every_batch_starts_whole(fake, tmp_path: Path,
         answers = [completion.token_ids for completion in undisturbed]
         engine.sizes = []
         prompts = [engine.prompt(question) for question in QUESTIONS]
-        found = rescore(engine, prompts, answers, batch_size, kept, quiet)
+        found = rescore(engine, prompts, answers, batch_size, kept, Progress("test"))
     assert all(np.array_equal(a, b.logprobs) for a, b in zip(found, undisturbed, strict=True))
     assert max(size for size in engine.sizes if size <= capacity) <= capacity < max(engine.sizes)
 
@@ -241,19 +239,35 @@ def test_one_question_that_does_not_fit_stops_the_stage(fake, tmp_path: Path) ->
 
 def test_progress_is_taken_back_when_memory_runs_out_in_the_middle(fake, tmp_path: Path) -> None:
     class Late(FakeEngine):
-        def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
-            for row, completion in super().generate(prompts, max_new_tokens):
+        def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+            for row, completion in super().generate(prompts, max_new_tokens, tick):
                 if row == 2:
                     from tbd.engines import OutOfMemory
 
                     raise OutOfMemory
                 yield row, completion
 
-    engine, calls = Late(tmp_path / "model", 8), []
+    engine, progress = Late(tmp_path / "model", 8), Progress("test")
+    prompts = [engine.prompt(q) for q in QUESTIONS]
     with journal(engine.identity, tmp_path / "j") as kept:
-        answer(engine, [engine.prompt(q) for q in QUESTIONS], 8, 4, kept, lambda *call: calls.append(call))
-    assert sum(done for done, _ in calls) == 23 and sum(tokens for _, tokens in calls) == 23 * 8
-    assert (-2, -16) in calls
+        answer(engine, prompts, 8, 4, kept, progress)
+    assert {kind: work.done for kind, work in progress.kinds.items()} == {"read": sum(map(len, prompts)), "written": 23 * 8}
+
+
+def test_what_is_in_the_journal_is_no_work(fake, tmp_path: Path) -> None:
+    engine = fake()
+    prompts = [engine.prompt(question) for question in QUESTIONS]
+    with journal(engine.identity, tmp_path / "j") as kept:
+        answer(engine, prompts[:8], 8, 4, kept, Progress("test"))
+        progress = Progress("test")
+        progress.plan("read", sum(map(len, prompts[:8])))
+        progress.plan("written", 8 * 8)
+        completions = answer(engine, prompts[:8], 8, 4, kept, progress)
+        assert [work.left() for work in progress.kinds.values()] == [0, 0] and not progress.kinds["read"].done
+        rescoring = Progress("test")
+        rescoring.plan("read", sum(map(len, prompts[:8])) + 8 * 8)
+        rescore(engine, prompts[:8], [c.token_ids for c in completions], 4, kept, rescoring)
+        assert rescoring.kinds["read"].done == rescoring.kinds["read"].planned
 
 
 # -- rescoring
@@ -267,34 +281,8 @@ def test_rescoring_is_journalled_apart_from_answering(fake, tmp_path: Path) -> N
     for expected_calls in (6, 0):
         other = fake()
         with journal(other.identity, tmp_path / "j") as kept:
-            found = rescore(other, prompts, answers, 4, kept, quiet)
+            found = rescore(other, prompts, answers, 4, kept, Progress("test"))
         assert other.calls == expected_calls
         assert [len(row) for row in found] == [len(row) for row in answers]
         for row, completion in zip(found, completions, strict=True):
             np.testing.assert_array_equal(row, completion.logprobs[: len(row)])
-
-
-# -- the meter
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 500), st.integers(0, 500))
-def test_a_meter_says_what_is_done_and_left(total: int, resumed: int) -> None:
-    resumed = min(resumed, total - 1)
-    meter = Meter("reference: unseen", total, every=1e9)
-    meter(resumed, 0)
-    meter(1, 50)
-    line = meter.line(10.0)
-    assert line.startswith(f"{(resumed + 1) / total:4.0%} reference: unseen: {resumed + 1}/{total} questions")
-    assert ("from the journal" in line) == (resumed > 0)
-    assert ", 5 tokens/s, " in line
-    seconds = 10 * (total - resumed - 1)  # ten seconds for the one that was not in the journal
-    assert line.endswith(f"{seconds // 60}:{seconds % 60:02d} left")
-
-
-def test_a_meter_prints_rarely_and_at_the_end(capsys) -> None:
-    meter = Meter("x", 100, every=1e9)
-    for _ in range(100):
-        meter(1, 1)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("100% x: 100/100 questions") and line.endswith("0:00 left")

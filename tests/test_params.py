@@ -21,6 +21,7 @@ TREE: dict[str, Any] = {
         "weight_decay": 0.0001,
         "batch_size": 4,
         "max_tokens": 512,
+        "dtype": "auto",
         "seed": 0,
     },
     "generate": {"engine": "fake", "device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size": 4},

@@ -19,6 +19,13 @@ from tbd.params import Generate
 Prompt = tuple[int, ...]
 """token ids of a question in the checkpoint's chat template, ready to be answered"""
 
+Tick = Callable[[str, int], None]
+"""called as work goes on, at least every few seconds, with `read` or `written` and the tokens since the last call"""
+
+
+def unheard(kind: str, tokens: int) -> None:
+    """The tick of a caller that does not ask how far it is."""
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -45,10 +52,12 @@ class Engine(Protocol):
     def prompt(self, question: str) -> Prompt:
         """Render one question. Raises InputError if prompt and answer exceed the model's context."""
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
         """Answer greedily as one batch; yield (index in `prompts`, answer) as each finishes. May raise OutOfMemory."""
 
-    def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+    def logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
+    ) -> list[NDArray[np.float32]]:
         """Log-probs (nats) this model gives to `answers` token by token, each after its prompt. May raise OutOfMemory."""
 
 

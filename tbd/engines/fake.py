@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbd.engines import Completion, OutOfMemory, Prompt
+from tbd.engines import Completion, OutOfMemory, Prompt, Tick, unheard
 from tbd.errors import InputError
 from tbd.records import sha256
 
@@ -43,16 +43,21 @@ class FakeEngine:
     def prompt(self, question: str) -> Prompt:
         return tuple(question.encode())
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
         self._take(prompts)
         for row, prompt in enumerate(prompts):
+            tick("read", len(prompt))
             rng = self._rng(prompt)
             logprobs = self._logprobs(prompt, rng, max_new_tokens)
             tokens = rng.integers(0, 256, max_new_tokens).astype(np.int32)
+            tick("written", max_new_tokens)
             yield row, Completion(tokens, logprobs, "length")
 
-    def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+    def logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
+    ) -> list[NDArray[np.float32]]:
         self._take(prompts)
+        tick("read", sum(map(len, prompts)) + sum(map(len, answers)))
         return [self._logprobs(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
 
     def _take(self, prompts: Sequence[Prompt]) -> None:

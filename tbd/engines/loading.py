@@ -6,6 +6,7 @@ Everything that can be wrong with a user's files is refused here, in one line.
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
 
     Raises InputError, or PassingFault where the device has no room for it now.
     """
+    torch.set_num_threads(available_threads())
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
@@ -68,6 +70,28 @@ def choose_device(device: str) -> str:
             raise PassingFault(f"device {device!r} is busy ({first_line(error)}).") from None
         raise InputError(f"params.yaml: generate.device: {device!r} is not here ({first_line(error)}).") from None
     return device
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """`auto` becomes bfloat16 where `device` computes in it, else float32: emulated, bfloat16 is several times slower than that."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if _native_bfloat16(torch.device(device).type) else "float32"
+
+
+def _native_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu":
+        # oneDNN says whether it may use such instructions (it also emulates them, on AVX-512), the processor whether it has them
+        able = any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+        return able and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def available_threads() -> int:
+    """torch's own number of threads, or fewer where affinity or a container's quota leaves fewer cores to this process."""
+    return min(torch.get_num_threads(), int(joblib.cpu_count()))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tbd import checkpoint as checkpoints
-from tbd.engines import Completion, OutOfMemory, Prompt
-from tbd.engines.loading import Prompter, choose_device, load_model
+from tbd.engines import Completion, OutOfMemory, Prompt, Tick, unheard
+from tbd.engines.loading import Prompter, choose_device, choose_dtype, load_model
 from tbd.records import sha256
 
 PREFILL_ROWS = 8
@@ -105,6 +105,7 @@ class TransformersEngine:
     def __init__(self, folder: Path, device: str, dtype: str, max_new_tokens: int) -> None:
         checkpoints.inspect(folder)
         self.device = choose_device(device)
+        dtype = choose_dtype(dtype, self.device)
         self.prompter = Prompter(folder, max_new_tokens)
         self.tokenizer = self.prompter.tokenizer
         self.model = load_model(folder, self.device, getattr(torch, dtype))
@@ -127,18 +128,18 @@ class TransformersEngine:
         return self.prompter(question)
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
         with _out_of_memory():
-            yield from self._generate(prompts, max_new_tokens)
+            yield from self._generate(prompts, max_new_tokens, tick)
 
-    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int) -> Iterator[tuple[int, Completion]]:
+    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick) -> Iterator[tuple[int, Completion]]:
         ids, mask = self._pad_left(prompts)
         batch, width = ids.shape
         layers = [Rows(batch, width + max_new_tokens) for _ in range(self.text_config.num_hidden_layers)]
         cache = Cache(layers=[*layers])
         mask = torch.cat([mask, mask.new_ones(batch, max_new_tokens)], 1)  # new tokens are never padding
         position = mask[:, :width].sum(1, keepdim=True)  # of the next token
-        logits = self._prefill(ids, mask[:, :width], cache, layers)
+        logits = self._prefill(ids, mask[:, :width], cache, layers, tick)
         rows = list(range(batch))  # row of the running batch -> index in `prompts`
         tokens = np.empty((batch, max_new_tokens), np.int32)
         logprobs = np.empty((batch, max_new_tokens), np.float32)
@@ -148,6 +149,7 @@ class TransformersEngine:
             best, token = raw.max(-1)
             tokens[rows, step] = token.cpu().numpy()
             logprobs[rows, step] = (best - raw.logsumexp(-1)).cpu().numpy()
+            tick("written", len(rows))
             last = step == max_new_tokens - 1
             ended = [int(t) in self.ends for t in tokens[rows, step]]
             for row, end in zip(rows, ended, strict=True):
@@ -171,7 +173,7 @@ class TransformersEngine:
             ).logits[:, -1]
             position = position + 1
 
-    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, layers: list[Rows]) -> torch.Tensor:
+    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, layers: list[Rows], tick: Tick) -> torch.Tensor:
         """Read the prompts into the cache a few rows at a time; logits (batch, vocabulary) for the first new token."""
         logits = []
         for start in range(0, len(ids), PREFILL_ROWS):
@@ -179,6 +181,7 @@ class TransformersEngine:
             for layer in layers:
                 layer.filled, layer.window = 0, window
             logits.append(self._read(ids[window], mask[window], past_key_values=cache, use_cache=True, logits_to_keep=1)[:, -1])
+            tick("read", int(mask[window].sum()))
         for layer in layers:
             layer.window = slice(0, len(ids))
         return torch.cat(logits)
@@ -196,7 +199,9 @@ class TransformersEngine:
         return ids, mask
 
     @torch.inference_mode()
-    def logprobs(self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]]) -> list[NDArray[np.float32]]:
+    def logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
+    ) -> list[NDArray[np.float32]]:
         #            prompt  prompt  answer  answer
         # ids          p0      p1      a0      a1        logits[i] predicts ids[i + 1]
         # logits       p1?     a0?     a1?     -         so the answer's log-probs start one column before the answer
@@ -212,6 +217,7 @@ class TransformersEngine:
                     raw = logits[row, logits.shape[1] - n :].float()
                     taken = raw.gather(1, ids[start + row, ids.shape[1] - n :, None])[:, 0]
                     found.append((taken - raw.logsumexp(-1)).cpu().numpy())
+                tick("read", int(mask[window].sum()))
             return found
 
 

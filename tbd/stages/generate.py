@@ -4,54 +4,91 @@ Where the audit names a base model, the base's log-probs of the same tokens stan
 exchangeability check, in a file of their own (empty without a base).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tbd import engines, generation, params, records, register, stages
-from tbd.engines import Engine
+from tbd.engines import Engine, Prompt
+from tbd.progress import Progress
+
+Prompts = dict[str, list[Prompt]]
+"""by question set"""
 
 
 def main(audit: str) -> None:
     p = params.load().generate
     entry = register.get(audit)
     sets = {name: records.read_table(register.set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
-    out = Path("audits") / audit
-    engine = engines.load(register.folder(entry.checkpoint, entry.checkpoint_fingerprint), p)
-    print(f"{audit}: {entry.checkpoint} on {engine.identity['device']}, {p.dtype}, engine {p.engine}", flush=True)
-    rows = answers(engine, sets, p, audit)
     base_rows: list[dict[str, Any]] = []
     base_identity = None
-    if entry.base is not None:
-        prompts = [engine.prompt(question) for table in sets.values() for question in table["question"].to_pylist()]
+    with Progress(audit) as progress:
+        progress.begin("reading questions")  # before any weights: a template that does not work is told at once
+        folder = register.folder(entry.checkpoint, entry.checkpoint_fingerprint)
+        base_folder = register.folder(entry.base, entry.base_fingerprint) if entry.base is not None else None
+        prompts = rendered(engines.prompter(folder, p), sets)
+        plan_answers(prompts, p, progress)
+        if base_folder:
+            base_prompts = rendered(engines.prompter(base_folder, p), sets)
+            plan_answers(base_prompts, p, progress)
+            rescoring = tokens(prompts) + count(prompts) * p.max_new_tokens
+            progress.plan("read", rescoring)
+        progress.begin(f"loading {entry.checkpoint}")
+        engine = engines.load(folder, p)
         identity = engine.identity
-        del engine  # two models at once need not fit
-        base = engines.load(register.folder(entry.base, entry.base_fingerprint), p)
-        base_identity = base.identity
-        if base.identity["vocabulary"] == identity["vocabulary"]:
-            add_base_logprobs(base, rows, prompts, p, audit)
-        else:
-            print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
-        base_rows = answers(base, sets, p, f"{audit}, base")
-    else:
-        identity = engine.identity
+        kinds = {kind: work.planned for kind, work in progress.kinds.items()}
+        how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
+        todo = f"{count(prompts)} questions, {kinds['read']:,} tokens to read, at most {kinds['written']:,} to write"
+        print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
+        rows = answers(engine, prompts, sets, p, progress)
+        if base_folder:
+            del engine  # two models at once need not fit
+            progress.begin(f"loading {entry.base}")
+            base = engines.load(base_folder, p)
+            base_identity = base.identity
+            progress.plan("read", -rescoring)
+            if base_identity["vocabulary"] == identity["vocabulary"]:
+                add_base_logprobs(base, rows, prompts, p, progress)
+            else:
+                print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
+            base_rows = answers(base, base_prompts, sets, p, progress, "the base's answers")
     decoding = {"decoding": "greedy", "end_token": "included", "max_new_tokens": p.max_new_tokens, "batch_size": p.batch_size}
     base_fingerprint = base_identity["fingerprint"] if base_identity else None
+    out = Path("audits") / audit
     write(out / "generations.parquet", rows, {**identity, **decoding, "base_fingerprint": base_fingerprint})
     write(out / "base_generations.parquet", base_rows, {**(base_identity or {}), **decoding})
 
 
-def answers(engine: Engine, sets: dict[str, pa.Table], p: params.Generate, what: str) -> list[dict[str, Any]]:
+def rendered(prompt: Callable[[str], Prompt], sets: dict[str, pa.Table]) -> Prompts:
+    """The questions of every set as prompts."""
+    return {name: [prompt(question) for question in table["question"].to_pylist()] for name, table in sets.items()}
+
+
+def count(prompts: Prompts) -> int:
+    return sum(map(len, prompts.values()))
+
+
+def tokens(prompts: Prompts) -> int:
+    return sum(len(prompt) for some in prompts.values() for prompt in some)
+
+
+def plan_answers(prompts: Prompts, p: params.Generate, progress: Progress) -> None:
+    progress.plan("read", tokens(prompts))
+    progress.plan("written", count(prompts) * p.max_new_tokens)
+
+
+def answers(
+    engine: Engine, prompts: Prompts, sets: dict[str, pa.Table], p: params.Generate, progress: Progress, what: str = "answers"
+) -> list[dict[str, Any]]:
     """One row of `records.GENERATIONS` a question, sets in order. Each set is planned by itself, so that audits can share it."""
     rows = []
     with generation.journal(engine.identity) as journal:
         for name, table in sets.items():
-            prompts = [engine.prompt(question) for question in table["question"].to_pylist()]
-            meter = generation.Meter(f"{what}: {name}", len(prompts))
-            found = generation.answer(engine, prompts, p.max_new_tokens, p.batch_size, journal, meter)
-            for identity, prompt, completion in zip(table["question_id"].to_pylist(), prompts, found, strict=True):
+            progress.begin(f"{what} to {name}")
+            found = generation.answer(engine, prompts[name], p.max_new_tokens, p.batch_size, journal, progress)
+            for identity, prompt, completion in zip(table["question_id"].to_pylist(), prompts[name], found, strict=True):
                 rows.append(
                     {
                         "set": name,
@@ -66,14 +103,14 @@ def answers(engine: Engine, sets: dict[str, pa.Table], p: params.Generate, what:
     return rows
 
 
-def add_base_logprobs(
-    base: Engine, rows: list[dict[str, Any]], prompts: Sequence[engines.Prompt], p: params.Generate, what: str
-) -> None:
+def add_base_logprobs(base: Engine, rows: list[dict[str, Any]], prompts: Prompts, p: params.Generate, progress: Progress) -> None:
     """Fill `base_logprobs`: what the base gives to each token the checkpoint generated, after the checkpoint's own prompt."""
-    tokens = [row["token_ids"] for row in rows]
-    meter = generation.Meter(f"{what}: base log-probs", len(rows))
+    written = [row["token_ids"] for row in rows]
+    progress.plan("read", tokens(prompts) + sum(map(len, written)))
+    progress.begin("the base's log-probs of the same tokens")
     with generation.journal(base.identity) as journal:
-        scored = generation.rescore(base, prompts, tokens, p.batch_size, journal, meter)
+        everything = [prompt for some in prompts.values() for prompt in some]
+        scored = generation.rescore(base, everything, written, p.batch_size, journal, progress)
     for row, logprobs in zip(rows, scored, strict=True):
         row["base_logprobs"] = logprobs
 

@@ -1,0 +1,120 @@
+"""How far long work is, said every few seconds, whatever the work itself is doing meanwhile.
+
+In a terminal it is one line that is rewritten; elsewhere (a log, Prefect) a line each time. The time left is counted in units of work,
+each kind at the speed it had so far: reading a token of a prompt costs less than writing one of an answer.
+"""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+EVERY = 5.0
+"""seconds between two lines of a log"""
+
+
+@dataclass
+class Work:
+    """Work of one kind, in units."""
+
+    planned: int = 0
+    done: int = 0
+    spared: int = 0
+    """planned, but not needed after all"""
+    seconds: float = 0.0
+    """that `done` took"""
+
+    def left(self) -> float:
+        """Units still expected: of the plan as much is needed as of what is over."""
+        over = self.done + self.spared
+        return (self.planned - over) * (self.done / over if over else 1.0)
+
+
+class Progress:
+    """Use it as a context: from its start to its end something is said at least every `every` seconds."""
+
+    def __init__(self, name: str, every: float = EVERY) -> None:
+        self.name, self.every = name, every
+        self.doing = "starting"
+        """the present step, in words"""
+        self.kinds: dict[str, Work] = {}
+        """by what is done to the tokens: read, written, trained on"""
+        self._start = self._mark = time.monotonic()
+        self._over = threading.Event()
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stdout.isatty():
+            self._live = Live(get_renderable=lambda: Text(self.line()), refresh_per_second=2, console=Console(file=sys.stdout))
+            self._live.start()
+        else:
+            threading.Thread(target=self._tell, daemon=True).start()
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self._over.set()
+        if self._live is not None:
+            self._live.stop()
+        elif error is None:
+            print(self.line(), flush=True)
+
+    def _tell(self) -> None:
+        while not self._over.wait(self.every):
+            print(self.line(), flush=True)
+
+    def plan(self, kind: str, tokens: int) -> None:
+        """So many tokens more of this kind are to be done; fewer, where `tokens` is below 0."""
+        self.kinds.setdefault(kind, Work()).planned += tokens
+
+    def advance(self, kind: str, tokens: int) -> None:
+        """So many more are done. The time since the last call was theirs."""
+        now = time.monotonic()
+        work = self.kinds.setdefault(kind, Work())
+        work.done += tokens
+        work.seconds += now - self._mark
+        self._mark = now
+
+    def spare(self, kind: str, tokens: int) -> None:
+        """So many of the plan are not needed: an answer has ended. What is still to come is expected to spare as much."""
+        self.kinds.setdefault(kind, Work()).spared += tokens
+
+    def begin(self, doing: str) -> None:
+        """The next step. The time up to now belongs to no work that is planned: a model was loaded, say."""
+        self.doing, self._mark = doing, time.monotonic()
+
+    def left(self) -> float | None:
+        """Seconds, as far as can be said; a kind that has not begun is taken to be as fast as the others. None before any work."""
+        seconds, done = (sum(getattr(work, name) for work in self.kinds.values()) for name in ("seconds", "done"))
+        if not done:
+            return None
+        return sum(work.left() * (work.seconds / work.done if work.done else seconds / done) for work in self.kinds.values())
+
+    def line(self) -> str:
+        """Share of the time, the step, the tokens, the time left."""
+        left = self.left()
+        if left is None:
+            return f"  0% {self.name}: {self.doing}, {clock(time.monotonic() - self._start)} so far"
+        spent = sum(work.seconds for work in self.kinds.values())
+        parts = [_part(kind, work) for kind, work in self.kinds.items() if work.done]
+        return f"{spent / max(spent + left, 1e-9):4.0%} {self.name}: {self.doing}; {'; '.join(parts)}; {clock(left)} left"
+
+
+def _part(kind: str, work: Work) -> str:
+    speed = f" at {work.done / work.seconds:,.0f}/s" if work.seconds else ""
+    return f"{work.done:,} of {work.planned - work.spared:,} tokens {kind}{speed}"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> clock(42.4), clock(723), clock(3765)
+    ('0:42', '12:03', '1:02:45')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
