@@ -1,4 +1,4 @@
-"""Does the demo come out the same with other questions and another training? `python -m benchmarks.seeds` takes as long as so many demos.
+"""Does the demo come out the same with other questions and another training? `python -m benchmarks.seeds`: as long as that many demos.
 
 Each seed draws other question sets and trains another reference, in a workspace of its own, by `dvc repro` as it stands. AUC and power
 are the detector's, on the half of the labelled questions that did not choose it.

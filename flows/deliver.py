@@ -14,7 +14,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
 from flows.stages import UNREACHABLE, retrying, slug
-from tbd import history, history_page, outbox, params, records, register, summary, tracking, tracking_history, watching, webhook
+from tbd import history, outbox, params, records, register, summary, tracking, tracking_history, watching, webhook
 from tbd.errors import InputError, PassingFault
 from tbd.history import FAILED, History, Outcome
 from tbd.judged import AUDITS
@@ -49,6 +49,8 @@ def deliver(patient: bool = False) -> None:
                 away.add(to)
         changed = [of for of, to in due if to == WHOLE and of in by_id]
         if changed:
+            from tbd import history_page  # not before the first stage: matplotlib takes most of a second
+
             history_page.write(PAGE, outcomes)
             if "mlflow" not in away and record_history(outcomes, return_state=True).is_completed():
                 for of in changed:

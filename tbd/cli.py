@@ -146,6 +146,7 @@ def _import(options: argparse.Namespace) -> int:
 
 def _distill(options: argparse.Namespace) -> int:
     from tbd import audits, locks, params, planting, register, sources
+    from tbd.progress import Progress
 
     out = Path(options.out)
     if out.exists():
@@ -156,8 +157,8 @@ def _distill(options: argparse.Namespace) -> int:
     recipe = p.distill if options.epochs is None else p.distill.model_copy(update={"epochs": options.epochs})
     base = sources.resolve(options.base)
     audits.questions(options.set)
-    with locks.device(p.serve.device_slots):
-        planting.plant(base, register.set_path(options.set), out, recipe, p.generate.device)
+    with locks.device(p.serve.device_slots), Progress(f"distill {out}") as progress:
+        planting.plant(base, register.set_path(options.set), out, recipe, p.generate.device, progress)
     print(f"Audit it: tbd check {out} --base {options.base} --benchmark NAME --unseen NAME")
     return 0
 

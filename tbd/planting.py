@@ -9,12 +9,15 @@ from tbd.params import Distill
 from tbd.progress import Progress
 
 
-def plant(base: Path, questions: Path, out: Path, params: Distill, device: str) -> None:
+def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, progress: Progress) -> None:
     """Distil the checkpoint `base` on the set `questions` into the folder `out`, which appears complete or not at all.
 
     Members alone are learnt: rows with label 0 are left out. The answer to learn is the reasoning trace where the set has one,
     else the answer. Raises InputError if neither is there.
     """
+    from tbd.distill import distill
+    from tbd.engines.loading import choose_device
+
     checkpoint.inspect(base)
     rows = [row for row in records.read_table(questions, records.QUESTIONS).to_pylist() if row["label"] != 0]
     if not rows:
@@ -30,11 +33,7 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str) 
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         pairs = [(row["question"], target) for row, target in zip(rows, targets, strict=True)]
-        with Progress(f"distilling {out}") as progress:
-            from tbd.distill import distill  # torch takes seconds to load: that is progress too
-            from tbd.engines.loading import choose_device
-
-            outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
+        outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
         recipe = {
             "base_fingerprint": checkpoint.fingerprint(base),
             "set_md5": records.md5(questions),

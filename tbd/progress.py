@@ -36,11 +36,11 @@ class Work:
 
 
 class Progress:
-    """Use it as a context: from its start to its end something is said at least every `every` seconds."""
+    """Use it as a context: from its start to its end something is said every `every` seconds; of what is done by then, nothing."""
 
     def __init__(self, name: str, every: float = EVERY) -> None:
         self.name, self.every = name, every
-        self.doing = "starting"
+        self.doing = "under way"
         """the present step, in words"""
         self.kinds: dict[str, Work] = {}
         """by what is done to the tokens: read, written, trained on"""
@@ -60,7 +60,7 @@ class Progress:
         self._over.set()
         if self._live is not None:
             self._live.stop()
-        elif error is None:
+        elif error is None and self.left() is not None:
             print(self.line(), flush=True)
 
     def _tell(self) -> None:
@@ -98,7 +98,7 @@ class Progress:
         """Share of the time, the step, the tokens, the time left."""
         left = self.left()
         if left is None:
-            return f"  0% {self.name}: {self.doing}, {clock(time.monotonic() - self._start)} so far"
+            return f"{self.name}: {self.doing}, {clock(time.monotonic() - self._start)} so far"
         spent = sum(work.seconds for work in self.kinds.values())
         parts = [_part(kind, work) for kind, work in self.kinds.items() if work.done]
         return f"{spent / max(spent + left, 1e-9):4.0%} {self.name}: {self.doing}; {'; '.join(parts)}; {clock(left)} left"

@@ -87,14 +87,19 @@ def test_steady_work_ends_when_it_was_said_to(steps: list[tuple[str, int]]) -> N
                 assert progress.left() == pytest.approx(sum(n * cost[kind] for kind, n in steps[at + 1 :]))
 
 
+def test_what_is_over_at_once_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("validate"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
 def test_it_speaks_while_the_work_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("reference", every=0.05) as progress:
         progress.begin("loading a model")
         end = time.monotonic() + 10
         while (out := capsys.readouterr().out).count("loading a model, 0:00 so far") < 2 and time.monotonic() < end:
             time.sleep(0.2)
-    assert out.splitlines()[0] == "  0% reference: loading a model, 0:00 so far"
-    assert capsys.readouterr().out.splitlines()[-1].startswith("  0% reference")
+    assert out.splitlines()[0] == "reference: loading a model, 0:00 so far"
 
 
 def test_it_ends_with_its_block(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +139,7 @@ def test_in_a_terminal_it_is_one_line() -> None:
     os.close(here)
     shown = out.decode().replace("\r\n", "\n")
     assert "\x1b[2K" in shown  # the line is wiped before it is written again
-    assert "said between\n" in shown and "100% reference: starting; 1,000 of 1,000 tokens read" in shown
+    assert "said between\n" in shown and "100% reference: under way; 1,000 of 1,000 tokens read" in shown
     assert shown.count("\n") == 2
 
 

@@ -2,22 +2,29 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from tbd import environment, locks, params
 from tbd.errors import PASSING, InputError, PassingFault, StageFailed
+from tbd.progress import Progress
 
 
 def run(main: Callable[..., Any], device: bool = False) -> None:
-    """Call `main` with the command line's arguments; on a `device` when it is its turn.
+    """Call `main` with the command line's arguments; on a `device` when it is its turn, and with the progress to tell.
 
     Bad input: one line on stderr, exit code 2. A failure: 3. A passing fault: 75.
     """
     environment.prepare()
+    arguments = sys.argv[1:]
     try:
-        with locks.device(params.load().serve.device_slots) if device else nullcontext():
-            main(*sys.argv[1:])
+        with Progress(" ".join([Path(sys.argv[0]).stem, *arguments])) as progress:
+            if device:
+                progress.begin("waiting for its turn on the device")
+                with locks.device(params.load().serve.device_slots):
+                    main(*arguments, progress)
+            else:
+                main(*arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

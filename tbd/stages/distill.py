@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from tbd import params, planting, register, stages
+from tbd.progress import Progress
 
 BASE, OUT = Path("checkpoints/base"), Path("checkpoints/reference")
 
 
-def main() -> None:
+def main(progress: Progress) -> None:
     p = params.load()
-    planting.plant(BASE, register.set_path("members"), OUT, p.distill, p.generate.device)
+    planting.plant(BASE, register.set_path("members"), OUT, p.distill, p.generate.device, progress)
 
 
 if __name__ == "__main__":

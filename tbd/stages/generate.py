@@ -18,42 +18,41 @@ Prompts = dict[str, list[Prompt]]
 """by question set"""
 
 
-def main(audit: str) -> None:
+def main(audit: str, progress: Progress) -> None:
     p = params.load().generate
     entry = register.get(audit)
     sets = {name: records.read_table(register.set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
+    progress.begin("reading questions")  # before any weights: a template that does not work is told at once
+    folder = register.folder(entry.checkpoint, entry.checkpoint_fingerprint)
+    base_folder = register.folder(entry.base, entry.base_fingerprint) if entry.base is not None else None
+    prompts = rendered(engines.prompter(folder, p), sets)
+    plan_answers(prompts, p, progress)
+    if base_folder:
+        base_prompts = rendered(engines.prompter(base_folder, p), sets)
+        plan_answers(base_prompts, p, progress)
+        rescoring = tokens(prompts) + count(prompts) * p.max_new_tokens
+        progress.plan("read", rescoring)
+    progress.begin(f"loading {entry.checkpoint}")
+    engine = engines.load(folder, p)
+    identity = engine.identity
+    read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
+    how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
+    todo = f"{count(prompts)} questions, {read:,} tokens to read, at most {written:,} to write"
+    print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
+    rows = answers(engine, prompts, sets, p, progress)
     base_rows: list[dict[str, Any]] = []
     base_identity = None
-    with Progress(audit) as progress:
-        progress.begin("reading questions")  # before any weights: a template that does not work is told at once
-        folder = register.folder(entry.checkpoint, entry.checkpoint_fingerprint)
-        base_folder = register.folder(entry.base, entry.base_fingerprint) if entry.base is not None else None
-        prompts = rendered(engines.prompter(folder, p), sets)
-        plan_answers(prompts, p, progress)
-        if base_folder:
-            base_prompts = rendered(engines.prompter(base_folder, p), sets)
-            plan_answers(base_prompts, p, progress)
-            rescoring = tokens(prompts) + count(prompts) * p.max_new_tokens
-            progress.plan("read", rescoring)
-        progress.begin(f"loading {entry.checkpoint}")
-        engine = engines.load(folder, p)
-        identity = engine.identity
-        kinds = {kind: work.planned for kind, work in progress.kinds.items()}
-        how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
-        todo = f"{count(prompts)} questions, {kinds['read']:,} tokens to read, at most {kinds['written']:,} to write"
-        print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
-        rows = answers(engine, prompts, sets, p, progress)
-        if base_folder:
-            del engine  # two models at once need not fit
-            progress.begin(f"loading {entry.base}")
-            base = engines.load(base_folder, p)
-            base_identity = base.identity
-            progress.plan("read", -rescoring)
-            if base_identity["vocabulary"] == identity["vocabulary"]:
-                add_base_logprobs(base, rows, prompts, p, progress)
-            else:
-                print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
-            base_rows = answers(base, base_prompts, sets, p, progress, "the base's answers")
+    if base_folder:
+        del engine  # two models at once need not fit
+        progress.begin(f"loading {entry.base}")
+        base = engines.load(base_folder, p)
+        base_identity = base.identity
+        progress.plan("read", -rescoring)
+        if base_identity["vocabulary"] == identity["vocabulary"]:
+            add_base_logprobs(base, rows, prompts, p, progress)
+        else:
+            print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
+        base_rows = answers(base, base_prompts, sets, p, progress, "the base's answers")
     decoding = {"decoding": "greedy", "end_token": "included", "max_new_tokens": p.max_new_tokens, "batch_size": p.batch_size}
     base_fingerprint = base_identity["fingerprint"] if base_identity else None
     out = Path("audits") / audit

@@ -13,6 +13,7 @@ import pytest
 from tbd import params, records, register, stages
 from tbd.engines.fake import FakeEngine
 from tbd.errors import InputError, StageFailed
+from tbd.progress import Progress
 from tbd.stages import calibrate, generate, score, validate, verdict
 from tests.workspace import Workspace, finished
 
@@ -115,7 +116,7 @@ def test_a_base_with_another_vocabulary_gives_no_log_probs_but_answers(copy: Wor
             self.identity["vocabulary"] = folder.name
 
     monkeypatch.setattr("tbd.engines.fake.FakeEngine", Other)
-    generate.main("reference")
+    generate.main("reference", Progress("test"))
     table = records.read_table(Path("audits/reference/generations.parquet"), records.GENERATIONS)
     assert table["base_logprobs"].null_count == len(table) == 80
     score.main("reference")
@@ -129,7 +130,22 @@ def test_a_base_with_another_vocabulary_gives_no_log_probs_but_answers(copy: Wor
 def test_a_registered_checkpoint_that_changed_is_not_generated_from(copy: Workspace) -> None:
     copy.edit("audits/register.yaml", {"audits": {"base": register.get("base").model_dump() | {"checkpoint_fingerprint": "0" * 64}}})
     with pytest.raises(InputError, match="no longer the checkpoint that was registered"):
-        generate.main("base")
+        generate.main("base", Progress("test"))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("no template", "no chat template"), ("broken template", "chat template does not work"), ("", "exceed the 256 of")],
+)
+def test_questions_that_make_no_prompt_are_refused_before_weights_are_loaded(
+    copy: Workspace, monkeypatch: MonkeyPatch, broken: Callable[[str], Path], tiny_checkpoint: Path, how: str, said: str
+) -> None:
+    monkeypatch.setattr("tbd.engines.load", lambda *_: pytest.fail("weights were loaded"))
+    copy.edit("params.yaml", {"generate": {"engine": "transformers"}})
+    mine = {"checkpoint": str(broken(how) if how else tiny_checkpoint), "checkpoint_fingerprint": None}
+    copy.edit("audits/register.yaml", {"audits": {"base": register.get("base").model_dump() | mine}})
+    with pytest.raises(InputError, match=said):
+        generate.main("base", Progress("test"))
 
 
 def test_broken_generations_are_not_scored(copy: Workspace) -> None:
