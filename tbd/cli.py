@@ -15,6 +15,11 @@ from tbd.errors import InputError, PassingFault, StageFailed
 CKPT = "a folder with safetensors, config and tokenizer, a hub id with its revision (org/name@revision), or models:/NAME/VERSION"
 SOURCE = "a folder of checkpoint folders (or one of them), models:/NAME[@ALIAS | ?TAG=VALUE] (MLflow), or hf://org/name (hub)"
 
+TYPES = (
+    "Models run on a GPU where there is one, in bfloat16 where it or the processor computes in it, else in float32, which takes twice the "
+    "memory and time; params.yaml says so under generate and distill (dtype, device: auto)."
+)
+
 
 class Parser(argparse.ArgumentParser):
     """One that complains in one line, like everything else here."""
@@ -28,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     main = Parser(
         prog="tbd",
         description="Was this benchmark in the data a reasoning model was distilled on? Run it in the folder of params.yaml.",
-        epilog="Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke.",
+        epilog=f"{TYPES} Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke.",
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -43,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--reasoning-column", metavar="C", help="column of the reasoning trace; only distilling needs it")
     add.add_argument("--answer-column", metavar="C", help="column of the answer; only distilling needs it")
 
-    distill = command("distill", "Plant contamination in a model of your own: a reference to measure power on.")
+    distill = command("distill", "Plant contamination in a model of your own: a reference to measure power on.", TYPES)
     distill.add_argument("--base", required=True, metavar="CKPT", help=CKPT)
     distill.add_argument(
         "--set", required=True, metavar="NAME", help="questions to learn with their reasoning or answer; label 0 is left out"
