@@ -16,9 +16,10 @@ CKPT = "a folder with safetensors, config and tokenizer, a hub id with its revis
 SOURCE = "a folder of checkpoint folders (or one of them), models:/NAME[@ALIAS | ?TAG=VALUE] (MLflow), or hf://org/name (hub)"
 
 TYPES = (
-    "Models run on a GPU where there is one, in bfloat16 where it or the processor computes in it, else in float32, which takes twice the "
-    "memory and time; params.yaml says so under generate and distill (dtype, device: auto)."
+    "Models run on a GPU where there is one, in bfloat16 where it or the processor computes in it, else in float32, which takes twice "
+    "the memory and time; params.yaml says so under generate and distill (dtype, device: auto)."
 )
+CODES = "Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke."
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     main = Parser(
         prog="tbd",
         description="Was this benchmark in the data a reasoning model was distilled on? Run it in the folder of params.yaml.",
-        epilog=f"{TYPES} Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke.",
+        epilog=f"{TYPES} {CODES}",
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
