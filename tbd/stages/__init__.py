@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tbd import environment, locks, params
+from tbd import ending, environment, locks, params
 from tbd.errors import PASSING, InputError, PassingFault, StageFailed
 
 
@@ -14,6 +14,7 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
 
     Bad input: one line on stderr, exit code 2. A failure: 3. A passing fault: 75.
     """
+    ending.with_dvc()
     environment.prepare()
     try:
         with locks.device(params.load().serve.device_slots) if device else nullcontext():
