@@ -21,9 +21,9 @@ import psutil
 
 WORDS = "interrupted; the same command goes on where it stopped"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 5.0
+PATIENCE = 4.0
 """seconds a command has to end by itself"""
-LAST = 2.0
+LAST = 1.5
 """seconds that what it started has, when told"""
 
 _told: int | None = None
@@ -104,7 +104,16 @@ def end_descendants(also: Iterable[psutil.Process] = ()) -> None:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 tell(process)
-        psutil.wait_procs(processes, LAST)
+        end = time.monotonic() + LAST
+        while any(_runs(process) for process in processes) and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 # --- those above, who end without saying so ----------------------------------------------------------------------------------------
