@@ -26,51 +26,58 @@ PATIENCE = 4.0
 LAST = 1.5
 """seconds that what it started has, when told"""
 
+_pipe: int | None = None
+"""from which the number of each signal is read, whoever takes it"""
 _told: int | None = None
 """the first signal that came"""
 _code: int | None = None
 """what the command exits with, once it knows"""
 _started: set[psutil.Process] = set()
 """what this process had started when it was told: one that loses its parent on the way out is not found any more"""
+_hearing = threading.Lock()
 _out = threading.Event()
 """the way out has come to its end"""
 
 
 def prepare() -> None:
     """From now on this process, which is a command of its own, ends as the module says."""
+    global _pipe
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a script starts it with `&`, and it would be ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    reading, writing = os.pipe()
+    _pipe, writing = os.pipe()
+    os.set_blocking(_pipe, False)
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     atexit.register(_finish)  # registered first, so it runs last
-    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    threading.Thread(target=_watch, args=(_pipe,), daemon=True).start()
 
 
-def told() -> bool:
-    """Whether this process was told to end."""
-    return _told is not None
+def told() -> int | None:
+    """The first signal that told this process to end, if one did."""
+    global _told
+    with _hearing, suppress(BlockingIOError):  # nothing new
+        if _pipe is not None and _told is None:
+            _told = next((number for number in os.read(_pipe, 100) if number in SIGNALS), None)  # not an alarm of Prefect's
+    return _told
 
 
 def code(otherwise: int) -> int:
     """What the command exits with: 128 and the signal's number after SIGTERM and SIGHUP."""
     global _code
-    _code = otherwise if _told is None or _told == signal.SIGINT else 128 + _told
+    number = told()
+    _code = otherwise if number is None or number == signal.SIGINT else 128 + number
     return _code
 
 
 def _watch(pipe: int) -> None:
     """Wait for the first signal; and if the way out then takes too long, end without it."""
-    global _told
     make = _make()
     caught = _caught(make)
-    while _told is None:
-        if select.select([pipe], [], [], 1 if make else None)[0]:
-            number = os.read(pipe, 1)[0]
-            _told = number if number in SIGNALS else None  # not an alarm of Prefect's
-        elif make and (os.getppid() != make or _caught(make) != caught):
+    while not told():
+        select.select([pipe], [], [], 1 if make else None)
+        if make and not told() and (os.getppid() != make or _caught(make) != caught):
             os.kill(os.getpid(), signal.SIGTERM)
     _started.update(psutil.Process().children(recursive=True))
     if not _out.wait(PATIENCE):
