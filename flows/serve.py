@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -153,8 +152,7 @@ def _server(port: int) -> Iterator[None]:
         return
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = address
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until Prefect's runner takes it: the server ends with us
-    process = None if _answers(address) else _start(port, address)  # one that answers: of a `tbd serve` that was killed, or the user's
+    process = None if _answers(address) else _launch(port)  # one that answers: of a `tbd serve` that was killed, or the user's
     ending = threading.Event()
 
     def keep() -> None:
@@ -164,8 +162,10 @@ def _server(port: int) -> Iterator[None]:
                 print("the Prefect server ended: starting it again", flush=True)
                 process = _launch(port)
 
-    threading.Thread(target=keep, daemon=True).start()
     try:
+        if process:
+            _wait_for(process, port, address)
+        threading.Thread(target=keep, daemon=True).start()
         yield
     finally:
         ending.set()
@@ -174,18 +174,15 @@ def _server(port: int) -> Iterator[None]:
             process.wait(30)
 
 
-def _start(port: int, address: str) -> "subprocess.Popen[bytes]":
+def _wait_for(process: "subprocess.Popen[bytes]", port: int, address: str) -> None:
     print(f"starting a Prefect server on 127.0.0.1:{port} (log: {SERVER_LOG})", flush=True)
-    process = _launch(port)
     end = time.monotonic() + PATIENCE
     while not _answers(address):
         if process.poll() is not None:
             raise StageFailed(f"the Prefect server did not start: see {SERVER_LOG}. Is port {port} taken? Choose another with --port.")
         if time.monotonic() > end:
-            process.terminate()
             raise StageFailed(f"the Prefect server does not answer after {PATIENCE:.0f} s: see {SERVER_LOG}.")
         time.sleep(0.5)
-    return process
 
 
 def _launch(port: int) -> "subprocess.Popen[bytes]":

@@ -1,11 +1,13 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -112,22 +114,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     options = parser().parse_args(arguments)
     environment.prepare()
+    from tbd import ending
+
+    if arguments is None:  # a process of its own
+        ending.prepare()
     try:
         if not Path("params.yaml").is_file():
             raise InputError("params.yaml: not in this folder. Run tbd where params.yaml and dvc.yaml are.")
-        sys.exit(COMMANDS[options.command](options))
+        code = COMMANDS[options.command](options)
     except InputError as error:
         code = _complain(str(error), 2)
     except StageFailed as error:
         code = _complain(str(error), 2 if error.bad_input else 3)
     except PassingFault as error:
         code = _complain(f"{error} Try again later.", 3)
-    except KeyboardInterrupt:
-        code = _complain("interrupted; the same command goes on where it stopped", 3)
-    except Exception:
-        traceback.print_exc()
-        code = 3
-    sys.exit(code)
+    except BaseException as error:
+        if ending.told() or isinstance(error, KeyboardInterrupt):
+            code = _complain(ending.WORDS, 3)
+        elif isinstance(error, Exception):
+            traceback.print_exc()
+            code = 3
+        else:
+            raise
+    sys.exit(ending.code(code))
 
 
 def _complain(message: str, code: int) -> int:
@@ -357,10 +366,16 @@ def _ui(options: argparse.Namespace) -> int:
     print(f"Experiments: http://127.0.0.1:{options.port}/#/experiments?workflowType=machine_learning", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port), "--backend-store-uri", store]
     root = tracking.artifact_root(store)
+    command += ["--artifacts-destination", str(root)] if root else []
+    server = subprocess.Popen(command, start_new_session=True)  # its workers are told by us, and once
     try:
-        return subprocess.call([*command, *(["--artifacts-destination", str(root)] if root else [])])
+        return server.wait()
     except KeyboardInterrupt:
         return 0  # how one stops it
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
 
 
 COMMANDS = {

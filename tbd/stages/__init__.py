@@ -1,11 +1,12 @@
 """One thin module a DVC stage: read the section of params.yaml and the inputs, call the library, write the outputs whole."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tbd import environment, locks, params
+from tbd import ending, environment, locks, params
 from tbd.errors import PASSING, InputError, PassingFault, StageFailed
 from tbd.progress import Progress
 
@@ -15,6 +16,8 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
 
     Bad input: one line on stderr, exit code 2. A failure: 3. A passing fault: 75.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends it also where a script ignores that for what it starts
+    ending.with_dvc()
     environment.prepare()
     arguments = sys.argv[1:]
     try:
