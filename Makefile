@@ -1,10 +1,10 @@
-# make demo: the whole default workflow on a fresh machine.  make test: the tests.  Both make their own environment first.
+# make demo: the whole default workflow on a fresh machine.  make test: the tests.  make quick: those of a minute.  All make their own environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test quick check bench clean
 
 demo: $(READY)
 	$(BIN)/tbd calibrate
@@ -19,6 +19,12 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
+
+quick: $(READY)  # what needs no server, no model and no workspace with DVC
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.generation

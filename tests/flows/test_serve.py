@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.receiver import Receiver
 from tests.servers import Server
 from tests.workspace import fake_checkpoint, finished
 
+pytestmark = pytest.mark.slow
 EVERY = 8
 """seconds between looks"""
 
@@ -31,14 +33,15 @@ EVERY = 8
 class Team:
     """A workspace with its servers, and what they know."""
 
-    def __init__(self, root: Path, prefect: Server, mlflow: Server, receiver: Receiver) -> None:
+    def __init__(self, root: Path, prefect: Server, mlflow: Server, receiver: Receiver, chat: Receiver) -> None:
         self.workspace = finished()[0].copy(root / "workspace")
-        self.prefect, self.mlflow, self.receiver = prefect, mlflow, receiver
+        self.prefect, self.mlflow, self.receiver, self.chat = prefect, mlflow, receiver, chat
         self.incoming = self.workspace.root / "checkpoints/incoming"
         self.incoming.mkdir(parents=True)
         self.workspace.edit("params.yaml", {"serve": {"watch": EVERY}, "watch": {"settle": 3, "give_up": 60}})
         self.members = pq.read_table(self.workspace.root / "data/sets/members.parquet")["question"].to_pylist()
         self.log = root / "serve.log"
+        self.block(chat)
 
     def start(self) -> "subprocess.Popen[bytes]":
         environment = {
@@ -49,8 +52,7 @@ class Team:
         return self.workspace.launch(self.log, sys.executable, "-m", "tbd", "serve", "--name", "team", **environment)
 
     @contextmanager
-    def serving(self, chat: Receiver) -> Iterator["subprocess.Popen[bytes]"]:
-        self.block(chat)
+    def serving(self) -> Iterator["subprocess.Popen[bytes]"]:
         process = self.start()
         try:
             yield process
@@ -105,6 +107,16 @@ class Team:
             assert time.monotonic() < end, f"{self.outcomes()}\n{self.told()}\n{self.log.read_text()[-6000:]}"
             time.sleep(0.3)
 
+    def look_again(self) -> None:
+        """Wait for the end of two looks that begin from now on."""
+        now = {"start_time": {"after_": datetime.now(UTC).isoformat()}, "name": {"any_": ["watch"]}}
+
+        def looks() -> int:
+            runs = servers.ask(f"{self.prefect.url}/api", "flow_runs", flow_runs=now)
+            return sum(run["state_type"] == "COMPLETED" for run in runs)
+
+        self.wait(lambda: looks() >= 2, 120)
+
     def busy(self) -> bool:
         """Whether a stage of an audit of a watched checkpoint runs now."""
         return (self.workspace.root / ".tbd/lock").is_file() and " " in (self.workspace.root / ".tbd/lock").read_text()
@@ -119,10 +131,16 @@ def kill(process: "subprocess.Popen[bytes]", how: signal.Signals, group: bool = 
     process.wait(60)
 
 
-@pytest.fixture
-def team(tmp_path: Path) -> Iterator[Team]:
-    with servers.prefect(tmp_path / "prefect") as prefect, servers.mlflow(tmp_path / "mlflow") as mlflow, Receiver() as receiver:
-        yield Team(tmp_path, prefect, mlflow, receiver)
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """One for both tests of it: the second goes on where the first ends."""
+    root = tmp_path_factory.mktemp("team")
+    mlflow = servers.mlflow(root / "mlflow").launch()
+    try:
+        with servers.prefect(root / "prefect") as prefect, Receiver() as receiver, Receiver() as chat:
+            yield Team(root, prefect, mlflow.ready(), receiver, chat)
+    finally:
+        mlflow.stop()
 
 
 def copy_slowly(source: Path, target: Path, pause: float) -> None:
@@ -141,7 +159,7 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
     """Each has its right outcome, once, and who is to be told gets exactly what they should."""
     slow = fake_checkpoint(tmp_path / "elsewhere", "slow and clean")
     team.drop("alpha", *team.members)
-    with Receiver() as chat, team.serving(chat):
+    with team.serving():
         copying = threading.Thread(target=copy_slowly, args=(slow, team.incoming / "slow", 1.5))
         copying.start()
         team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
@@ -159,11 +177,11 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
             ("slow", "NO EVIDENCE", False): 1,
         }
         team.wait(lambda: len(team.history()) >= 5, 180)
-        time.sleep(2.5 * EVERY)  # two more looks
+        team.look_again()
         assert team.outcomes() == expected
         assert team.told() == {("tbd.contaminated", "alpha"): 1, ("tbd.failed", "pickle"): 1}
         assert len(team.receiver.messages) == 2
-        said = [json.loads(message.body)["said"] for message in chat.messages]
+        said = [json.loads(message.body)["said"] for message in team.chat.messages]
         assert [one.split(" on ")[0] for one in said] == ["tbd: contaminated: CONTAMINATED: alpha", said[1]] and "pickle" in said[1]
         expected_runs = {
             ("alpha", "CONTAMINATED"): 1,
@@ -196,7 +214,7 @@ def in_prefect(team: Team) -> None:
 
 def test_a_server_of_its_own(tmp_path: Path) -> None:
     """Which its pages and its deployments are told of, and which ends with it."""
-    workspace = finished()[0].copy(tmp_path / "workspace")
+    workspace = finished()[0].copy(tmp_path / "workspace").used_before()
     port = servers.free_port()
     log = tmp_path / "log"
     process = workspace.launch(log, sys.executable, "-m", "tbd", "serve", "--port", str(port))
@@ -229,18 +247,19 @@ def pages_ask(port: int) -> str | None:
 
 
 def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
+    outcomes, runs, told = team.outcomes(), team.runs(), team.told()
     process = team.start()
     try:
-        team.drop("alpha", *team.members)
+        team.drop("learnt", *team.members, "and one more")
         team.wait(team.busy, 90)
         kill(process, signal.SIGKILL)  # alone: the run it had started lives on
         team.mlflow.stop(signal.SIGKILL)
         process = team.start()
-        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
+        team.wait(lambda: team.outcomes()["learnt", "CONTAMINATED", False] == 1, 120)
         team.mlflow.start()
-        team.wait(lambda: team.runs()["alpha", "CONTAMINATED"] == 1, 90)
+        team.wait(lambda: team.runs()["learnt", "CONTAMINATED"] == 1, 90)
 
-        team.drop("beta", "nothing of the benchmark")
+        team.drop("beta", "nothing of it")
         team.wait(team.busy, 90)
         team.prefect.stop(signal.SIGKILL)
         time.sleep(5)
@@ -250,11 +269,12 @@ def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
         process = team.start()
         team.wait(lambda: team.outcomes()["beta", "NO EVIDENCE", False] == 1, 180)
 
-        expected = {("alpha", "CONTAMINATED"): 1, ("beta", "NO EVIDENCE"): 1}
-        team.wait(lambda: team.runs() == expected, 60)
-        time.sleep(2.5 * EVERY)
-        assert {key[:2]: count for key, count in team.outcomes().items()} == expected and team.runs() == expected
-        assert team.told() == {("tbd.contaminated", "alpha"): 1}
+        expected = {("learnt", "CONTAMINATED"): 1, ("beta", "NO EVIDENCE"): 1}
+        team.wait(lambda: team.runs() - runs == expected, 60)
+        team.look_again()
+        new = team.outcomes() - outcomes
+        assert {key[:2]: count for key, count in new.items()} == expected and team.runs() - runs == expected
+        assert team.told() - told == {("tbd.contaminated", "learnt"): 1}
         journals = (team.workspace.root / ".tbd/journal").glob("*.jsonl")
         keys = [(file, json.loads(line)["key"]) for file in journals for line in file.read_bytes().splitlines()]
         assert len(keys) == len(set(keys))  # nothing was generated twice

@@ -16,6 +16,7 @@ from tbd.errors import InputError, StageFailed
 from tbd.stages import calibrate, generate, score, validate, verdict
 from tests.workspace import Workspace, finished
 
+pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
 
 
