@@ -16,6 +16,9 @@ from typing import Any, Self
 
 from tests.shared import mlflow_store, prefect_store
 
+PATIENCE = 300.0
+"""seconds that anything here may take before it is given up: many on a busy machine, and none where all is well"""
+
 
 def free_port() -> int:
     with socket.socket() as free:
@@ -53,7 +56,7 @@ class Server:
 
     def ready(self) -> Self:
         """Wait until it answers."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE
         while not self._answers():
             assert self.process.poll() is None and time.monotonic() < end, (self.home / "log").read_text()[-4000:]
             time.sleep(0.25)

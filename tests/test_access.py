@@ -124,11 +124,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             text = text.replace(port, free)
         return text.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
 
-    assert shell(here(block("basic_auth.ini <<EOF")), home).wait(60) == 0, (home / "log").read_text()
+    assert shell(here(block("basic_auth.ini <<EOF")), home).wait(300) == 0, (home / "log").read_text()
     running = [shell(here(block(command)), home) for command in ("mlflow server", "prefect server")]
     mlflow, prefect = (f"http://127.0.0.1:{port}" for port in ports.values())
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         for url, server in zip((f"{mlflow}/health", f"{prefect}/api/health"), running, strict=True):
             while True:
                 try:
@@ -138,7 +138,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
                     log = (home / "log").read_text()
                     assert server.poll() is None and time.monotonic() < end, f"{url} does not answer\n{log[-4000:]}"
                     time.sleep(0.2)
-        assert shell(here(block("create_user")), home).wait(60) == 0, (home / "log").read_text()[-4000:]
+        assert shell(here(block("create_user")), home).wait(300) == 0, (home / "log").read_text()[-4000:]
         folder = home / ".config/tbd"
         client, own = (
             dict(line.split("=", 1) for line in (folder / f"{name}.env").read_text().split()) for name in ("client", "servers")

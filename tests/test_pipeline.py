@@ -125,7 +125,7 @@ def grown(journal: Path) -> bool:
     return journal.stat().st_size > 400_000
 
 
-def wait_for(found: Callable[[], list[Path]], seconds: float = 60) -> list[Path]:
+def wait_for(found: Callable[[], list[Path]], seconds: float = 300) -> list[Path]:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if some := found():

@@ -232,7 +232,7 @@ def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(add
     workspace.edit("params.yaml", {"generate": {"max_new_tokens": 6_000, "batch_size": 1}})
     run = workspace.start(sys.executable, "-m", "tbd", "check", "--all", PREFECT_API_URL=address)
     journals = workspace.root / ".tbd/journal"
-    end = time.monotonic() + 90
+    end = time.monotonic() + servers.PATIENCE
     while not any(file.stat().st_size > 400_000 for file in journals.glob("*.jsonl")):
         assert time.monotonic() < end and run.poll() is None, run.communicate()
         time.sleep(0.02)

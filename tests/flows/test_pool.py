@@ -38,7 +38,7 @@ def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
             try:
                 (check,) = (one for one in servers.ask(url["PREFECT_API_URL"], "deployments") if one["entrypoint"].endswith(":check"))
                 servers.post(f"{url['PREFECT_API_URL']}/deployments/{check['id']}/create_flow_run", {"parameters": parameters})
-                end = time.monotonic() + 120
+                end = time.monotonic() + servers.PATIENCE
                 while len(found := history(workspace)) < 2:
                     assert time.monotonic() < end and running.poll() is None
                     time.sleep(0.5)

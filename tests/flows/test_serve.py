@@ -101,8 +101,8 @@ class Team:
             for run in found
         )
 
-    def wait(self, what: Callable[[], bool], seconds: float) -> None:
-        end = time.monotonic() + seconds
+    def wait(self, what: Callable[[], bool]) -> None:
+        end = time.monotonic() + servers.PATIENCE
         while not what():
             assert time.monotonic() < end, f"{self.outcomes()}\n{self.told()}\n{self.log.read_text()[-6000:]}"
             time.sleep(0.3)
@@ -115,7 +115,7 @@ class Team:
             runs = servers.ask(f"{self.prefect.url}/api", "flow_runs", flow_runs=now)
             return any(run["state_type"] == "COMPLETED" and "skipped" not in str(run["state"]["message"]) for run in runs)
 
-        self.wait(ended, 120)
+        self.wait(ended)
 
     def busy(self) -> bool:
         """Whether a stage of an audit of a watched checkpoint runs now."""
@@ -128,7 +128,7 @@ def kill(process: "subprocess.Popen[bytes]", how: signal.Signals, group: bool = 
             os.killpg(process.pid, how)
         else:
             process.send_signal(how)
-    process.wait(60)
+    process.wait(servers.PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
     with team.serving():
         copying = threading.Thread(target=copy_slowly, args=(slow, team.incoming / "slow", 1.5))
         copying.start()
-        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
+        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1)
         pickle = team.drop("pickle", "p")
         (pickle / "model.safetensors").rename(pickle / "pytorch_model.bin")
         team.announce(fake_checkpoint(tmp_path / "afar/clean", "nothing of the benchmark"))
@@ -176,7 +176,7 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
             ("clean", "NO EVIDENCE", False): 1,
             ("slow", "NO EVIDENCE", False): 1,
         }
-        team.wait(lambda: len(team.history()) >= 5, 180)
+        team.wait(lambda: len(team.history()) >= 5)
         team.look_again()
         assert team.outcomes() == expected
         assert team.told() == {("tbd.contaminated", "alpha"): 1, ("tbd.failed", "pickle"): 1}
@@ -192,7 +192,7 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
         assert team.runs() == expected_runs
         # made whole, it is tried again, and who was told of the failure is told that it passed
         (pickle / "pytorch_model.bin").rename(pickle / "model.safetensors")
-        team.wait(lambda: team.told()["tbd.recovered", "pickle"] == 1, 120)
+        team.wait(lambda: team.told()["tbd.recovered", "pickle"] == 1)
         in_prefect(team)
     page = (team.workspace.root / "audits/history.html").read_text()
     assert all(name in page for name in ("alpha", "twin", "clean", "slow", "pickle"))
@@ -219,7 +219,7 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = workspace.launch(log, sys.executable, "-m", "tbd", "serve", "--port", str(port))
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + servers.PATIENCE
         while (found := deployments(port)) < 4:
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.5)
@@ -251,26 +251,26 @@ def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
     process = team.start()
     try:
         team.drop("learnt", *team.members, "and one more")
-        team.wait(team.busy, 90)
+        team.wait(team.busy)
         kill(process, signal.SIGKILL)  # alone: the run it had started lives on
         team.mlflow.stop(signal.SIGKILL)
         process = team.start()
-        team.wait(lambda: team.outcomes()["learnt", "CONTAMINATED", False] == 1, 120)
+        team.wait(lambda: team.outcomes()["learnt", "CONTAMINATED", False] == 1)
         team.mlflow.start()
-        team.wait(lambda: team.runs()["learnt", "CONTAMINATED"] == 1, 90)
+        team.wait(lambda: team.runs()["learnt", "CONTAMINATED"] == 1)
 
         team.drop("beta", "nothing of it")
-        team.wait(team.busy, 90)
+        team.wait(team.busy)
         team.prefect.stop(signal.SIGKILL)
         time.sleep(5)
         team.prefect.start()
         time.sleep(EVERY)
         kill(process, signal.SIGKILL, group=True)  # with everything it had started
         process = team.start()
-        team.wait(lambda: team.outcomes()["beta", "NO EVIDENCE", False] == 1, 180)
+        team.wait(lambda: team.outcomes()["beta", "NO EVIDENCE", False] == 1)
 
         expected = {("learnt", "CONTAMINATED"): 1, ("beta", "NO EVIDENCE"): 1}
-        team.wait(lambda: team.runs() - runs == expected, 60)
+        team.wait(lambda: team.runs() - runs == expected)
         team.look_again()
         new = team.outcomes() - outcomes
         assert {key[:2]: count for key, count in new.items()} == expected and team.runs() - runs == expected
