@@ -1,4 +1,4 @@
-# make demo: the whole default workflow on a fresh machine.  make test: the tests.  Both make their own environment first.
+# make demo: the whole default workflow on a fresh machine.  make test: the tests.  make quick: those of a minute.  All make their own environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -8,7 +8,7 @@ UV = UV_FIND_LINKS=$${UV_FIND_LINKS:-$$PIP_FIND_LINKS} $(BIN)/uv pip install --p
 PIP = $(BIN)/python -m pip install --quiet --quiet
 install = $(UV) --quiet --constraint constraints.txt $(1) || $(PIP) --constraint constraints.txt $(1)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test quick check bench clean
 
 demo: $(READY)
 	$(BIN)/tbd calibrate
@@ -23,6 +23,12 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
+
+quick: $(READY)  # what needs no server, no model and no workspace with DVC
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.generation

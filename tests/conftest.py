@@ -2,14 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from tests import servers
+from tests import servers, shared
 
 # Set before anything heavy is imported: these are read once, at import.
 os.environ.update(
@@ -24,6 +25,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+settings.register_profile("tbd", deadline=None)  # no test asserts a time: the machine may be busy
+settings.load_profile("tbd")
+
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -37,6 +41,37 @@ SENTENCES = [
 
 TBD = ("TBD_WEBHOOK_URL", "TBD_WEBHOOK_SECRET")
 Breaking = Callable[[Path], None]
+
+LONGEST = ["flows/test_serve.py", "test_end_to_end.py", "flows/test_flows.py", "test_pipeline.py", "flows/test_watch.py"]
+"""files that start first, so that no worker ends long after the other; the second does without the workspace the first waits for"""
+MODELS = {"tiny_checkpoint", "make_checkpoint", "mlflow_server", "empty_store"}
+"""fixtures that make a test slow"""
+SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.slow", re.MULTILINE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shared.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shared.end()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where slow tests are not wanted, a file of them is not even imported: that takes seconds."""
+    unwanted = config.option.markexpr == "not slow" and collection_path.suffix == ".py"
+    return True if unwanted and SLOW.search(collection_path.read_text("utf-8")) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if MODELS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    folder = Path(__file__).parent
+    place = {folder / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)
@@ -66,21 +101,15 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store of MLflow, made once: that takes seconds. Do not write into it."""
-    from mlflow import MlflowClient
-
-    home = tmp_path_factory.mktemp("store")
-    with chdir(home):  # its default experiment keeps artifacts where it was made
-        MlflowClient("sqlite:///mlflow.db").search_experiments()
-    return home / "mlflow.db"
+def empty_store() -> Path:
+    """An SQLite store of MLflow. Do not write into it."""
+    return shared.mlflow_store()
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     """A real MLflow server, launched at once so that it comes up while other tests run; wait for it with `ready()`."""
     server = servers.mlflow(tmp_path_factory.mktemp("server"))
-    shutil.copy(empty_store, server.home / "mlflow.db")
     yield server.launch()
     server.stop()
 

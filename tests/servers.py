@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,11 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from tests.shared import mlflow_store, prefect_store
+
+PATIENCE = 300.0
+"""seconds that anything here may take before it is given up: many on a busy machine, and none where all is well"""
 
 
 def free_port() -> int:
@@ -50,7 +56,7 @@ class Server:
 
     def ready(self) -> Self:
         """Wait until it answers."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE
         while not self._answers():
             assert self.process.poll() is None and time.monotonic() < end, (self.home / "log").read_text()[-4000:]
             time.sleep(0.25)
@@ -86,12 +92,16 @@ class Server:
 
 def prefect(home: Path) -> Server:
     """A Prefect server as a user starts it, with an empty database."""
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(prefect_store(), home)
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", "PORT"]
     return Server(home, command, "/api/health", {"PREFECT_HOME": "HOME", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"})
 
 
 def mlflow(home: Path) -> Server:
     """An MLflow server with SQLite and an artifact folder."""
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(mlflow_store(), home)
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", "PORT", "--workers", "1"]
     command += ["--backend-store-uri", "sqlite:///HOME/mlflow.db", "--artifacts-destination", "HOME/artifacts"]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -100,9 +110,11 @@ def mlflow(home: Path) -> Server:
 
 def ask(api: str, what: str, **filters: Any) -> list[Any]:
     """What a Prefect server has of `what`: flow_runs, deployments, artifacts."""
-    request = urllib.request.Request(
-        f"{api}/{what}/filter", json.dumps(filters).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+    found: list[Any] = post(f"{api}/{what}/filter", filters)
+    return found
+
+
+def post(url: str, body: Any) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST")
     with urllib.request.urlopen(request, timeout=10) as answer:
-        found: list[Any] = json.load(answer)
-        return found
+        return json.load(answer)

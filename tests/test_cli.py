@@ -4,6 +4,7 @@ Whatever is refused is refused before Prefect starts, so these run in this proce
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tbd import cli, records
+from tbd import cli, history, records
+from tests import outcomes
+from tests.shared import mlflow_store
 from tests.workspace import Workspace, finished
 
+pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
 HEAVY = ["prefect", "mlflow", "dvc", "great_expectations", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "sklearn",
          "matplotlib", "plotly", "pydantic"]  # fmt: skip
@@ -220,6 +224,46 @@ def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path)
     assert not list(tmp_path.glob(".out*")) and not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nowhere", "nowhere: no such folder to look for checkpoints in"),
+        ("models:/none", "models:/none"),
+        ("hf://one", "hf://one: not an address on the hub"),
+        ("models:/", "models:/: not an address in the registry"),
+    ],
+)
+def test_watch_refuses_a_source_that_is_none(shared: Command, address: str, said: str) -> None:
+    shutil.copy(mlflow_store(), shared.root)
+    assert shared.refused("watch", address).startswith(said)
+
+
+def test_serve_refuses_what_could_not_work_before_it_starts_anything(shared: Command) -> None:
+    path = shared.root / "params.yaml"
+    good = path.read_text()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"watch": {"policy": [{"checkpoints": "*", "benchmark": "benchmrk", "unseen": "unseen"}]}}, "unknown set 'benchmrk'"),
+        ({"serve": {"watch": "every day"}}, "params.yaml: serve.watch"),
+        ({"serve": {"watch": 1}}, "params.yaml: serve.watch"),
+        ({"notify": {"events": ["contaminted"]}}, "params.yaml: notify.events"),
+        ({"watch": {"settle": -1}}, "params.yaml: watch.settle"),
+    ]
+    for changes, said in wrong:
+        shared.workspace.edit("params.yaml", changes)
+        assert said in shared.refused("serve")
+        path.write_text(good)
+    assert "Set PREFECT_API_URL" in shared.refused("serve", "--pool", "team")
+    assert not (shared.root / ".tbd/prefect-server.log").exists()
+
+
+def test_history_refuses_a_benchmark_that_is_none(tbd: Command) -> None:
+    with history.held() as known:
+        known.add(outcomes.verdict(1))
+    assert tbd.refused("history", "--benchmark", "math").startswith(
+        "audits/history.jsonl: unknown benchmark 'math'. Did you mean 'maths'?"
+    )
+
+
 def test_unknown_commands_and_audits_are_refused_in_a_line(shared: Command) -> None:
     assert "invalid choice: 'chek'" in shared.refused("chek")
     assert "arguments are required: COMMAND" in shared.refused()
@@ -241,10 +285,19 @@ def write(path: Path, entries: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["check --all", "serve", "serve --pool team"])
-def test_prefect_away_is_said_in_a_line(tbd: Command, command: str) -> None:
-    done = tbd.workspace.tbd(*command.split(), code=3, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert done.stderr == "error: Prefect at 127.0.0.1:9 does not answer. Try again later.\n" and done.stdout == ""
+AWAY = "http://127.0.0.1:9/api"
+
+
+def test_prefect_away_is_said_in_a_line(tbd: Command, monkeypatch: MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    said = "error: Prefect at 127.0.0.1:9 does not answer. Try again later.\n"
+    monkeypatch.setenv("PREFECT_API_URL", AWAY)
+    with temporary_settings({PREFECT_API_URL: AWAY}):
+        for command in ("check --all", "serve --pool team"):
+            assert tbd(*command.split(), code=3) == ("", said)
+    done = tbd.workspace.tbd("serve", code=3, PREFECT_API_URL=AWAY)
+    assert (done.stdout, done.stderr) == ("", said)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ftp://127.0.0.1/api", "http://[", "http://"])
@@ -312,22 +365,26 @@ def tampered_verdict(folder: Path) -> None:
     path.write_text(path.read_text().replace("CONTAMINATED", "NO EVIDENCE"))
 
 
-@pytest.mark.parametrize(
-    ("tamper", "said"),
-    [
-        (tampered_numbers, "other scores than its generations give"),
-        (tampered_bytes, "audits/reference/generations.parquet: not the file dvc.lock names"),
-        (tampered_verdict, "verdict.json: verdict: 'NO EVIDENCE' on disk, 'CONTAMINATED' recomputed"),
-        (lambda folder: (folder / "verdict.json").write_text("{"), "verdict.json: not the file dvc.lock names"),
-        (lambda folder: (folder / "scores.parquet").unlink(), "scores.parquet: not the file dvc.lock names"),
-    ],
-)
-def test_verify_says_whether_everything_is_what_it_was(tbd: Command, tamper: Callable[[Path], Any], said: str) -> None:
+TAMPERED: list[tuple[Callable[[Path], Any], str]] = [
+    (tampered_numbers, "other scores than its generations give"),
+    (tampered_bytes, "audits/reference/generations.parquet: not the file dvc.lock names"),
+    (tampered_verdict, "verdict.json: verdict: 'NO EVIDENCE' on disk, 'CONTAMINATED' recomputed"),
+    (lambda folder: (folder / "verdict.json").write_text("{"), "verdict.json: not the file dvc.lock names"),
+    (lambda folder: (folder / "scores.parquet").unlink(), "scores.parquet: not the file dvc.lock names"),
+]
+
+
+def test_verify_says_whether_everything_is_what_it_was(tbd: Command) -> None:
     assert tbd("verify", "reference")[0] == "reference: recomputed, the same in every number\n"
-    tamper(tbd.root / "audits/reference")
-    out, _ = tbd("verify", "reference", code=1)
-    assert said in out
+    folder = tbd.root / "audits/reference"
+    good = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for tamper, said in TAMPERED:
+        tamper(folder)
+        assert said in tbd("verify", "reference", code=1)[0]
+        for file, content in good.items():
+            file.write_bytes(content)
     tbd("verify", "base")
+    tbd("verify", "reference")
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------------------

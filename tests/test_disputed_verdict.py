@@ -5,16 +5,18 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.workspace import REPOSITORY, fake_checkpoint, finished
 
+pytestmark = pytest.mark.slow
 PAGE = REPOSITORY / "docs/disputed-verdict.md"
 
 
 def test_the_page_as_it_stands(tmp_path: Path) -> None:
     """A look audits a checkpoint; whoever has the run, the repository and the DVC remote comes to the same verdict."""
-    workspace = finished()[0].copy(tmp_path / "workspace")
+    workspace = finished()[0].copy(tmp_path / "workspace").used_before()
     workspace.dvc("remote", "add", "--default", "store", str(tmp_path / "remote"))
     workspace.edit("params.yaml", {"watch": {"settle": 0, "sources": [str(tmp_path / "incoming")]}})
     workspace.commit()

@@ -18,6 +18,7 @@ from tbd.params import Distill
 from tbd.progress import Progress
 from tbd.records import question_id
 
+pytestmark = pytest.mark.slow
 PAIRS = [
     ("Anna has three apples and buys two. How many?", "She has three and two, which makes five."),
     ("How fast?", "60 km in 40 minutes: 90."),

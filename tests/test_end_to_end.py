@@ -14,6 +14,7 @@ import pytest
 from tbd import records, scores, world
 from tests.workspace import Workspace, create
 
+pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
     "sets": {"members": 16, "others": 16, "unseen": 40},
     "distill": {"epochs": 40, "learning_rate": 0.003, "batch_size": 4},

@@ -52,6 +52,7 @@ def test_a_lock_without_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert dvcs.parse_yaml(faster_dvc.write({"schema": "2.0", "stages": {}}), "dvc.lock") == {"schema": "2.0", "stages": {}}
 
 
+@pytest.mark.slow
 def test_in_a_workspace_it_writes_what_dvc_writes(tmp_path: Path) -> None:
     """In one piece, and so that either reads the other's."""
     copy = finished()[0].copy(tmp_path / "copy")
@@ -66,6 +67,7 @@ def test_in_a_workspace_it_writes_what_dvc_writes(tmp_path: Path) -> None:
     copy.run(sys.executable, "-m", "tbd.faster_dvc", "status", "--quiet")
 
 
+@pytest.mark.slow
 def test_a_small_learning_rate_is_the_same_to_both(tmp_path: Path) -> None:
     """DVC writes it as 1e-05, and to distill again would take hours."""
     workspace = finished()[0].copy(tmp_path / "copy")
@@ -75,6 +77,7 @@ def test_a_small_learning_rate_is_the_same_to_both(tmp_path: Path) -> None:
     workspace.run("python", "-m", "tbd.faster_dvc", "status", "--quiet", "verdict@base")
 
 
+@pytest.mark.slow
 def test_a_dvc_lock_with_conflict_markers_is_refused_by_dvc_itself(tmp_path: Path) -> None:
     workspace = finished()[0].copy(tmp_path / "copy")
     lock = workspace.root / "dvc.lock"

@@ -14,6 +14,7 @@ from tbd import pipeline
 from tbd.errors import InputError
 from tests.workspace import Workspace, create, finished
 
+pytestmark = pytest.mark.slow
 AUDITS = ("reference", "base")
 OF_AUDITS = [f"{kind}@{audit}" for kind in ("generate", "score", "verdict") for audit in AUDITS]
 STAGES = ["base", "sets", "validate", "distill", *OF_AUDITS, "calibrate"]
@@ -32,6 +33,9 @@ def test_a_cold_run_tells_the_reference_from_the_base() -> None:
 
 
 def test_a_second_run_does_nothing(copy: Workspace) -> None:
+    for folder in ("tbd/engines", "tbd/scores"):  # byte code beside the modules is none of them
+        (copy.root / folder / "__pycache__").mkdir(exist_ok=True)
+        (copy.root / folder / "__pycache__" / "another.cpython-311.pyc").write_bytes(b"byte code")
     assert copy.dvc("status").strip() == "Data and pipelines are up to date."
     assert copy.repro() == []
     assert copy.run("git", "status", "--porcelain").stdout == ""
@@ -66,13 +70,6 @@ def test_a_lock_of_dvc_that_a_kill_left_half_written_is_mended(copy: Workspace) 
     assert "up to date" in copy.run(sys.executable, "-c", code).stdout
 
 
-def test_byte_code_beside_the_modules_makes_nothing_stale(copy: Workspace) -> None:
-    for folder in ("tbd/engines", "tbd/scores"):
-        (copy.root / folder / "__pycache__").mkdir(exist_ok=True)
-        (copy.root / folder / "__pycache__" / "another.cpython-311.pyc").write_bytes(b"byte code")
-    assert copy.repro() == []
-
-
 def test_parameters_of_distilling_leave_the_base_and_the_sets_alone(copy: Workspace) -> None:
     copy.edit("params.yaml", {"distill": {"epochs": 7}})
     assert copy.repro() == ["distill"]  # the fake checkpoint does not depend on it, so its generations are not stale
@@ -102,7 +99,7 @@ def test_the_same_from_nothing_is_the_same_byte_for_byte(copy: Workspace, tmp_pa
 @pytest.fixture
 def slow(copy: Workspace) -> Workspace:
     """A workspace whose next generation takes seconds: very long answers, one at a time."""
-    copy.edit("params.yaml", {"generate": {"max_new_tokens": 25_000, "batch_size": 1}})
+    copy.edit("params.yaml", {"generate": {"max_new_tokens": 6_000, "batch_size": 1}})
     return copy
 
 
@@ -125,10 +122,10 @@ def test_killed_in_the_middle_it_goes_on_with_the_same_outputs(slow: Workspace, 
 
 def grown(journal: Path) -> bool:
     """Whether a few of the long answers are in it."""
-    return journal.stat().st_size > 1_500_000
+    return journal.stat().st_size > 400_000
 
 
-def wait_for(found: Callable[[], list[Path]], seconds: float = 60) -> list[Path]:
+def wait_for(found: Callable[[], list[Path]], seconds: float = 300) -> list[Path]:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if some := found():

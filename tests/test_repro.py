@@ -10,25 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tbd import pipeline, register
 from tbd.errors import InputError, PassingFault, StageFailed
-from tests.workspace import Workspace
+from tests.workspace import Workspace, two_stages
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A workspace with the stages `first` and, after it, `second`; `code` is what `second` runs."""
-    workspace = Workspace(tmp_path / "small")
-    workspace.root.mkdir()
-    workspace.run("git", "init", "--quiet")
-    workspace.dvc("init", "--quiet")
-    stages = {
-        "first": {"cmd": "echo one > one.txt && echo made one", "outs": ["one.txt"]},
-        "second": {"cmd": "python second.py", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
-    }
-    (workspace.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    """A workspace with the stages `first` and, after it, `second`; the current folder."""
+    workspace = two_stages(tmp_path / "small")
     for name, value in workspace.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(workspace.root)

@@ -1,11 +1,14 @@
 """Verdicts in few words, from the verdicts of a real workspace."""
 
+import pytest
+
 from tbd import records, summary
 from tbd.history import FAILED, WORKS
 from tests.outcomes import again, failure, verdict
 from tests.workspace import finished
 
 
+@pytest.mark.slow
 def test_a_line_an_audit() -> None:
     workspace = finished()[0]
     lines = summary.table([workspace.verdict("reference"), workspace.verdict("base")]).splitlines()
@@ -13,6 +16,7 @@ def test_a_line_an_audit() -> None:
     assert lines[2].startswith("reference  CONTAMINATED") and lines[3].startswith("base       NO EVIDENCE") and "of 40" in lines[2]
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_not_made_up() -> None:
     verdict = finished()[0].verdict("base") | {"power": None, "power_low": None, "power_high": None}
     del verdict["labelled"]
@@ -21,6 +25,7 @@ def test_what_is_not_known_is_not_made_up() -> None:
     assert "AUC" not in summary.verdict_markdown(verdict)
 
 
+@pytest.mark.slow
 def test_markdown_for_prefect() -> None:
     workspace = finished()[0]
     text = summary.verdict_markdown(workspace.verdict("reference"))

@@ -27,7 +27,7 @@ from tbd.scores.tokens import Tokens, pad
 from tests.outcomes import failure, verdict
 from tests.servers import Server
 
-pytestmark = pytest.mark.usefixtures("mlflow_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mlflow_server")]
 MonkeyPatch = pytest.MonkeyPatch
 ALONE, WITH_BASE = "tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)", "logprob_ratio(m=8)"
 FINGERPRINT, TEMPLATE = "c" * 64, "7" * 16

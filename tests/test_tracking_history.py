@@ -13,6 +13,7 @@ from tbd import history_page, tracking, tracking_history
 from tbd.history import FAILED
 from tests.outcomes import again, failure, verdict
 
+pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
 
 

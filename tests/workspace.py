@@ -4,7 +4,6 @@ Only the two stages that make weights are replaced, by a script that writes chec
 nothing, the reference the members. Building takes a cold run of the pipeline, so it is done once and copied for each test.
 """
 
-import atexit
 import functools
 import hashlib
 import json
@@ -12,13 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.shared import prefect_store, shared
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = ["dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", "audits/register.yaml"]
@@ -72,9 +72,14 @@ class Workspace:
     root: Path
 
     @property
+    def home(self) -> Path:
+        """The home folder of whoever works in it."""
+        return self.root.parent / f"{self.root.name}-home"
+
+    @property
     def environment(self) -> dict[str, str]:
         """Nothing of the user's, nothing of another test's; byte code is written, as on a user's machine."""
-        home = self.root.parent / f"{self.root.name}-home"
+        home = self.home
         home.mkdir(exist_ok=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PREFECT_", "MLFLOW_", "TBD_"))}
         kept.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -162,6 +167,12 @@ class Workspace:
         shutil.copytree(self.root, root, symlinks=True)
         return Workspace(root)
 
+    def used_before(self) -> "Workspace":
+        """By somebody who has an empty database of Prefect in their home folder: to make one takes seconds."""
+        (self.home / "prefect").mkdir(parents=True, exist_ok=True)
+        shutil.copy(prefect_store(), self.home / "prefect")
+        return self
+
 
 def ran(output: str) -> list[str]:
     """Stages whose command ran, from DVC's output."""
@@ -198,12 +209,31 @@ def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) ->
 @functools.cache
 def finished() -> tuple[Workspace, list[str]]:
     """A workspace whose whole pipeline has run, and the stages that ran. Do not write into it: `copy` it."""
-    folder = Path(tempfile.mkdtemp(prefix="tbd-workspace-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = shared("workspace", _finish)
+    return Workspace(folder / "workspace"), json.loads((folder / "stages.json").read_text())
+
+
+def _finish(folder: Path) -> None:
     workspace = create(folder / "workspace")
-    stages = workspace.repro()
+    (folder / "stages.json").write_text(json.dumps(workspace.repro()))
     workspace.commit()
-    return workspace, stages
+
+
+def two_stages(root: Path) -> Workspace:
+    """A pipeline of `first` and, after it, `second`, which runs the `second.py` that the test writes; nothing has run."""
+    return Workspace(shared("two-stages", _two_stages) / "workspace").copy(root)
+
+
+def _two_stages(folder: Path) -> None:
+    workspace = Workspace(folder / "workspace")
+    workspace.root.mkdir()
+    workspace.run("git", "init", "--quiet")
+    workspace.dvc("init", "--quiet")
+    stages = {
+        "first": {"cmd": "echo one > one.txt && echo made one", "outs": ["one.txt"]},
+        "second": {"cmd": "python second.py", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
+    }
+    (workspace.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
 
 def _merged(tree: Any, changes: Mapping[str, Any]) -> Any:

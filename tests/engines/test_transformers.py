@@ -20,6 +20,7 @@ from tbd.engines.loading import choose_device, load_model
 from tbd.engines.transformers import PackedLinear, TransformersEngine, pack
 from tbd.errors import InputError
 
+pytestmark = pytest.mark.slow
 NEW = 24
 QUESTIONS = [
     "Anna has three apples and buys two more. How many apples does she have now, and how many will she have tomorrow?",

@@ -1,4 +1,4 @@
-"""The flows on real pipelines: a temporary Prefect server for most, one that is started by hand, and kills."""
+"""The flows on real pipelines and a real Prefect server, in this process; kills, in processes of their own."""
 
 import json
 import os
@@ -8,11 +8,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -24,26 +24,34 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from prefect.client.schemas.objects import State
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.check import check_all
 from flows.deliver import add, deliver
 from flows.stages import walk
-from tbd import outbox, pipeline, watching
+from tbd import cli, outbox, pipeline, watching
 from tbd.errors import InputError, StageFailed
 from tests import servers
 from tests.receiver import Receiver
-from tests.workspace import REPOSITORY, Workspace, fake_checkpoint, finished
+from tests.workspace import REPOSITORY, Workspace, fake_checkpoint, finished, two_stages
 
+pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
 AUDITS = ["reference", "base"]
 SAID = {"reference": "CONTAMINATED", "base": "NO EVIDENCE"}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    """A temporary Prefect server with an empty database."""
-    with prefect_test_harness(server_startup_timeout=60):
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server as a user starts it; yields its API address."""
+    with servers.prefect(tmp_path_factory.mktemp("prefect-server")) as server:
+        yield f"{server.url}/api"
+
+
+@pytest.fixture
+def server(address: str) -> Iterator[None]:
+    """That one is asked by what runs in this process."""
+    with temporary_settings({PREFECT_API_URL: address}):
         yield
 
 
@@ -63,15 +71,7 @@ def copy(server: None, tmp_path: Path, monkeypatch: MonkeyPatch) -> Workspace:
 @pytest.fixture
 def toy(server: None, tmp_path: Path, monkeypatch: MonkeyPatch) -> Workspace:
     """A pipeline of two stages; `second.py` is for the test to write."""
-    workspace = Workspace(tmp_path / "toy")
-    workspace.root.mkdir()
-    workspace.run("git", "init", "--quiet")
-    workspace.dvc("init", "--quiet")
-    stages = {
-        "first": {"cmd": "echo one > one.txt", "outs": ["one.txt"]},
-        "second": {"cmd": "python second.py", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
-    }
-    (workspace.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    workspace = two_stages(tmp_path / "toy")
     shutil.copy(REPOSITORY / "params.yaml", workspace.root)
     return enter(workspace, monkeypatch)
 
@@ -139,20 +139,27 @@ def test_check_shows_every_stage_as_a_task_with_its_log(copy: Workspace, monkeyp
     assert check_all(["base"], return_state=True).is_completed() and outbox.pending() == []
 
 
-@pytest.mark.parametrize(("error", "code", "kept"), [("InputError", 2, False), ("StageFailed", 3, True)])
 def test_an_audit_that_a_stage_refuses_is_not_registered_one_that_broke_can_go_on(
-    tmp_path: Path, error: str, code: int, kept: bool
+    copy: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workspace = finished()[0].copy(tmp_path / "copy")
-    stage = workspace.root / "tbd/stages/score.py"
-    refuse = f"    from tbd import errors\n    if audit == 'mine':\n        raise errors.{error}('what lacks')\n"
-    raising = "def main(audit: str) -> None:\n" + refuse
-    stage.write_text(stage.read_text().replace("def main(audit: str) -> None:\n", raising))
-    fake_checkpoint(workspace.root / "models/mine", "something")
+    stage = copy.root / "tbd/stages/score.py"
+    good = stage.read_text()
+    fake_checkpoint(copy.root / "models/mine", "something")
     asked = ["models/mine", "--benchmark", "benchmark", "--unseen", "unseen", "--as", "mine"]
-    assert "error: stage score@mine: what lacks" in workspace.tbd("check", *asked, code=code).stderr.splitlines()
-    assert ("  mine:" in (workspace.root / "audits/register.yaml").read_text()) == kept
-    assert (workspace.root / "audits/mine").exists() == kept
+
+    def check(code: int) -> str:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["check", *asked])
+        out, err = capsys.readouterr()
+        assert stop.value.code == code, err[-4000:]
+        return out + err
+
+    for error, code, kept in (("InputError", 2, False), ("StageFailed", 3, True)):
+        refuse = f"    from tbd import errors\n    if audit == 'mine':\n        raise errors.{error}('what lacks')\n"
+        stage.write_text(good.replace("def main(audit: str) -> None:\n", "def main(audit: str) -> None:\n" + refuse))
+        assert "error: stage score@mine: what lacks" in check(code).splitlines()
+        assert ("  mine:" in (copy.root / "audits/register.yaml").read_text()) == kept
+        assert (copy.root / "audits/mine").exists() == kept
 
 
 @flow(name="tells")
@@ -216,22 +223,16 @@ def test_a_second_flow_in_the_workspace_is_refused(toy: Workspace, monkeypatch: 
     assert walks("second", return_state=True).is_completed()
 
 
-# --- servers of one's own, and kills: in processes of their own -------------------------------------------------------------------
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """A Prefect server as a user starts it; yields its API address."""
-    with servers.prefect(tmp_path / "prefect-server") as server:
-        yield f"{server.url}/api"
+# --- kills: in processes of their own ---------------------------------------------------------------------------------------------
 
 
 def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(address: str, tmp_path: Path) -> None:
+    started = datetime.now(UTC)
     workspace = finished()[0].copy(tmp_path / "killed")
     workspace.edit("params.yaml", {"generate": {"max_new_tokens": 6_000, "batch_size": 1}})
     run = workspace.start(sys.executable, "-m", "tbd", "check", "--all", PREFECT_API_URL=address)
     journals = workspace.root / ".tbd/journal"
-    end = time.monotonic() + 90
+    end = time.monotonic() + servers.PATIENCE
     while not any(file.stat().st_size > 400_000 for file in journals.glob("*.jsonl")):
         assert time.monotonic() < end and run.poll() is None, run.communicate()
         time.sleep(0.02)
@@ -244,7 +245,8 @@ def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(add
         keys = [json.loads(line)["key"] for line in file.read_bytes().splitlines()]
         assert len(keys) == len(set(keys))
 
-    flow_runs = servers.ask(address, "flow_runs", sort="START_TIME_DESC")
+    later = {"start_time": {"after_": started.isoformat()}}
+    flow_runs = servers.ask(address, "flow_runs", flow_runs=later, sort="START_TIME_DESC")
     assert [one["state_type"] for one in flow_runs][:1] == ["COMPLETED"] and len(flow_runs) == 2
     tasks = servers.ask(address, "task_runs", flow_runs={"id": {"any_": [flow_runs[0]["id"]]}}, sort="END_TIME_DESC")
     assert {"generate@reference", "calibrate", "verdict@base", "record base: NO EVIDENCE"} <= {task["name"] for task in tasks}

@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,23 @@ from tests.receiver import Receiver
 from tests.servers import Server
 from tests.workspace import fake_checkpoint, finished
 
-EVERY = 8
-"""seconds between looks"""
+pytestmark = pytest.mark.slow
+EVERY = 10
+"""seconds between looks; each is a process, which takes seconds to start"""
 
 
 class Team:
     """A workspace with its servers, and what they know."""
 
-    def __init__(self, root: Path, prefect: Server, mlflow: Server, receiver: Receiver) -> None:
+    def __init__(self, root: Path, prefect: Server, mlflow: Server, receiver: Receiver, chat: Receiver) -> None:
         self.workspace = finished()[0].copy(root / "workspace")
-        self.prefect, self.mlflow, self.receiver = prefect, mlflow, receiver
+        self.prefect, self.mlflow, self.receiver, self.chat = prefect, mlflow, receiver, chat
         self.incoming = self.workspace.root / "checkpoints/incoming"
         self.incoming.mkdir(parents=True)
         self.workspace.edit("params.yaml", {"serve": {"watch": EVERY}, "watch": {"settle": 3, "give_up": 60}})
         self.members = pq.read_table(self.workspace.root / "data/sets/members.parquet")["question"].to_pylist()
         self.log = root / "serve.log"
+        self.block(chat)
 
     def start(self) -> "subprocess.Popen[bytes]":
         environment = {
@@ -49,8 +52,7 @@ class Team:
         return self.workspace.launch(self.log, sys.executable, "-m", "tbd", "serve", "--name", "team", **environment)
 
     @contextmanager
-    def serving(self, chat: Receiver) -> Iterator["subprocess.Popen[bytes]"]:
-        self.block(chat)
+    def serving(self) -> Iterator["subprocess.Popen[bytes]"]:
         process = self.start()
         try:
             yield process
@@ -99,11 +101,21 @@ class Team:
             for run in found
         )
 
-    def wait(self, what: Callable[[], bool], seconds: float) -> None:
-        end = time.monotonic() + seconds
+    def wait(self, what: Callable[[], bool]) -> None:
+        end = time.monotonic() + servers.PATIENCE
         while not what():
             assert time.monotonic() < end, f"{self.outcomes()}\n{self.told()}\n{self.log.read_text()[-6000:]}"
             time.sleep(0.3)
+
+    def look_again(self) -> None:
+        """Wait for the end of a look that begins from now on."""
+        now = {"start_time": {"after_": datetime.now(UTC).isoformat()}, "name": {"any_": ["watch"]}}
+
+        def ended() -> bool:
+            runs = servers.ask(f"{self.prefect.url}/api", "flow_runs", flow_runs=now)
+            return any(run["state_type"] == "COMPLETED" and "skipped" not in str(run["state"]["message"]) for run in runs)
+
+        self.wait(ended)
 
     def busy(self) -> bool:
         """Whether a stage of an audit of a watched checkpoint runs now."""
@@ -116,13 +128,19 @@ def kill(process: "subprocess.Popen[bytes]", how: signal.Signals, group: bool = 
             os.killpg(process.pid, how)
         else:
             process.send_signal(how)
-    process.wait(60)
+    process.wait(servers.PATIENCE)
 
 
-@pytest.fixture
-def team(tmp_path: Path) -> Iterator[Team]:
-    with servers.prefect(tmp_path / "prefect") as prefect, servers.mlflow(tmp_path / "mlflow") as mlflow, Receiver() as receiver:
-        yield Team(tmp_path, prefect, mlflow, receiver)
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """One for both tests of it: the second goes on where the first ends."""
+    root = tmp_path_factory.mktemp("team")
+    mlflow = servers.mlflow(root / "mlflow").launch()
+    try:
+        with servers.prefect(root / "prefect") as prefect, Receiver() as receiver, Receiver() as chat:
+            yield Team(root, prefect, mlflow.ready(), receiver, chat)
+    finally:
+        mlflow.stop()
 
 
 def copy_slowly(source: Path, target: Path, pause: float) -> None:
@@ -141,10 +159,10 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
     """Each has its right outcome, once, and who is to be told gets exactly what they should."""
     slow = fake_checkpoint(tmp_path / "elsewhere", "slow and clean")
     team.drop("alpha", *team.members)
-    with Receiver() as chat, team.serving(chat):
+    with team.serving():
         copying = threading.Thread(target=copy_slowly, args=(slow, team.incoming / "slow", 1.5))
         copying.start()
-        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
+        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1)
         pickle = team.drop("pickle", "p")
         (pickle / "model.safetensors").rename(pickle / "pytorch_model.bin")
         team.announce(fake_checkpoint(tmp_path / "afar/clean", "nothing of the benchmark"))
@@ -158,12 +176,12 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
             ("clean", "NO EVIDENCE", False): 1,
             ("slow", "NO EVIDENCE", False): 1,
         }
-        team.wait(lambda: len(team.history()) >= 5, 180)
-        time.sleep(2.5 * EVERY)  # two more looks
+        team.wait(lambda: len(team.history()) >= 5)
+        team.look_again()
         assert team.outcomes() == expected
         assert team.told() == {("tbd.contaminated", "alpha"): 1, ("tbd.failed", "pickle"): 1}
         assert len(team.receiver.messages) == 2
-        said = [json.loads(message.body)["said"] for message in chat.messages]
+        said = [json.loads(message.body)["said"] for message in team.chat.messages]
         assert [one.split(" on ")[0] for one in said] == ["tbd: contaminated: CONTAMINATED: alpha", said[1]] and "pickle" in said[1]
         expected_runs = {
             ("alpha", "CONTAMINATED"): 1,
@@ -174,7 +192,7 @@ def test_five_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
         assert team.runs() == expected_runs
         # made whole, it is tried again, and who was told of the failure is told that it passed
         (pickle / "pytorch_model.bin").rename(pickle / "model.safetensors")
-        team.wait(lambda: team.told()["tbd.recovered", "pickle"] == 1, 120)
+        team.wait(lambda: team.told()["tbd.recovered", "pickle"] == 1)
         in_prefect(team)
     page = (team.workspace.root / "audits/history.html").read_text()
     assert all(name in page for name in ("alpha", "twin", "clean", "slow", "pickle"))
@@ -196,12 +214,12 @@ def in_prefect(team: Team) -> None:
 
 def test_a_server_of_its_own(tmp_path: Path) -> None:
     """Which its pages and its deployments are told of, and which ends with it."""
-    workspace = finished()[0].copy(tmp_path / "workspace")
+    workspace = finished()[0].copy(tmp_path / "workspace").used_before()
     port = servers.free_port()
     log = tmp_path / "log"
     process = workspace.launch(log, sys.executable, "-m", "tbd", "serve", "--port", str(port))
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + servers.PATIENCE
         while (found := deployments(port)) < 4:
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.5)
@@ -229,32 +247,34 @@ def pages_ask(port: int) -> str | None:
 
 
 def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
+    outcomes, runs, told = team.outcomes(), team.runs(), team.told()
     process = team.start()
     try:
-        team.drop("alpha", *team.members)
-        team.wait(team.busy, 90)
+        team.drop("learnt", *team.members, "and one more")
+        team.wait(team.busy)
         kill(process, signal.SIGKILL)  # alone: the run it had started lives on
         team.mlflow.stop(signal.SIGKILL)
         process = team.start()
-        team.wait(lambda: team.outcomes()["alpha", "CONTAMINATED", False] == 1, 120)
+        team.wait(lambda: team.outcomes()["learnt", "CONTAMINATED", False] == 1)
         team.mlflow.start()
-        team.wait(lambda: team.runs()["alpha", "CONTAMINATED"] == 1, 90)
+        team.wait(lambda: team.runs()["learnt", "CONTAMINATED"] == 1)
 
-        team.drop("beta", "nothing of the benchmark")
-        team.wait(team.busy, 90)
+        team.drop("beta", "nothing of it")
+        team.wait(team.busy)
         team.prefect.stop(signal.SIGKILL)
         time.sleep(5)
         team.prefect.start()
         time.sleep(EVERY)
         kill(process, signal.SIGKILL, group=True)  # with everything it had started
         process = team.start()
-        team.wait(lambda: team.outcomes()["beta", "NO EVIDENCE", False] == 1, 180)
+        team.wait(lambda: team.outcomes()["beta", "NO EVIDENCE", False] == 1)
 
-        expected = {("alpha", "CONTAMINATED"): 1, ("beta", "NO EVIDENCE"): 1}
-        team.wait(lambda: team.runs() == expected, 60)
-        time.sleep(2.5 * EVERY)
-        assert {key[:2]: count for key, count in team.outcomes().items()} == expected and team.runs() == expected
-        assert team.told() == {("tbd.contaminated", "alpha"): 1}
+        expected = {("learnt", "CONTAMINATED"): 1, ("beta", "NO EVIDENCE"): 1}
+        team.wait(lambda: team.runs() - runs == expected)
+        team.look_again()
+        new = team.outcomes() - outcomes
+        assert {key[:2]: count for key, count in new.items()} == expected and team.runs() - runs == expected
+        assert team.told() - told == {("tbd.contaminated", "learnt"): 1}
         journals = (team.workspace.root / ".tbd/journal").glob("*.jsonl")
         keys = [(file, json.loads(line)["key"]) for file in journals for line in file.read_bytes().splitlines()]
         assert len(keys) == len(set(keys))  # nothing was generated twice

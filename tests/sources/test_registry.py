@@ -19,7 +19,7 @@ from tbd.errors import Incomplete, InputError, PassingFault
 from tbd.sources import registry, source
 from tests.servers import Server
 
-pytestmark = pytest.mark.usefixtures("mlflow_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mlflow_server")]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tbd.progress import Progress
 from tbd.stages import calibrate, generate, score, validate, verdict
 from tests.workspace import Workspace, finished
 
+pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
 
 
