@@ -10,6 +10,7 @@ from tests.workspace import REPOSITORY
 
 PLUMBING = {
     "tbd/__init__.py",
+    "tbd/ending.py",  # when it stops
     "tbd/environment.py",  # what other tools are told; moves no number
     "tbd/errors.py",
     "tbd/locks.py",  # who may, not what

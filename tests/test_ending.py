@@ -195,7 +195,7 @@ def test_a_stage_ends_with_the_dvc_that_runs_it(
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A finished one in which `calibrate` is stale."""
     copy = finished()[0].copy(tmp_path_factory.mktemp("ending") / "workspace")
-    copy.edit("params.yaml", {"calibrate": {"bootstrap": 90}})
+    copy.edit("params.yaml", {"calibrate": {"bootstrap": 150}})
     return copy
 
 

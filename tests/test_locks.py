@@ -10,7 +10,7 @@ import pytest
 from tbd import locks
 from tests.workspace import REPOSITORY
 
-STAGE = "from tbd import stages\nstages.run(lambda: print('runs', flush=True), device=True)"
+STAGE = "from tbd import stages\nstages.run(lambda progress: print('runs', flush=True), device=True)"
 HOLDS = "import time\nfrom tbd import locks\nwith locks.device(1):\n    print('held', flush=True)\n    time.sleep(120)"
 
 

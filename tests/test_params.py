@@ -21,6 +21,7 @@ TREE: dict[str, Any] = {
         "weight_decay": 0.0001,
         "batch_size": 4,
         "max_tokens": 512,
+        "trained_layers": None,
         "dtype": "auto",
         "seed": 0,
     },
