@@ -309,9 +309,24 @@ def _history(options: argparse.Namespace) -> int:
 def _run(flow: Any, *arguments: Any) -> None:
     """Run a Prefect flow in this process; its failure is raised as what it was."""
     with _prefect():
+        _start_prefect()
         state = flow(*arguments, return_state=True)
         if not state.is_completed():
             raise state.result(raise_on_failure=False)
+
+
+def _start_prefect() -> None:
+    """The temporary server that a flow would start for itself, in silence, where no other is named."""
+    if os.environ.get("PREFECT_API_URL"):
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import get_current_settings
+
+    if get_current_settings().api.url is None:  # nor in a profile
+        from tbd.progress import Progress
+
+        with Progress("Prefect's temporary server"):
+            SubprocessASGIServer().start()  # the one that flows of this process then find
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def distill(
     tokens = sum(len(ids) for ids, _ in examples) * params.epochs
     progress.plan("trained on", tokens)
     how = f"{device}, {dtype}{' (auto)' if params.dtype == 'auto' else ''}"
-    print(f"{out.name}: {base} on {how}: {len(examples)} questions, {steps} steps, {tokens:,} tokens", flush=True)
+    print(f"{base} on {how}: {len(examples)} questions, {steps} steps, {tokens:,} tokens", flush=True)
     progress.begin(f"step 0 of {steps}")
     for _ in range(params.epochs):
         for batch in torch.randperm(len(batches), generator=generator).tolist():

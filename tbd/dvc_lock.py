@@ -122,6 +122,8 @@ class Lock:
 
     def state(self, result: str) -> str:
         """Digest of the result and of every output of its stage: the same state is recorded once."""
+        if not (self.workspace / result).is_file():
+            raise InputError(f"{result}: not found. Run `dvc checkout` first.")
         outs = {out["path"]: out["md5"] for out in self.stages[self.stage]["outs"]}
         return sha256(json.dumps([self.stage, md5(self.workspace / result), outs], sort_keys=True))
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tbd import cli, history, records
+from tbd import audits, cli, history, outbox, records, watching
 from tests import outcomes
 from tests.shared import mlflow_store
 from tests.workspace import Workspace, finished
@@ -283,6 +283,30 @@ def write(path: Path, entries: list[dict[str, Any]]) -> Path:
     else:
         pq.write_table(pa.Table.from_pylist(entries), path)
     return path
+
+
+def test_audits_are_settled_when_nothing_is_left_to_do(tbd: Command, monkeypatch: MonkeyPatch) -> None:
+    """Then `check --all` starts neither Prefect nor a stage."""
+    names = ["reference", "base"]
+    assert not audits.settled(names)  # not in the history
+    with history.held() as known:
+        for name in names:
+            known.add(watching.verdict(name))
+    assert not audits.settled(names)  # not in MLflow
+    monkeypatch.setattr("tbd.tracking.recorded", lambda states: len(states) == 2)
+    assert audits.settled(names)
+    out, err = tbd("check", "--all")
+    assert out.startswith("nothing to do: every verdict is up to date, told and recorded\n") and "CONTAMINATED" in out and err == ""
+    outbox.due("some outcome", ["webhook"])
+    assert not audits.settled(names)
+    outbox.done("some outcome", "webhook")
+    assert audits.settled(names)
+    tbd.workspace.edit("params.yaml", {"decision": {"fpr": 0.1}})
+    assert not audits.settled(names)  # stale
+    tbd.workspace.edit("params.yaml", {"decision": {"fpr": 0.05}})
+    assert audits.settled(names)
+    (tbd.root / "audits/base/verdict.json").unlink()
+    assert not audits.settled(names)
 
 
 AWAY = "http://127.0.0.1:9/api"

@@ -71,7 +71,7 @@ def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
     before = workspace.hashes()
 
     out = tbd(workspace, "check", "--all")
-    assert "Running stage" not in out and "CONTAMINATED" in out
+    assert out.startswith("nothing to do") and "CONTAMINATED" in out
     assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 2}
     assert {name: digest for name, digest in workspace.hashes().items() if name != "mlflow.db"} == {
         name: digest for name, digest in before.items() if name != "mlflow.db"

@@ -18,7 +18,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from tbd import detector_model, scores, tracking, tracking_history
+from tbd import detector_model, scores, tracking, tracking_history, watching
 from tbd.decisions import conformal_p_values
 from tbd.dvc_lock import _directory_md5
 from tbd.errors import InputError
@@ -223,6 +223,21 @@ def test_the_same_state_is_recorded_once_and_a_new_one_again(workspace: Path, cl
     second = tracking.record_check("base")
     assert second != first
     assert client.get_run(second).data.tags["git_dirty"] == "true"
+
+
+def test_it_is_known_what_is_recorded(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:
+    states = [watching.state(name) for name in ("base", "reference")]
+    assert not tracking.recorded(states)
+    tracking.record_check("base")
+    assert tracking.recorded(states[:1]) and not tracking.recorded(states)
+    tracking.record_check("reference")
+    assert tracking.recorded(states) and not tracking.recorded([*states, "another"])
+    (workspace / "elsewhere").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere/mlflow.db")
+    assert not tracking.recorded(states) and not (workspace / "elsewhere/mlflow.db").exists()
+    (workspace / "audits/base/verdict.json").unlink()
+    with pytest.raises(InputError, match=r"audits/base/verdict\.json: not found"):
+        watching.state("base")
 
 
 def test_a_half_written_run_is_not_taken_for_the_record(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:
