@@ -317,12 +317,12 @@ def _run(flow: Any, *arguments: Any) -> None:
 
 def _start_prefect() -> None:
     """The temporary server that a flow would start for itself, in silence, where no other is named."""
-    if os.environ.get("PREFECT_API_URL"):
-        return
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import get_current_settings
 
-    if get_current_settings().api.url is None:  # nor in a profile
+    settings = get_current_settings()
+    if settings.api.url is None and settings.server.ephemeral.enabled:
+        from prefect.server.api.server import SubprocessASGIServer
+
         from tbd.progress import Progress
 
         with Progress("Prefect's temporary server"):

@@ -17,7 +17,7 @@ from tests.workspace import Workspace, create
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
     "sets": {"members": 16, "others": 16, "unseen": 40},
-    "distill": {"epochs": 40, "learning_rate": 0.003, "batch_size": 4},
+    "distill": {"epochs": 40, "learning_rate": 0.003, "batch_size": 4, "trained_layers": None},
     "generate": {"device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
     "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": 20}}},
     "calibrate": {"bootstrap": 100},
