@@ -166,12 +166,16 @@ def _journalled(
     """
     step = progress.doing
     names = [sha256(json.dumps(key(batch))) for batch in batches]
+    total, known = sum(map(len, batches)), 0
     for batch, name in zip(batches, names, strict=True):
         if name in journal.done:
             skip(batch)
+            known += len(batch)
+    if known:
+        print(f"{step}: {known} of {total} questions from the journal", flush=True)
     values: dict[int, Any] = {}
     for batch, name in zip(batches, names, strict=True):
-        progress.doing = f"{step}, {len(values)} of {sum(map(len, batches))} questions"
+        progress.doing = f"{step}, {len(values)} of {total} questions"
         if name not in journal.done:
             found = _in_parts(run, batch)
             journal.add(name, [found[row] for row in batch])

@@ -113,7 +113,7 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
     columns = ["--column", "prompt", "--label-column", "seen", "--reasoning-column", "trace", "--answer-column", "final"]
     assert "20 questions" in tbd(workspace, "import", "exam", str(tmp_path / "exam.jsonl"), *columns)
     out = tbd(workspace, "distill", "--base", "checkpoints/base", "--set", "exam", "--out", "models/mine", "--epochs", "40")
-    assert "distilling on 10 questions" in out  # label 0 is left out
+    assert ": 10 questions, " in out  # label 0 is left out
 
     check = ["check", "models/mine", "--base", "checkpoints/base", "--benchmark", "exam", "--unseen", "unseen"]
     tbd(workspace, *check, "--fail-on", "contaminated", code=1)
