@@ -71,7 +71,8 @@ def test_two_looks_at_once_audit_each_benchmark_once_and_generate_the_unseen_ans
         ("candidate/1", "benchmark", "NO EVIDENCE", True),
         ("candidate/1", "second", "NO EVIDENCE", True),
     ]
-    assert sum(" - answers to unseen: 40 of 40 questions from the journal" in line for text in printed for line in text.splitlines()) == 1
+    told = [line for text in printed for line in text.splitlines()]
+    assert sum(" - answers to unseen: 40 of 40 questions from the journal" in line for line in told) == 1
     keys = [
         (file, json.loads(line)["key"])
         for file in (workspace.root / ".tbd/journal").glob("*.jsonl")
