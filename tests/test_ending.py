@@ -144,11 +144,18 @@ demo:
 """
 
 
+HEARS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script that starts the tests with `&` would have make ignore it
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("how", [INT, TERM, HUP])
 def test_a_command_ends_with_make(folder: Workspace, start: Callable[..., Started], how: signal.Signals) -> None:
     """Which tells it of SIGTERM only."""
     (folder.root / "Makefile").write_text(MAKEFILE)
-    make = start(folder, "make", "demo", PYTHONPATH=str(REPOSITORY))
+    make = start(folder, sys.executable, "-c", HEARS, "make", "demo", PYTHONPATH=str(REPOSITORY))
     make.says("ready")
     time.sleep(1)  # it has looked at make once
     assert make.end(how) != 0
