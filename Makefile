@@ -1,4 +1,4 @@
-# make demo: the whole default workflow on a fresh machine.  make test: the tests.  make quick: those of a minute.  All make their own environment first.
+# make demo: the whole default workflow on a fresh machine.  make test: the tests.  make quick: those without servers and models.  All make their own environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
