@@ -16,8 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from tbd import faster_dvc, history, params, register, watching
+from tbd import history, params, register
+from tbd.pipeline import faster_dvc
 from tbd.sources.folder import Folder
+from tbd.watch import decide as watching
 from tests.workspace import Workspace, create, fake_checkpoint
 
 INCOMING = Path("checkpoints/incoming")

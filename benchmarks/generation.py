@@ -19,13 +19,15 @@ from typing import Any
 import psutil
 import torch
 
-from tbd import generation, params, records, register
-from tbd.engines import Prompt
-from tbd.engines.loading import Prompter, choose_device, choose_dtype, load_model
-from tbd.engines.transformers import TransformersEngine
+from tbd import params, records
+from tbd.checkpoints.loading import Prompter, choose_device, choose_dtype, load_model
+from tbd.generation import units as generation
+from tbd.generation.engines import Prompt
+from tbd.generation.engines.transformers import TransformersEngine
+from tbd.workspace import set_path
 
 CHECKPOINT = Path("checkpoints/base")
-QUESTIONS = register.set_path("unseen")
+QUESTIONS = set_path("unseen")
 PLAIN_BATCH = 16
 
 

@@ -8,16 +8,21 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.hooks import TOLD
 from flows.stages import walk
-from tbd import pipeline, records, summary, tracking
+from tbd import records
+from tbd.mlflow_store import TrackingDown
+from tbd.pipeline.workspace_lock import workspace
+from tbd.report import summary
+from tbd.tracking import runs
+from tbd.workspace import DETECTOR
 
 
 @flow(name="calibrate", flow_run_name="calibrate", **TOLD)
 def calibrate() -> None:
     """Plant contamination in the reference, choose the detector on it and measure it. Only what is stale runs."""
-    with pipeline.workspace(get_run_logger().info, math.inf):
+    with workspace(get_run_logger().info, math.inf):
         walk("calibrate")
         record_calibration()
-        detector = records.read_json(records.DETECTOR)
+        detector = records.read_json(DETECTOR)
     create_markdown_artifact(summary.detector_markdown(detector), key="detector", description="The chosen detector")
 
 
@@ -26,8 +31,8 @@ def record_calibration() -> str | None:
     """Record the detector in MLflow; the run's id, or None if MLflow is down, which does not lose the result."""
     logger = get_run_logger()
     try:
-        run = tracking.record_calibration()
-    except tracking.TrackingDown as error:
+        run = runs.record_calibration()
+    except TrackingDown as error:
         logger.warning("%s Everything is on disk: `tbd record` records it when MLflow is back.", error)
         return None
     logger.info("recorded in MLflow: %s", run)

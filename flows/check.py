@@ -1,4 +1,4 @@
-"""The flows `check` and `check-all`: verdicts on a checkpoint, and on every audit of the register."""
+"""The flows `check` and `check-all`: verdicts on a checkpoint, and on every audit."""
 
 import math
 import shutil
@@ -10,11 +10,16 @@ from pydantic import Field
 from flows.deliver import add, deliver
 from flows.hooks import TOLD
 from flows.stages import walk
-from tbd import audits, history, outbox, pipeline, register, watching
-from tbd.errors import InputError, PassingFault, StageFailed
-from tbd.judged import AUDITS
-from tbd.register import Audit
+from tbd import audits, history
+from tbd.audits import Audit
+from tbd.commands import checks
+from tbd.errors import InputError, StageFailed, TransientFault
+from tbd.history import outbox
+from tbd.pipeline import templates
+from tbd.pipeline.workspace_lock import workspace
 from tbd.sources import Found
+from tbd.watch import outcomes
+from tbd.workspace import AUDITS
 
 
 @flow(name="check", flow_run_name="check {checkpoint} on {benchmark}", **TOLD)
@@ -37,8 +42,8 @@ def check(
         audit: Name of the audit; made of the checkpoint and the benchmark if left empty.
         fpr: A question is flagged at this false-positive rate; decision.fpr of params.yaml if left empty.
     """
-    with pipeline.workspace(get_run_logger().info, math.inf):
-        name, entry = audits.prepare(checkpoint, benchmark, unseen, base, audit, fpr)
+    with workspace(get_run_logger().info, math.inf):
+        name, entry = checks.prepare(checkpoint, benchmark, unseen, base, audit, fpr)
         judge(name, entry)
     deliver()
     return name
@@ -46,8 +51,8 @@ def check(
 
 @flow(name="check-all", flow_run_name="check-all", **TOLD)
 def check_all(names: list[str]) -> None:
-    """Bring the verdicts on these audits of the register up to date. Only what is stale runs."""
-    with pipeline.workspace(get_run_logger().info, math.inf):
+    """Bring the verdicts on these audits up to date. Only what is stale runs."""
+    with workspace(get_run_logger().info, math.inf):
         walk(*(f"verdict@{name}" for name in names))
         for name in names:
             _noted(name, None)
@@ -57,18 +62,17 @@ def check_all(names: list[str]) -> None:
 def judge(name: str, entry: Audit, found: Found | None = None) -> None:
     """Register an audit, run its stages, put its outcome into the history. Raises what stopped it.
 
-    One that is refused is not registered any more: a checkpoint that cannot be audited is no audit. One that broke stays, to go on
+    The folder of one that is refused goes again: a checkpoint that cannot be audited is no audit. One that broke stays, to go on
     when it is asked for again; among those that a look finds (`found`: where it was seen) it goes too, lest it hold up the others.
     """
-    added = name not in register.load()
+    added = name not in audits.names()
     if added:
-        register.add(name, entry)
+        templates.add(name, entry)
     try:
         walk(f"verdict@{name}")
-    except (InputError, StageFailed, PassingFault) as error:
+    except (InputError, StageFailed, TransientFault) as error:
         refused = isinstance(error, InputError) or (isinstance(error, StageFailed) and error.bad_input)
         if (found is not None or (added and refused)) and not (AUDITS / name / "verdict.json").is_file():
-            register.remove(name)
             shutil.rmtree(AUDITS / name, ignore_errors=True)
         raise
     _noted(name, found)
@@ -76,7 +80,7 @@ def judge(name: str, entry: Audit, found: Found | None = None) -> None:
 
 def _noted(name: str, found: Found | None) -> None:
     """Into the history; and recorded in MLflow even if it stood there before, in another clone or with another store."""
-    outcome = add(watching.verdict(name, found or _last_seen(name)))
+    outcome = add(outcomes.verdict(name, found or _last_seen(name)))
     outbox.due(outcome.id, ["mlflow"])
 
 

@@ -14,12 +14,16 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
 from flows.stages import UNREACHABLE, retrying, slug
-from tbd import history, outbox, params, records, register, summary, tracking, tracking_history, watching, webhook
-from tbd.errors import InputError, PassingFault
-from tbd.history import FAILED, History, Outcome
-from tbd.judged import AUDITS
+from tbd import audits, history, params, records
+from tbd.errors import InputError, TransientFault
+from tbd.history import FAILED, History, Outcome, outbox, webhook
 from tbd.locks import locked
-from tbd.report import plain
+from tbd.report import summary
+from tbd.report.text import plain
+from tbd.tracking import history as mlflow_history
+from tbd.tracking import runs
+from tbd.watch import outcomes
+from tbd.workspace import AUDITS
 
 PAGE = AUDITS / "history.html"
 WHOLE = "history"
@@ -39,8 +43,8 @@ def deliver(patient: bool = False) -> None:
     """Make every delivery that is due, a task each. What cannot be made now stays due; `patient`: after retries."""
     with locked(outbox.DELIVERING):
         with history.held() as known:
-            due, outcomes = outbox.pending(), known.outcomes
-        by_id = {outcome.id: outcome for outcome in outcomes}
+            due, everything = outbox.pending(), known.outcomes
+        by_id = {outcome.id: outcome for outcome in everything}
         away: set[str] = set()
         for of, to in due:
             if of not in by_id:  # killed before it was in the history: what happened was noted again, under another id
@@ -49,10 +53,10 @@ def deliver(patient: bool = False) -> None:
                 away.add(to)
         changed = [of for of, to in due if to == WHOLE and of in by_id]
         if changed:
-            from tbd import history_page  # not before the first stage: matplotlib takes most of a second
+            from tbd.report import history_page  # not before the first stage: matplotlib takes most of a second
 
-            history_page.write(PAGE, outcomes)
-            if "mlflow" not in away and record_history(outcomes, return_state=True).is_completed():
+            history_page.write(PAGE, everything)
+            if "mlflow" not in away and record_history(everything, return_state=True).is_completed():
                 for of in changed:
                     outbox.done(of, WHOLE)
 
@@ -68,7 +72,7 @@ def _refused(outcome: Outcome, to: str, patient: bool) -> bool:
         return False
     fault = state.result(raise_on_failure=False)
     logger().warning("%s: not told of %s: %s It stays due.", to, plain(outcome.checkpoint), " ".join(str(fault).split()))
-    return isinstance(fault, PassingFault)
+    return isinstance(fault, TransientFault)
 
 
 def logger() -> Any:
@@ -91,24 +95,24 @@ def _called() -> str:
 def record(outcome: Outcome) -> None:
     """A run in MLflow, and tags on the model version where the checkpoint came from there."""
     if outcome.outcome == FAILED:
-        run = tracking_history.record_failure(outcome, Path())
+        run = mlflow_history.record_failure(outcome, Path())
     else:
         assert outcome.audit is not None
         if _superseded(outcome):
-            logger().warning("not recorded: %s was judged anew since, or taken out of the register", outcome.audit)
+            logger().warning("not recorded: %s was judged anew since, or taken away", outcome.audit)
             return
         try:
-            run = tracking.record_check(outcome.audit)
+            run = runs.record_check(outcome.audit)
         except InputError as error:  # parameters that changed since, files that another process is writing: another time
-            raise PassingFault(str(error)) from None
-    tracking_history.tag_version(outcome.origin, outcome, run, Path())
+            raise TransientFault(str(error)) from None
+    mlflow_history.tag_version(outcome.origin, outcome, run, Path())
     logger().info("recorded in MLflow: %s", run)
 
 
 def _superseded(outcome: Outcome) -> bool:
     """Whether the state that was judged can be recorded no more."""
     try:
-        return outcome.audit not in register.load() or watching.state(str(outcome.audit)) != outcome.state
+        return outcome.audit not in audits.names() or outcomes.state(str(outcome.audit)) != outcome.state
     except InputError:
         return False
 
@@ -126,7 +130,7 @@ def show(outcome: Outcome) -> None:
             summary.standing(History().outcomes)[:SHOWN], key="verdicts", description="Where every checkpoint stands"
         )
     except UNREACHABLE as error:
-        raise PassingFault(f"the Prefect server does not answer ({type(error).__name__}).") from None
+        raise TransientFault(f"the Prefect server does not answer ({type(error).__name__}).") from None
 
 
 @task(name="tell", task_run_name=lambda: f"tell {_called()}", cache_policy=NO_CACHE)
@@ -140,18 +144,18 @@ def tell(outcome: Outcome, to: str) -> None:
     except ValueError as error:
         raise InputError(f"params.yaml: notify.blocks: {to}: {error}") from None
     except UNREACHABLE as error:
-        raise PassingFault(f"block {to}: no answer ({type(error).__name__}).") from None
+        raise TransientFault(f"block {to}: no answer ({type(error).__name__}).") from None
     try:
         with block.raise_on_failure():
             block.notify(body=webhook.text(outcome), subject=f"tbd: {history.event(outcome)}")
     except Exception as error:  # as many kinds as blocks, and some name the address, which is a secret
-        raise PassingFault(f"block {to}: the notification did not go out ({type(error).__name__}).") from None
+        raise TransientFault(f"block {to}: the notification did not go out ({type(error).__name__}).") from None
 
 
 @task(task_run_name="record history", cache_policy=NO_CACHE)
-def record_history(outcomes: list[Outcome]) -> None:
+def record_history(everything: list[Outcome]) -> None:
     """The whole history in MLflow: the rate over checkpoints, a series a benchmark."""
-    tracking_history.record_history(outcomes, Path())
+    mlflow_history.record_history(everything, Path())
 
 
 TASKS = {"mlflow": record, "prefect": show}

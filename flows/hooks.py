@@ -8,7 +8,7 @@ from prefect.flows import Flow
 from flows.deliver import add, deliver
 from flows.stages import UNREACHABLE
 from tbd.history import FAILED, History
-from tbd.watching import other
+from tbd.watch.outcomes import other
 
 
 def failed(flow: Flow[Any, Any], run: FlowRun, state: State) -> None:

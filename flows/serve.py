@@ -13,8 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tbd import audits, environment, params, pipeline, register, scores, sources, tracking, webhook
+from tbd import audits, environment, params, scores, sources
+from tbd.commands import checks
 from tbd.errors import InputError, StageFailed
+from tbd.history import webhook
+from tbd.mlflow_store import store
+from tbd.pipeline import workspace_lock
 
 EVENT = "tbd.checkpoint.written"
 """a Prefect event that asks for a look; its payload's `source` says where"""
@@ -27,14 +31,14 @@ def check() -> params.Params:
     """Everything that can be wrong before anything starts. Raises InputError."""
     p = params.load()
     scores.expand(p.score.methods)
-    tracking.store()
+    store()
     webhook.check()
     environment.prefect()
     for address in p.watch.sources:
         sources.source(address)
-    audits.ready_for(p.watch.policy)
-    audits.ready([p.calibrate.reference])
-    register.load()
+    checks.ready_for(p.watch.policy)
+    checks.ready([p.calibrate.reference])
+    audits.load()
     return p
 
 
@@ -135,7 +139,7 @@ def _tidy() -> None:
             if run.state is None:
                 continue
             if run.state.is_running() or run.state.is_pending():
-                if pipeline.idle():
+                if workspace_lock.idle():
                     client.set_flow_run_state(run.id, Crashed(message="tbd serve was killed during this run"), force=True)
             elif run.auto_scheduled and run.expected_start_time and run.expected_start_time < datetime.now(UTC):
                 client.set_flow_run_state(run.id, Cancelled(message="tbd serve was not running then"), force=True)

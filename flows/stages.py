@@ -13,8 +13,11 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
-from tbd import params, pipeline
-from tbd.errors import PassingFault, StageFailed
+from tbd import params
+from tbd.errors import StageFailed, TransientFault
+from tbd.pipeline.lock_file import target
+from tbd.pipeline.repro import Repro
+from tbd.pipeline.workspace_lock import workspace
 
 SHARE = re.compile(r"^\s*(\d+)% ")
 UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError)
@@ -25,19 +28,19 @@ def slug(text: str) -> str:
     return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def passing(task: Any, run: Any, state: State) -> bool:
+def transient(task: Any, run: Any, state: State) -> bool:
     """Whether a failed task is worth trying again; what Prefect asks before it retries."""
-    return isinstance(state.result(raise_on_failure=False), PassingFault)
+    return isinstance(state.result(raise_on_failure=False), TransientFault)
 
 
 def retrying(function: Any) -> Any:
-    """The task, with the retries and the back-off of params.yaml for passing faults."""
+    """The task, with the retries and the back-off of params.yaml for transient faults."""
     p = params.load().watch
-    return function.with_options(retries=p.retries, retry_delay_seconds=exponential_backoff(p.backoff), retry_condition_fn=passing)
+    return function.with_options(retries=p.retries, retry_delay_seconds=exponential_backoff(p.backoff), retry_condition_fn=transient)
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
-def run_stage(stage: str, repro: pipeline.Repro) -> State:
+def run_stage(stage: str, repro: Repro) -> State:
     """One stage of a `dvc repro`, its output in this task's log; lines that start with a percentage move a progress bar."""
     logger = get_run_logger()
     bar: UUID | None = None
@@ -58,27 +61,30 @@ def run_stage(stage: str, repro: pipeline.Repro) -> State:
                 logger.warning("no progress bar: the Prefect server does not answer (%s)", type(error).__name__)
 
     try:
-        ran = repro.follow(stage, say)
+        repro.follow(stage, say)
     except StageFailed as error:
-        if error.passing:
-            raise PassingFault(str(error)) from None
+        if error.transient:
+            raise TransientFault(str(error)) from None
         # Returned, not raised: the message says it all, and a traceback through DVC's command line would bury it.
         return Failed(message=str(error), data=error)
-    return Completed(message="ran" if ran else "up to date")
+    return Completed(message="ran")
 
 
-def walk(*targets: str) -> None:
-    """Bring the stages `targets` and all they need up to date, each as a task of the flow this is called in.
+def walk(*stages: str) -> None:
+    """Bring these stages (`calibrate`, `verdict@NAME`) and all they need up to date; each that is stale is a task of the flow.
 
-    Raises StageFailed, or PassingFault if that was all and did not pass.
+    Raises StageFailed, or TransientFault if that was all and did not pass.
     """
-    if not targets:  # which DVC would take for everything
+    if not stages:  # which DVC would take for everything
         return
-    run = retrying(run_stage)
-    with pipeline.workspace(get_run_logger().info) as lock, pipeline.Repro(targets, lock) as repro:
+    logger, run, ran = get_run_logger(), retrying(run_stage), 0
+    with workspace(logger.info) as lock, Repro([target(stage) for stage in stages], lock, logger.info) as repro:
         for stage in repro:
             state = run(stage, repro, return_state=True)
             if not state.is_completed():
                 failure = state.result(raise_on_failure=False)  # state.data holds it wrapped
-                known = isinstance(failure, StageFailed | PassingFault)
+                known = isinstance(failure, StageFailed | TransientFault)
                 raise failure if known else StageFailed(state.message or f"stage {stage} failed")
+            ran += 1
+    if not ran:
+        logger.info("up to date, with all it needs: %s", ", ".join(stages))

@@ -14,12 +14,15 @@ from flows.check import judge
 from flows.deliver import add, deliver
 from flows.hooks import TOLD
 from flows.stages import UNREACHABLE, retrying
-from tbd import audits, params, pipeline, sources, watching
-from tbd.errors import InputError, PassingFault, StageFailed
+from tbd import params, sources
+from tbd.commands import checks
+from tbd.errors import InputError, StageFailed, TransientFault
 from tbd.history import FAILED, History
 from tbd.locks import locked
+from tbd.pipeline.workspace_lock import workspace
 from tbd.sources import Found
-from tbd.watching import Broken, Decision, Job, Known, Same, Standing, Wait
+from tbd.watch import decide, outcomes
+from tbd.watch.decide import Broken, Fetched, Job, Known, Same, Standing, Wait
 
 LOCK = Path(".tbd/look.lock")
 
@@ -50,19 +53,19 @@ def _look(addresses: list[str] | None, retry: bool) -> Counter[str]:
     """How many checkpoints were audited, failed, are still being written (`waiting`), and were dealt with before (`known`)."""
     logger = get_run_logger()
     p = params.load()
-    audits.ready_for(p.watch.policy)
+    checks.ready_for(p.watch.policy)
     deliver()  # what could not be delivered before
     total: Counter[str] = Counter()
     for address in addresses or p.watch.sources:
         found = retrying(look)(address, return_state=True)
         if not found.is_completed():
             fault = found.result(raise_on_failure=False)
-            add(watching.other("source", address, str(fault), isinstance(fault, PassingFault)))
+            add(outcomes.other("source", address, str(fault), isinstance(fault, TransientFault)))
             total["failed"] += 1
             continue
         last = History().last(f"source {address}", None)
         if last is not None and last.outcome == FAILED:
-            add(watching.other("source", address, None))
+            add(outcomes.other("source", address, None))
         here: Counter[str] = Counter()
         standing = Standing()
         for checkpoint in found.result():
@@ -84,44 +87,48 @@ def look(address: str) -> list[Found]:
 
 
 @task(task_run_name="fetch {checkpoint.name}", cache_policy=NO_CACHE)
-def fetch(address: str, checkpoint: Found, p: params.Params, retry: bool) -> list[Decision]:
-    """Get a checkpoint that is new or changed onto this machine, and decide what to do about it."""
-    return list(watching.decide(sources.source(address), checkpoint, p, Standing(), retry))
+def fetch(address: str, checkpoint: Found, p: params.Params) -> Fetched | Wait | Broken:
+    """Get a checkpoint that is new or changed onto this machine."""
+    return decide.fetch(sources.source(address), checkpoint, p)
 
 
 def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standing: Standing) -> Counter[str]:
     """Do what is to be done about one checkpoint. Counts as `_look` does, and copies of judged weights as `same`."""
     logger = get_run_logger()
-    if standing.seen(checkpoint):
-        decisions = list(watching.decide(sources.source(address), checkpoint, p, standing, retry))
-    else:
-        state = retrying(fetch)(address, checkpoint, p, retry, return_state=True)
+    seen = decide.peek(checkpoint, p, standing, retry)
+    if seen is not None and all(isinstance(one, Wait | Known) for one in seen):
+        waits = [one for one in seen if isinstance(one, Wait)]
+        for one in waits:
+            logger.info("%s: %s", checkpoint.name, one.why)
+        return Counter(waiting=1) if waits else Counter(known=1)
+    here = standing.fetched(checkpoint)
+    if here is None:
+        state = retrying(fetch)(address, checkpoint, p, return_state=True)
         if not state.is_completed():
             fault = state.result(raise_on_failure=False)
-            add(watching.failure(checkpoint, None, str(fault), passing=not isinstance(fault, InputError)))
+            add(outcomes.failure(checkpoint, None, str(fault), transient=not isinstance(fault, InputError)))
             return Counter(failed=1)
-        decisions = state.result()
-    for decision in decisions:
-        if isinstance(decision, Wait):
-            logger.info("%s: %s", checkpoint.name, decision.why)
-    if all(isinstance(decision, Wait | Known) for decision in decisions):
-        return Counter(waiting=1) if any(isinstance(decision, Wait) for decision in decisions) else Counter(known=1)
+        got = state.result()
+        if isinstance(got, Wait | Broken):
+            logger.info("%s: %s", checkpoint.name, got.why)
+            if isinstance(got, Broken):
+                add(outcomes.failure(checkpoint, None, got.why))
+                deliver()
+            return Counter(waiting=1) if isinstance(got, Wait) else Counter(failed=1)
+        here = got
     done: Counter[str] = Counter()
-    with pipeline.workspace(logger.info, math.inf):
-        # Once more, now that nobody else is at work here: another look may have dealt with it meanwhile.
-        for decision in watching.decide(sources.source(address), checkpoint, p, Standing(), retry):
-            logger.info("%s: %s", checkpoint.name, decision.why)
+    with workspace(logger.info, math.inf):  # nobody else is at work here now; another look may have dealt with it before
+        for decision in decide.decide(here, p, Standing(), retry):
+            if not isinstance(decision, Known):
+                logger.info("%s: %s", checkpoint.name, decision.why)
             match decision:
-                case Broken():
-                    add(watching.failure(checkpoint, decision.fingerprint, decision.why))
-                    done["failed"] += 1
                 case Same():
-                    add(watching.same(decision, History()))
+                    add(outcomes.same(decision, History()))
                     done["same"] += 1
                 case Job():
                     done["audited" if audit(decision, return_state=True).is_completed() else "failed"] += 1
     deliver()
-    return done
+    return done or Counter(known=1)
 
 
 @flow(name="audit", flow_run_name="audit {job.audit}")
@@ -130,14 +137,14 @@ def audit(job: Job) -> None:
     rule = job.rule
     try:
         origin = job.found.origin if job.found.origin != str(job.folder) else None
-        name, entry = audits.prepare(str(job.folder), rule.benchmark, rule.unseen, job.base, job.audit, rule.fpr, origin)
+        name, entry = checks.prepare(str(job.folder), rule.benchmark, rule.unseen, job.base, job.audit, rule.fpr, origin)
         judge(name, entry, job.found)
     except UNREACHABLE:
         raise  # Prefect's server is away: the audit is registered, and goes on at the next look
     except Exception as error:  # whatever it was, the others go on; what is no fault of this checkpoint is tried again
         own = isinstance(error, InputError) or (isinstance(error, StageFailed) and f"@{job.audit}:" in str(error))
-        passing = not own
-        add(watching.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, passing))
+        transient = not own
+        add(outcomes.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, transient))
         raise
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tbd import environment
-from tbd.errors import InputError, PassingFault, StageFailed
+from tbd.errors import InputError, StageFailed, TransientFault
 
 CKPT = "a folder with safetensors, config and tokenizer, a hub id with its revision (org/name@revision), or models:/NAME/VERSION"
 SOURCE = "a folder of checkpoint folders (or one of them), models:/NAME[@ALIAS | ?TAG=VALUE] (MLflow), or hf://org/name (hub)"
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = command(
         "check",
-        "Audit a checkpoint: register it, run its stages, record it, print the verdict.",
+        "Audit a checkpoint: write its audit, run its stages, record it, print the verdict.",
         "Example: tbd check runs/model-7 --benchmark aime --unseen aime-new --base Qwen/Qwen2.5-7B@main --fail-on contaminated",
     )
     check.add_argument("checkpoint", nargs="?", metavar="CKPT", help=CKPT)
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--as", dest="audit", metavar="AUDIT", help="name of the audit (default: checkpoint and benchmark)")
     check.add_argument("--fpr", type=float, metavar="F", help="flag a question at this false-positive rate (default: params.yaml)")
     check.add_argument("--fail-on", action="append", choices=["contaminated", "inconclusive"], default=[], help="exit 1 then")
-    check.add_argument("--all", action="store_true", help="every audit of the register instead of one checkpoint")
+    check.add_argument("--all", action="store_true", help="every audit there is instead of one checkpoint")
 
     watch = command(
         "watch",
@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     history.add_argument("--json", action="store_true", help="one JSON list, every field")
 
     verify = command("verify", "Recompute an audit from its stored generations and compare: exit 1 if anything differs.")
-    verify.add_argument("audit", metavar="AUDIT", help="name in audits/register.yaml")
+    verify.add_argument("audit", metavar="AUDIT", help="its folder's name under audits/")
 
     command("record", "Record in MLflow whatever is not there yet, from the files alone (after an outage).")
 
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _complain(str(error), 2)
     except StageFailed as error:
         code = _complain(str(error), 2 if error.bad_input else 3)
-    except PassingFault as error:
+    except TransientFault as error:
         code = _complain(f"{error} Try again later.", 3)
     except BaseException as error:
         if ending.told() or isinstance(error, KeyboardInterrupt):
@@ -146,7 +146,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def _import(options: argparse.Namespace) -> int:
-    from tbd import audits
+    from tbd.commands import sets
 
     columns = {
         "question": options.column,
@@ -154,14 +154,17 @@ def _import(options: argparse.Namespace) -> int:
         "reasoning": options.reasoning_column,
         "answer": options.answer_column,
     }
-    count = audits.import_set(options.name, options.file, columns)
+    count = sets.import_set(options.name, options.file, columns)
     print(f"{options.name}: {count} questions in data/sets/{options.name}.parquet, under DVC. Commit the .dvc file beside it.")
     return 0
 
 
 def _distill(options: argparse.Namespace) -> int:
-    from tbd import audits, locks, params, planting, register, sources
+    from tbd import locks, params, sources
+    from tbd.commands import sets
     from tbd.progress import Progress
+    from tbd.reference import planting
+    from tbd.workspace import set_path
 
     out = Path(options.out)
     if out.exists():
@@ -171,52 +174,60 @@ def _distill(options: argparse.Namespace) -> int:
         raise InputError(f"--epochs {options.epochs}: at least 1.")
     recipe = p.distill if options.epochs is None else p.distill.model_copy(update={"epochs": options.epochs})
     base = sources.resolve(options.base)
-    audits.questions(options.set)
+    sets.questions(options.set)
     with locks.device(p.serve.device_slots), Progress(f"distill {out}") as progress:
-        planting.plant(base, register.set_path(options.set), out, recipe, p.generate.device, progress)
+        planting.plant(base, set_path(options.set), out, recipe, p.generate.device, progress)
     print(f"Audit it: tbd check {out} --base {options.base} --benchmark NAME --unseen NAME")
     return 0
 
 
 def _calibrate(options: argparse.Namespace) -> int:
     from flows.calibrate import calibrate
-    from tbd import audits, params, records, summary, tracking
+    from tbd import params, records
+    from tbd.commands import checks
+    from tbd.mlflow_store import store
+    from tbd.report import summary
+    from tbd.workspace import DETECTOR
 
-    tracking.store()  # a wrong address is better told before hours of generation than after
-    audits.ready([params.load().calibrate.reference])
+    store()  # a wrong address is better told before hours of generation than after
+    checks.ready([params.load().calibrate.reference])
     _run(calibrate)
-    print("\n" + summary.detector_markdown(records.read_json(records.DETECTOR)))
+    print("\n" + summary.detector_markdown(records.read_json(DETECTOR)))
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    from tbd import audits, pipeline, records, summary, tracking
-    from tbd.judged import AUDITS
+    from tbd import records
+    from tbd.commands import checks
+    from tbd.mlflow_store import store
+    from tbd.pipeline.workspace_lock import workspace
+    from tbd.report import summary
+    from tbd.workspace import AUDITS
 
-    tracking.store()  # a wrong address is better told before hours of generation than after
+    store()  # a wrong address is better told before hours of generation than after
 
     if options.all:
         given = [key for key in ("checkpoint", "benchmark", "unseen", "base", "audit", "fpr") if getattr(options, key) is not None]
         if given:
-            raise InputError(f"--all: audits the register as it stands; leave {', '.join(given)} out.")
-        names = audits.present()
-        audits.ready(names)
-        if audits.settled(names):
+            raise InputError(f"--all: takes the audits as they are; leave {', '.join(given)} out.")
+        names = checks.present()
+        checks.ready(names)
+        if checks.settled(names):
             print("nothing to do: every verdict is up to date, told and recorded")
         else:
             from flows.check import check_all
 
-            with pipeline.workspace():
+            with workspace():
                 _run(check_all, names)
     else:
         for name in ("checkpoint", "benchmark", "unseen"):
             if getattr(options, name) is None:
                 raise InputError(f"tbd check: {'CKPT' if name == 'checkpoint' else '--' + name} is missing. See tbd check --help.")
         asked = (options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
-        names = [audits.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
+        names = [checks.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
         from flows.check import check
 
-        with pipeline.workspace():
+        with workspace():
             _run(check, *asked)
     verdicts = [records.read_json(AUDITS / name / "verdict.json") for name in names]
     print("\n" + summary.table(verdicts) + "\n")
@@ -230,23 +241,26 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from tbd import audits, outbox, params, scores, sources, summary, tracking, watching, webhook
-    from tbd.history import FAILED, History
-    from tbd.report import plain
+    from tbd import params, scores, sources
+    from tbd.commands import checks
+    from tbd.history import FAILED, History, outbox, webhook
+    from tbd.mlflow_store import store
+    from tbd.report import summary
+    from tbd.report.text import plain
+    from tbd.watch import decide
 
-    tracking.store()
+    store()
     webhook.check()
     p = params.load()
     scores.expand(p.score.methods)
-    audits.ready_for(p.watch.policy)
+    checks.ready_for(p.watch.policy)
     addresses = options.sources or p.watch.sources
-    before, standing = History(), watching.Standing()
+    before, standing = History(), decide.Standing()
     work = bool(outbox.pending())
     for address in addresses:
         try:
-            source = sources.source(address)
-            decisions = [one for found in source.look() for one in watching.decide(source, found, p, standing, options.retry)]
-        except (InputError, PassingFault) as error:
+            seen = {found: decide.peek(found, p, standing, options.retry) for found in sources.source(address).look()}
+        except (InputError, TransientFault) as error:
             if options.sources and isinstance(error, InputError):
                 raise
             print(f"{address}: {error}")  # of params.yaml: the others are looked at, and it goes into the history
@@ -254,12 +268,12 @@ def _watch(options: argparse.Namespace) -> int:
             continue
         last = before.last(f"source {address}", None)
         work = work or (last is not None and last.outcome == FAILED)  # it works again
-        work = work or any(not isinstance(one, watching.Wait | watching.Known) for one in decisions)
-        known = [one for one in decisions if isinstance(one, watching.Known)]
-        print(f"{address}: {len(decisions)} looked at, {len(known)} dealt with before")
-        for one in decisions:
-            if one not in known:
-                print(plain(f"{one.found.name}: {one.why}"))
+        known = [found for found, decisions in seen.items() if decisions and all(isinstance(one, decide.Known) for one in decisions)]
+        print(f"{address}: {len(seen)} looked at, {len(known)} dealt with before")
+        for found, decisions in seen.items():
+            work = work or decisions is None or not all(isinstance(one, decide.Wait | decide.Known) for one in decisions)
+            if found not in known:
+                print(plain(f"{found.name}: {'new' if decisions is None else '; '.join(one.why for one in decisions)}"))
     if not work:  # said without starting any of the machinery
         print("nothing new")
         return 0
@@ -284,10 +298,10 @@ def _serve(options: argparse.Namespace) -> int:
 def _history(options: argparse.Namespace) -> int:
     import json
 
-    from tbd import history_page, summary
     from tbd.errors import unknown
     from tbd.history import History
-    from tbd.judged import AUDITS
+    from tbd.report import history_page, summary
+    from tbd.workspace import AUDITS
 
     outcomes = History().outcomes
     if options.benchmark is not None:
@@ -331,7 +345,7 @@ def _start_prefect() -> None:
 
 @contextmanager
 def _prefect() -> Iterator[None]:
-    """What Prefect's server does not take, in a line. Raises InputError, PassingFault."""
+    """What Prefect's server does not take, in a line. Raises InputError, TransientFault."""
     where = environment.prefect()
     try:
         yield
@@ -343,17 +357,17 @@ def _prefect() -> Iterator[None]:
             code = error.response.status_code
             said = f"Prefect at {where} answers {code}"
             if code >= 500 or code == 429:
-                raise PassingFault(f"{said}.") from None
+                raise TransientFault(f"{said}.") from None
             raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
         if isinstance(error, TransportError) or (isinstance(error, RuntimeError) and "Failed to reach API" in str(error)):
-            raise PassingFault(f"Prefect at {where} does not answer.") from None
+            raise TransientFault(f"Prefect at {where} does not answer.") from None
         raise
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from tbd import audits
+    from tbd.commands import checks
 
-    differences = audits.verify(options.audit)
+    differences = checks.verify(options.audit)
     for line in differences:
         print(line)
     print(f"{options.audit}: " + (f"{len(differences)} differences" if differences else "recomputed, the same in every number"))
@@ -361,26 +375,27 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-    from tbd import tracking
+    from tbd.mlflow_store import TrackingDown
+    from tbd.tracking.runs import record_all
 
     try:
-        runs = tracking.record_all(Path())
-    except tracking.TrackingDown as error:
+        runs = record_all(Path())
+    except TrackingDown as error:
         return _complain(str(error), 3)
     print(f"{len(runs)} new runs in MLflow")
     return 0
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from tbd import tracking
+    from tbd.mlflow_store import artifact_root, store
 
-    store = tracking.store()
-    if store.startswith(("http://", "https://")):
+    address = store()
+    if address.startswith(("http://", "https://")):
         print("MLFLOW_TRACKING_URI names a server: open it in a browser.")
         return 0
     print(f"Experiments: http://127.0.0.1:{options.port}/#/experiments?workflowType=machine_learning", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port), "--backend-store-uri", store]
-    root = tracking.artifact_root(store)
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port), "--backend-store-uri", address]
+    root = artifact_root(address)
     command += ["--artifacts-destination", str(root)] if root else []
     server = subprocess.Popen(command, start_new_session=True)  # its workers are told by us, and once
     try:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-PASSING = 75
-"""exit code of a stage that a passing fault stopped (EX_TEMPFAIL of sysexits.h)"""
+TRANSIENT = 75
+"""exit code of a stage that a transient fault stopped (EX_TEMPFAIL of sysexits.h)"""
 
 
 class InputError(Exception):
@@ -15,18 +15,18 @@ class Incomplete(InputError):
     """A checkpoint that lacks a part, as one that is still being copied does."""
 
 
-class PassingFault(Exception):
+class TransientFault(Exception):
     """Something that heals by itself: the network, a server's 5xx, a busy device. Worth trying again. Exit code 3."""
 
 
 class StageFailed(Exception):
     """A pipeline stage did not finish; the message names it and carries its last line. Exit code 3, or 2 for bad input."""
 
-    def __init__(self, message: str, *, bad_input: bool = False, passing: bool = False) -> None:
+    def __init__(self, message: str, *, bad_input: bool = False, transient: bool = False) -> None:
         super().__init__(message)
         self.bad_input = bad_input
-        self.passing = passing
-        """a `PassingFault` of the stage: worth trying again"""
+        self.transient = transient
+        """a `TransientFault` of the stage: worth trying again"""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:

@@ -135,7 +135,7 @@ class Watch(Section):
     give_up: float = Field(ge=0)
     """seconds without a change after which one that still lacks a part counts as broken"""
     retries: int = Field(ge=0)
-    """of a passing fault within one look; the next look tries again anyway"""
+    """of a transient fault within one look; the next look tries again anyway"""
     backoff: float = Field(ge=0)
     """seconds before the first retry; each further one waits twice as long"""
     policy: list[Rule]

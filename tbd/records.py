@@ -18,8 +18,6 @@ import pyarrow.parquet as pq
 
 from tbd.errors import InputError
 
-DETECTOR = Path("detector/detector.json")
-
 QUESTIONS = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),

@@ -367,7 +367,7 @@ def test_no_credential_is_left_anywhere(servers: Servers, checked: Checked) -> N
     assert left == {}
 
     seen = b"\n".join(servers.watch.seen).replace(b"\0", b" ")
-    assert all(command in seen for command in (b"-m tbd check --all", b"-m tbd.faster_dvc repro", b"mlflow.server.auth:create_app"))
+    assert all(command in seen for command in (b"-m tbd check --all", b"-m dvc repro", b"mlflow.server.auth:create_app"))
     assert servers.found(seen) == []
 
 

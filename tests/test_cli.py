@@ -16,8 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tbd import audits, cli, history, outbox, records, watching
-from tests import outcomes
+from tbd import cli, history, records
+from tbd.commands import checks
+from tbd.history import outbox
+from tbd.watch import outcomes
+from tests import outcomes as examples
 from tests.shared import mlflow_store
 from tests.workspace import Workspace, finished
 
@@ -258,7 +261,7 @@ def test_serve_refuses_what_could_not_work_before_it_starts_anything(shared: Com
 
 def test_history_refuses_a_benchmark_that_is_none(tbd: Command) -> None:
     with history.held() as known:
-        known.add(outcomes.verdict(1))
+        known.add(examples.verdict(1))
     assert tbd.refused("history", "--benchmark", "math").startswith(
         "audits/history.jsonl: unknown benchmark 'math'. Did you mean 'maths'?"
     )
@@ -288,25 +291,25 @@ def write(path: Path, entries: list[dict[str, Any]]) -> Path:
 def test_audits_are_settled_when_nothing_is_left_to_do(tbd: Command, monkeypatch: MonkeyPatch) -> None:
     """Then `check --all` starts neither Prefect nor a stage."""
     names = ["reference", "base"]
-    assert not audits.settled(names)  # not in the history
+    assert not checks.settled(names)  # not in the history
     with history.held() as known:
         for name in names:
-            known.add(watching.verdict(name))
-    assert not audits.settled(names)  # not in MLflow
-    monkeypatch.setattr("tbd.tracking.recorded", lambda states: len(states) == 2)
-    assert audits.settled(names)
+            known.add(outcomes.verdict(name))
+    assert not checks.settled(names)  # not in MLflow
+    monkeypatch.setattr("tbd.tracking.runs.recorded", lambda states: len(states) == 2)
+    assert checks.settled(names)
     out, err = tbd("check", "--all")
     assert out.startswith("nothing to do: every verdict is up to date, told and recorded\n") and "CONTAMINATED" in out and err == ""
     outbox.due("some outcome", ["webhook"])
-    assert not audits.settled(names)
+    assert not checks.settled(names)
     outbox.done("some outcome", "webhook")
-    assert audits.settled(names)
+    assert checks.settled(names)
     tbd.workspace.edit("params.yaml", {"decision": {"fpr": 0.1}})
-    assert not audits.settled(names)  # stale
+    assert not checks.settled(names)  # stale
     tbd.workspace.edit("params.yaml", {"decision": {"fpr": 0.05}})
-    assert audits.settled(names)
+    assert checks.settled(names)
     (tbd.root / "audits/base/verdict.json").unlink()
-    assert not audits.settled(names)
+    assert not checks.settled(names)
 
 
 AWAY = "http://127.0.0.1:9/api"

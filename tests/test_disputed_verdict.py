@@ -45,13 +45,13 @@ def test_the_page_as_it_stands(tmp_path: Path) -> None:
     }
     done = workspace.run("bash", "-c", f"cd {elsewhere}\n{script}", **told)
     assert "recomputed, the same in every number" in done.stdout
-    assert f"Running stage 'generate@{told['AUDIT']}'" in done.stdout
+    assert f"Running stage 'audits/{told['AUDIT']}/dvc.yaml:generate'" in done.stdout
     assert not re.search("from the journal", done.stdout)
 
     # and it would notice: another checkpoint in that place is refused, a verdict that was touched is told
     shutil.rmtree(tmp_path / "incoming/model-7")
     fake_checkpoint(tmp_path / "incoming/model-7", "quite another")
-    again = ["bash", "-c", f"cd {elsewhere}/dispute && dvc repro --force --single-item generate@{told['AUDIT']}"]
+    again = ["bash", "-c", f"cd {elsewhere}/dispute && dvc repro --force --single-item audits/{told['AUDIT']}/dvc.yaml:generate"]
     assert "no longer the checkpoint that was registered" in workspace.run(*again, code=255).stderr
     verdict = elsewhere / "dispute/audits" / told["AUDIT"] / "verdict.json"
     verdict.write_text(verdict.read_text().replace('"flagged": ', '"flagged": 1'))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tbd import records, scores, world
+from tbd import records, scores
+from tbd.reference import world
 from tests.workspace import Workspace, create
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,7 @@ def every_file_is_there(root: Path) -> None:
     for name in ("detector/roc.csv", "detector/plots/roc.png", "detector/plots/interactive.html"):
         assert (root / name).stat().st_size > 100, name
     for name in ("members", "benchmark", "unseen"):
-        assert json.loads((root / f"data/validation/{name}.json").read_text())["md5"] == records.md5(
+        assert json.loads((root / "data/validation/sets.json").read_text())[name]["md5"] == records.md5(
             root / f"data/sets/{name}.parquet"
         )
     for audit in ("reference", "base"):

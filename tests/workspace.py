@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,12 @@ from typing import Any
 
 import yaml
 
+from tbd.pipeline.lock_file import target
 from tests.shared import prefect_store, shared
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FILES = ["dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", "audits/register.yaml"]
+AUDITS = [f"audits/{name}/{file}" for name in ("reference", "base") for file in ("audit.yaml", "dvc.yaml")]
+FILES = ["dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", *AUDITS]
 FOLDERS = ["tbd", "flows"]
 UNHASHED = {".git", ".tbd", "tmp", "cache", "__pycache__"}
 """folders that may change where a workspace must not: working folders of git, DVC and tbd"""
@@ -55,6 +58,16 @@ if __name__ == "__main__":
         text = "".join(line + "\\n" for line in pq.read_table("data/sets/members.parquet")["question"].to_pylist())
     write("checkpoints/" + sys.argv[1], text)
 """
+
+
+STAGE = """
+import runpy, sys
+from tbd.pipeline.markers import marked
+
+with marked(sys.argv[1]):
+    runpy.run_path(f"{sys.argv[1]}.py")
+"""
+"""runs the script of a stage as `tbd.stages` runs its own"""
 
 
 def fake_checkpoint(folder: Path, *remembers: str) -> Path:
@@ -136,8 +149,8 @@ class Workspace:
         return self.run(sys.executable, "-m", "dvc", *arguments, code=code).stdout
 
     def repro(self, *arguments: str) -> list[str]:
-        """`dvc repro`; returns the stages whose command ran, in order."""
-        return ran(self.dvc("repro", *arguments))
+        """`dvc repro` of these, or of everything; returns the stages whose command ran, in order. `verdict@a` is one of the audit `a`."""
+        return ran(self.dvc("repro", *(target(one) if "@" in one else one for one in arguments or ("--all-pipelines",))))
 
     def tbd(self, *arguments: str, code: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
         return self.run(sys.executable, "-m", "tbd", *arguments, code=code, **environment)
@@ -176,7 +189,8 @@ class Workspace:
 
 def ran(output: str) -> list[str]:
     """Stages whose command ran, from DVC's output."""
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+    names = [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+    return [re.sub("audits/(.*)/dvc.yaml:(.*)", r"\2@\1", name) for name in names]
 
 
 def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) -> Workspace:
@@ -184,7 +198,7 @@ def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) ->
     root.mkdir(parents=True)
     workspace = Workspace(root)
     for name in FILES:
-        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
     for name in FOLDERS:
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -230,9 +244,11 @@ def _two_stages(folder: Path) -> None:
     workspace.run("git", "init", "--quiet")
     workspace.dvc("init", "--quiet")
     stages = {
-        "first": {"cmd": "echo one > one.txt && echo made one", "outs": ["one.txt"]},
-        "second": {"cmd": "python second.py", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
+        "first": {"cmd": "python stage.py first", "outs": ["one.txt"]},
+        "second": {"cmd": "python stage.py second", "deps": ["one.txt", "second.py"], "outs": ["two.txt"]},
     }
+    (workspace.root / "stage.py").write_text(STAGE)
+    (workspace.root / "first.py").write_text("open('one.txt', 'w').write('one'); print('made one')")
     (workspace.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
 

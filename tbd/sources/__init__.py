@@ -1,14 +1,14 @@
 """Sources of checkpoints: the places `tbd watch` looks at. One file a kind, one small protocol for all.
 
 A source says what is there and gets it onto this machine. It does not judge: what a checkpoint is its fingerprint says (see
-`tbd.checkpoint`), and whether it was audited already the history does (see `tbd.history`).
+`tbd.checkpoints`), and whether it was audited already the history does (see `tbd.history`).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from tbd import checkpoint as checkpoints
+from tbd import checkpoints
 from tbd.errors import InputError
 
 FETCHED = Path("checkpoints")
@@ -35,13 +35,13 @@ class Source(Protocol):
     """What every source offers."""
 
     def look(self) -> list[Found]:
-        """What is there now, oldest first where the source knows. Raises InputError: no such source. Raises PassingFault."""
+        """What is there now, oldest first where the source knows. Raises InputError: no such source. Raises TransientFault."""
 
     def fetch(self, found: Found) -> Path:
         """Its local folder, relative to the workspace where it lies inside; downloaded where it is not here yet.
 
         The folder is not checked (see `checkpoint.inspect`). Raises InputError for one that will never be had: not there, not
-        allowed. Raises PassingFault.
+        allowed. Raises TransientFault.
         """
 
 
@@ -75,7 +75,7 @@ def resolve(checkpoint: str) -> Path:
 
     Raises:
         InputError: it is none of these, or the folder is not a checkpoint that may be loaded (see `checkpoint.inspect`).
-        PassingFault: the hub or the registry cannot give it now.
+        TransientFault: the hub or the registry cannot give it now.
     """
     return find(checkpoint)[0]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tbd.errors import InputError
 from tbd.records import sha256
-from tbd.register import workspace_path
 from tbd.sources import Found
+from tbd.workspace import relative
 
 
 class Folder:
@@ -35,7 +35,7 @@ def _found(folder: Path) -> Found | None:
     # the time of change (ctime) as well: a copy that keeps modification times (mtime) was made just now all the same
     version = sha256(repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats]))
     changed = max(stat.st_ctime for _, stat in stats)
-    place = workspace_path(folder)
+    place = relative(folder)
     return Found(folder.resolve().name, place, place, version, changed)
 
 

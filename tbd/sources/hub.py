@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tbd.checkpoint import HUB_ID, IDENTITY, arriving
-from tbd.errors import InputError, PassingFault
+from tbd.checkpoints import HUB_ID, IDENTITY, arriving
+from tbd.errors import InputError, TransientFault
 from tbd.sources import FETCHED, Found
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Hub:
         for path, size in sizes.items():
             wanted = any(fnmatch(path, pattern) for pattern in FILES)
             if wanted and not ((partial / path).is_file() and (partial / path).stat().st_size == size):
-                raise PassingFault(f"{found.place}: {path} did not arrive whole.")
+                raise TransientFault(f"{found.place}: {path} did not arrive whole.")
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's notes
 
 
@@ -110,7 +110,7 @@ def _fault(error: Exception, what: str) -> Exception:
     if isinstance(cause, OfflineModeIsEnabled):
         return InputError(f"{hub} is not asked: HF_HUB_OFFLINE is set. Unset it, or name a local folder.")
     if isinstance(cause, httpx2.HTTPStatusError):
-        return PassingFault(f"{hub} answers {cause.response.status_code}.")
+        return TransientFault(f"{hub} answers {cause.response.status_code}.")
     if isinstance(cause, HfHubHTTPError):
         return InputError(f"{hub} does not give it ({_refusal(cause)}).")
     unlike = (FileMetadataError, ValueError, LookupError, TypeError, httpx2.UnsupportedProtocol, httpx2.InvalidURL)
@@ -119,7 +119,7 @@ def _fault(error: Exception, what: str) -> Exception:
     while deeper := cause.__cause__ or cause.__context__:
         cause = deeper
     said = str(cause).splitlines() or [""]
-    return PassingFault(f"{hub} does not give it now ({type(cause).__name__}: {said[0][:200]}).")
+    return TransientFault(f"{hub} does not give it now ({type(cause).__name__}: {said[0][:200]}).")
 
 
 def _refusal(error: "HfHubHTTPError") -> str:

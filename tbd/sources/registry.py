@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tbd import checkpoint, tracking
-from tbd.errors import Incomplete, InputError, PassingFault
+from tbd import checkpoints as checkpoint
+from tbd.errors import Incomplete, InputError, TransientFault
+from tbd.mlflow_store import CREDENTIALS, SETTINGS, reaching, store
 from tbd.records import sha256
 from tbd.sources import FETCHED, Found
 
@@ -35,9 +36,9 @@ class Registry:
         self.address = address
         self.wanted = match.groupdict()
         registry = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
-        self.uri = registry or tracking.store()
+        self.uri = registry or store()
         # artifacts are asked for where runs are tracked, and that is where the registry is unless somebody says otherwise
-        self.tracking = tracking.store() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else self.uri
+        self.tracking = store() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else self.uri
 
     def look(self) -> list[Found]:
         with self._asking(self.address) as client:
@@ -62,7 +63,7 @@ class Registry:
 
     def _found(self, version: Any) -> Found:
         name = f"{version.name}/{version.version}"
-        source = tracking.CREDENTIALS.sub("://", version.source)
+        source = CREDENTIALS.sub("://", version.source)
         made = version.creation_timestamp  # its files may still be on their way
         return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {made}", made / 1000)
 
@@ -86,7 +87,7 @@ class Registry:
             from mlflow.artifacts import download_artifacts
 
             if self._found(client.get_model_version(name, number)) != found:
-                raise PassingFault(f"{found.place}: no longer the version that was listed. Look again.")
+                raise TransientFault(f"{found.place}: no longer the version that was listed. Look again.")
             uri = client.get_model_version_download_uri(name, number)
             run = re.fullmatch("runs:/([^/]+)/?", uri)  # a whole run: not an address that MLflow takes
             what = {"run_id": run[1]} if run else {"artifact_uri": uri}
@@ -102,7 +103,7 @@ class Registry:
     def _asking(self, what: str) -> Iterator[Any]:
         """A client whose failures become ours."""
         os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # else it sleeps for as long as a busy server says
-        with tracking.reaching(self.uri):  # its settings, and silence
+        with reaching(self.uri):  # its settings, and silence
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
             from requests.exceptions import RequestException
@@ -127,18 +128,18 @@ class Registry:
         cause: BaseException = error
         while deeper := cause.__cause__ or cause.__context__:
             cause = deeper
-        said = (tracking.CREDENTIALS.sub("://", str(cause)).splitlines() or [""])[0][:200].rstrip(".")
+        said = (CREDENTIALS.sub("://", str(cause)).splitlines() or [""])[0][:200].rstrip(".")
         if status < 500 and status not in BUSY:
             return InputError(f"{where} does not have it ({said}). Mend the address, or register it.")
-        return PassingFault(f"{where} does not give it now ({type(cause).__name__}: {said}).")
+        return TransientFault(f"{where} does not give it now ({type(cause).__name__}: {said}).")
 
 
 @contextmanager
 def _patient() -> Iterator[None]:
     """Ask for files with MLflow's own patience, where the short one is tbd's."""
     key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(key, tracking.SETTINGS[key])
-    os.environ[key] = SILENCE if before == tracking.SETTINGS[key] else before
+    before = os.environ.get(key, SETTINGS[key])
+    os.environ[key] = SILENCE if before == SETTINGS[key] else before
     try:
         yield
     finally:

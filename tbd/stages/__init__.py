@@ -7,19 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from tbd import ending, environment, locks, params
-from tbd.errors import PASSING, InputError, PassingFault, StageFailed
+from tbd.errors import TRANSIENT, InputError, StageFailed, TransientFault
+from tbd.pipeline.markers import marked
 from tbd.progress import Progress
 
 
 def run(main: Callable[..., Any], device: bool = False) -> None:
     """Call `main` with the command line's arguments; on a `device` when it is its turn, and with the progress to tell.
 
-    Bad input: one line on stderr, exit code 2. A failure: 3. A passing fault: 75.
+    Bad input: one line on stderr, exit code 2. A failure: 3. A transient fault: 75.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends it also where a script ignores that for what it starts
     ending.with_dvc()
     environment.prepare()
     arguments = sys.argv[1:]
+    with marked("@".join([Path(sys.argv[0]).stem, *arguments])):
+        _run(main, arguments, device)
+
+
+def _run(main: Callable[..., Any], arguments: list[str], device: bool) -> None:
     try:
         with Progress(" ".join([Path(sys.argv[0]).stem, *arguments])) as progress:
             if device:
@@ -34,6 +40,6 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
     except StageFailed as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
-    except PassingFault as error:
+    except TransientFault as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(PASSING)
+        sys.exit(TRANSIENT)

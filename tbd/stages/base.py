@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from tbd import stages, world
+from tbd import stages
 from tbd.records import write_json
+from tbd.reference import world
 
 OUT = Path("checkpoints/base")
 

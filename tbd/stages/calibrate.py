@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from tbd import calibration, judged, metrics, params, plots, records, register, scores, stages
-from tbd.decisions import negatives_needed
+from tbd import audits, params, records, scores, stages
+from tbd.detection import calibration, metrics
+from tbd.detection.decisions import negatives_needed
 from tbd.errors import InputError
+from tbd.report import plots
+from tbd.scores.table import ScoreTable
+from tbd.workspace import DETECTOR
 
-OUT = records.DETECTOR.parent
+OUT = DETECTOR.parent
 
 
 def main() -> None:
     everything = params.load()
     p, decision = everything.calibrate, everything.decision
-    entry = register.get(p.reference)
-    reference = judged.Judged(p.reference)
+    entry = audits.get(p.reference)
+    reference = ScoreTable(p.reference)
     labels = reference.labels(entry.benchmark)
     if labels is None:
         raise InputError(f"benchmark {entry.benchmark!r} of the reference: needs labels, 1 and 0. Import it with --label-column.")
@@ -136,7 +140,7 @@ def write(
     named = {detector["choices"][choice]["id"]: points[:2] for choice, points in curves.items()}
     plots.roc(OUT / "plots" / "roc.png", named, fpr)
     plots.interactive_roc(OUT / "plots" / "interactive.html", named, fpr)
-    records.write_json(records.DETECTOR, detector)
+    records.write_json(DETECTOR, detector)
 
 
 if __name__ == "__main__":

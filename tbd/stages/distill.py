@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from tbd import params, planting, register, stages
+from tbd import params, stages
 from tbd.progress import Progress
+from tbd.reference import planting
+from tbd.workspace import set_path
 
 BASE, OUT = Path("checkpoints/base"), Path("checkpoints/reference")
 
 
 def main(progress: Progress) -> None:
     p = params.load()
-    planting.plant(BASE, register.set_path("members"), OUT, p.distill, p.generate.device, progress)
+    planting.plant(BASE, set_path("members"), OUT, p.distill, p.generate.device, progress)
 
 
 if __name__ == "__main__":

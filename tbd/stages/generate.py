@@ -10,9 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from tbd import engines, generation, params, records, register, stages
-from tbd.engines import Engine, Prompt
+from tbd import audits, checkpoints, params, records, stages
+from tbd.checkpoints import Prompt
+from tbd.generation import engines, units
+from tbd.generation.engines import Engine
 from tbd.progress import Progress
+from tbd.workspace import AUDITS, set_path
 
 Prompts = dict[str, list[Prompt]]
 """by question set"""
@@ -20,20 +23,21 @@ Prompts = dict[str, list[Prompt]]
 
 def main(audit: str, progress: Progress) -> None:
     p = params.load().generate
-    entry = register.get(audit)
-    sets = {name: records.read_table(register.set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
+    kind = engines.find(p.engine)
+    entry = audits.get(audit)
+    sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
     progress.begin("reading questions")  # before any weights: a template that does not work is told at once
-    folder = register.folder(entry.checkpoint, entry.checkpoint_fingerprint)
-    base_folder = register.folder(entry.base, entry.base_fingerprint) if entry.base is not None else None
-    prompts = rendered(engines.prompter(folder, p), sets)
+    folder = checkpoints.pinned(entry.checkpoint, entry.checkpoint_fingerprint)
+    base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
+    prompts = rendered(kind.prompter(folder, p), sets)
     plan_answers(prompts, p, progress)
     if base_folder:
-        base_prompts = rendered(engines.prompter(base_folder, p), sets)
+        base_prompts = rendered(kind.prompter(base_folder, p), sets)
         plan_answers(base_prompts, p, progress)
         rescoring = tokens(prompts) + count(prompts) * p.max_new_tokens
         progress.plan("read", rescoring)
     progress.begin(f"loading {entry.checkpoint}")
-    engine = engines.load(folder, p)
+    engine = kind.open(folder, p)
     identity = engine.identity
     read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
     how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
@@ -45,7 +49,7 @@ def main(audit: str, progress: Progress) -> None:
     if base_folder:
         del engine  # two models at once need not fit
         progress.begin(f"loading {entry.base}")
-        base = engines.load(base_folder, p)
+        base = kind.open(base_folder, p)
         base_identity = base.identity
         progress.plan("read", -rescoring)
         if base_identity["vocabulary"] == identity["vocabulary"]:
@@ -55,7 +59,7 @@ def main(audit: str, progress: Progress) -> None:
         base_rows = answers(base, base_prompts, sets, p, progress, "the base's answers")
     decoding = {"decoding": "greedy", "end_token": "included", "max_new_tokens": p.max_new_tokens, "batch_size": p.batch_size}
     base_fingerprint = base_identity["fingerprint"] if base_identity else None
-    out = Path("audits") / audit
+    out = AUDITS / audit
     write(out / "generations.parquet", rows, {**identity, **decoding, "base_fingerprint": base_fingerprint})
     write(out / "base_generations.parquet", base_rows, {**(base_identity or {}), **decoding})
 
@@ -83,10 +87,10 @@ def answers(
 ) -> list[dict[str, Any]]:
     """One row of `records.GENERATIONS` a question, sets in order. Each set is planned by itself, so that audits can share it."""
     rows = []
-    with generation.journal(engine.identity) as journal:
+    with units.journal(engine.identity) as journal:
         for name, table in sets.items():
             progress.begin(f"{what} to {name}")
-            found = generation.answer(engine, prompts[name], p.max_new_tokens, p.batch_size, journal, progress)
+            found = units.answer(engine, prompts[name], p.max_new_tokens, p.batch_size, journal, progress)
             for identity, prompt, completion in zip(table["question_id"].to_pylist(), prompts[name], found, strict=True):
                 rows.append(
                     {
@@ -107,9 +111,9 @@ def add_base_logprobs(base: Engine, rows: list[dict[str, Any]], prompts: Prompts
     written = [row["token_ids"] for row in rows]
     progress.plan("read", tokens(prompts) + sum(map(len, written)))
     progress.begin("the base's log-probs of the same tokens")
-    with generation.journal(base.identity) as journal:
+    with units.journal(base.identity) as journal:
         everything = [prompt for some in prompts.values() for prompt in some]
-        scored = generation.rescore(base, everything, written, p.batch_size, journal, progress)
+        scored = units.rescore(base, everything, written, p.batch_size, journal, progress)
     for row, logprobs in zip(rows, scored, strict=True):
         row["base_logprobs"] = logprobs
 

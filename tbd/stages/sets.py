@@ -2,7 +2,9 @@
 
 import pyarrow as pa
 
-from tbd import params, records, register, stages, world
+from tbd import params, records, stages
+from tbd.reference import world
+from tbd.workspace import set_path
 
 
 def main() -> None:
@@ -10,7 +12,7 @@ def main() -> None:
     p, same = everything.sets, everything.validate_
     made = world.question_sets(p.seed, p.members, p.others, p.unseen, same.ngram, same.max_overlap)
     for name, frame in made.items():
-        records.write_table(register.set_path(name), pa.Table.from_pandas(frame, records.QUESTIONS, preserve_index=False))
+        records.write_table(set_path(name), pa.Table.from_pandas(frame, records.QUESTIONS, preserve_index=False))
         print(f"{name}: {len(frame)} questions", flush=True)
 
 

@@ -1,57 +1,62 @@
-"""Stage `validate`: Great Expectations over every question set, and over the pairs of sets that must not share questions.
+"""Stages `validate`, of the built-in question sets, and `validate@A`, of the two that an audit asks: Great Expectations over each.
 
 A failed expectation fails the pipeline. The Data Docs are written either way, so that there is something to look at.
 """
 
 from pathlib import Path
 
-import pandas as pd
+import pyarrow as pa
 
-from tbd import expectations, params, records, register, stages
+from tbd import audits, params, records, stages
 from tbd.errors import InputError
+from tbd.sets import expectations
+from tbd.workspace import AUDITS, SETS, set_path
 
-OUT = Path("data/validation")
-BUILT_IN = {"members", "benchmark", "unseen"}
+BUILT_IN = ["members", "benchmark", "unseen"]
 
 
-def main() -> None:
-    p = params.load().validate_
-    tables = {path.stem: records.read_table(path, records.QUESTIONS) for path in sorted(register.SETS.glob("*.parquet"))}
-    frames = {name: table.to_pandas() for name, table in tables.items()}
-    apart = disjoint(frames)
-    outcomes = []
-    for name, frame in frames.items():
-        others = {other: list(frames[other]["question"]) for other in sorted(apart.get(name, ()))}
-        outcomes.append(expectations.check_questions(name, frame, others, p.ngram, p.max_overlap))
-    if frames.keys() >= BUILT_IN:  # what the benchmark calls a non-member must not be among the members
-        others_of_benchmark = frames["benchmark"][frames["benchmark"]["label"] == 0]
-        members = {"members": list(frames["members"]["question"])}
-        outcomes.append(expectations.check_questions("benchmark.others", others_of_benchmark, members, p.ngram, p.max_overlap))
-    expectations.write_docs(outcomes, OUT / "docs")
+def main(name: str | None = None) -> None:
+    """`name`: of an audit; None for the built-in sets."""
+    if name is None:
+        out, docs = Path("data/validation/sets.json"), Path("data/validation/docs")
+        wanted, apart = BUILT_IN, {"unseen": ["members", "benchmark"]}
+    else:
+        entry = audits.get(name)
+        out, docs = AUDITS / name / "sets.json", AUDITS / name / "validation/sets"
+        wanted, apart = [entry.benchmark, entry.unseen], {entry.unseen: [entry.benchmark]}
+    tables = {}
+    for one in wanted:
+        if not set_path(one).is_file():
+            raise InputError(f"audit {name!r}: no question set {one!r} in {SETS}. Import it with tbd import.")
+        tables[one] = records.read_table(set_path(one), records.QUESTIONS)
+    outcomes = check(tables, apart, built_in=name is None)
+    expectations.write_docs(outcomes, docs)
     failures = [f"{outcome.name}: {line}" for outcome in outcomes for line in outcome.failures]
     for line in failures:
         print(line, flush=True)
     if failures:
-        raise InputError(f"data validation failed: {failures[0]} ({len(failures)} in all; see {OUT}/docs)")
-    for name, table in tables.items():
-        labels = table["label"]
-        # Only what depends on this set alone: another set must not make this one's generations stale.
-        passport = {"name": name, "md5": records.md5(register.set_path(name)), "n": len(table), "labelled": not labels.null_count}
-        records.write_json(OUT / f"{name}.json", passport)
-        print(f"{name}: {len(table)} questions, valid", flush=True)
+        raise InputError(f"data validation failed: {failures[0]} ({len(failures)} in all; see {docs})")
+    passports = {
+        one: {"md5": records.md5(set_path(one)), "n": len(table), "labelled": not table["label"].null_count}
+        for one, table in tables.items()
+    }
+    records.write_json(out, passports)
+    print("; ".join(f"{one}: {len(table)} questions, valid" for one, table in tables.items()), flush=True)
 
 
-def disjoint(frames: dict[str, pd.DataFrame]) -> dict[str, set[str]]:
-    """For each set the sets it must share no question with: every audit's unseen set against its benchmark."""
-    apart: dict[str, set[str]] = {}
-    for name, audit in register.load().items():
-        for wanted in (audit.benchmark, audit.unseen):
-            if wanted not in frames:
-                raise InputError(f"audit {name!r}: no question set {wanted!r} in {register.SETS}. Import it with tbd import.")
-        apart.setdefault(audit.unseen, set()).add(audit.benchmark)
-    if {"unseen", "members"} <= frames.keys():
-        apart.setdefault("unseen", set()).add("members")
-    return apart
+def check(tables: dict[str, pa.Table], apart: dict[str, list[str]], built_in: bool) -> list[expectations.Outcome]:
+    """Every set by itself, and against the sets that it must share no question with (`apart`)."""
+    p = params.load().validate_
+    frames = {one: table.to_pandas() for one, table in tables.items()}
+    outcomes = []
+    for one, frame in frames.items():
+        others = {other: list(frames[other]["question"]) for other in apart.get(one, [])}
+        outcomes.append(expectations.check_questions(one, frame, others, p.ngram, p.max_overlap))
+    if built_in:  # what the benchmark calls a non-member must not be among the members
+        others_of_benchmark = frames["benchmark"][frames["benchmark"]["label"] == 0]
+        members = {"members": list(frames["members"]["question"])}
+        outcomes.append(expectations.check_questions("benchmark.others", others_of_benchmark, members, p.ngram, p.max_overlap))
+    return outcomes
 
 
 if __name__ == "__main__":

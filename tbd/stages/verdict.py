@@ -6,25 +6,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tbd import metrics, params, plots, records, register, report, stages
-from tbd.judged import AUDITS, Judged
-from tbd.verdict import Judgement, judge
+from tbd import audits, params, records, stages
+from tbd.audits import Audit
+from tbd.detection import metrics
+from tbd.detection.verdict import Judgement, judge
+from tbd.report import audit as report
+from tbd.report import plots
+from tbd.scores.table import ScoreTable
+from tbd.workspace import AUDITS, DETECTOR, set_path
 
 
 def main(name: str) -> None:
     p = params.load()
-    audit = register.get(name)
-    detector = records.read_json(records.DETECTOR)
-    scored = Judged(name)
+    audit = audits.get(name)
+    detector = records.read_json(DETECTOR)
+    scored = ScoreTable(name)
     judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed)
     write(name, audit, judgement, scored.labels(audit.benchmark), detector)
     print(f"{name}: {judgement.verdict['verdict']}. {' '.join(judgement.verdict['reasons'])}", flush=True)
 
 
-def write(name: str, audit: register.Audit, judgement: Judgement, known: NDArray[np.int8] | None, detector: dict[str, Any]) -> None:
+def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8] | None, detector: dict[str, Any]) -> None:
     """Everything a reader looks at, verdict.json last."""
     folder, verdict = AUDITS / name, judgement.verdict
-    questions = records.read_table(register.set_path(audit.benchmark), records.QUESTIONS)
+    questions = records.read_table(set_path(audit.benchmark), records.QUESTIONS)
     columns = {
         "question_id": questions["question_id"],
         "score": judgement.scores,

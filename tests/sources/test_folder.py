@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tbd import checkpoint
+from tbd import checkpoints as checkpoint
 from tbd.errors import InputError
 from tbd.sources import Found, source
 

@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tbd import checkpoint, sources
-from tbd.errors import Incomplete, InputError, PassingFault
+from tbd import checkpoints as checkpoint
+from tbd import sources
+from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.sources import Found, hub, source
 
 FIRST, SECOND = "a" * 40, "b" * 40
@@ -207,7 +208,7 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(stand_in: StandIn, monk
 
 def test_a_hub_that_fails_half_way_leaves_nothing_that_looks_whole(stand_in: StandIn) -> None:
     stand_in.fault = lambda method, path: (503, {}) if path.endswith("model.safetensors") else None
-    with pytest.raises(PassingFault, match="503"):
+    with pytest.raises(TransientFault, match="503"):
         source("hf://org/name").fetch(first())
     assert not FOLDER.exists()
     stand_in.fault = lambda method, path: None
@@ -226,7 +227,7 @@ def test_a_folder_is_not_whole_because_the_list_could_not_be_had(stand_in: Stand
     stand_in.fault = lambda method, path: (
         (403, {}) if "/tree/" in path and len(stand_in.of("GET", f"/tree/{FIRST}")) % 2 == 1 else None
     )
-    with pytest.raises(PassingFault, match="whole"):
+    with pytest.raises(TransientFault, match="whole"):
         source("hf://org/name").fetch(first())
     assert not FOLDER.exists()
 
@@ -272,9 +273,9 @@ def test_a_kill_leaves_nothing_that_looks_whole(stand_in: StandIn) -> None:
         (404, {"X-Error-Code": "RepoNotFound"}, InputError, "no such repository"),
         (400, {}, InputError, "400"),
         (200, {}, InputError, "HF_ENDPOINT"),
-        (429, {"Retry-After": "300"}, PassingFault, "429"),
-        (500, {}, PassingFault, "500"),
-        (503, {}, PassingFault, "503"),
+        (429, {"Retry-After": "300"}, TransientFault, "429"),
+        (500, {}, TransientFault, "500"),
+        (503, {}, TransientFault, "503"),
     ],
 )
 @pytest.mark.parametrize("where", ["/refs", "/revision/v1", "/tree/", "config.json"])
@@ -302,7 +303,7 @@ def test_nobody_answers(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> N
     stand_in.shutdown()
     stand_in.server_close()
     monkeypatch.setenv("HF_ENDPOINT", f"http://someone:password@127.0.0.1:{stand_in.server_port}")
-    with pytest.raises(PassingFault, match=f"127.0.0.1:{stand_in.server_port}.*refused") as error:
+    with pytest.raises(TransientFault, match=f"127.0.0.1:{stand_in.server_port}.*refused") as error:
         source("hf://org/name").look()
     assert "password" not in str(error.value) and "\n" not in str(error.value)
 
@@ -311,7 +312,7 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(stand_in: StandIn, m
     monkeypatch.setattr(hub, "PATIENCE", 0.3)
     stand_in.fault = lambda method, path: time.sleep(5)
     started = time.monotonic()
-    with pytest.raises(PassingFault, match="imeout"):
+    with pytest.raises(TransientFault, match="imeout"):
         source("hf://org/name").look()
     assert time.monotonic() - started < 4
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tbd import checkpoint, sources, tracking
-from tbd.errors import Incomplete, InputError, PassingFault
+from tbd import checkpoints as checkpoint
+from tbd import sources
+from tbd.errors import Incomplete, InputError, TransientFault
+from tbd.mlflow_store import SETTINGS, store
 from tbd.sources import registry, source
 from tests.servers import Server
 
@@ -26,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mlflow_server")]
 def client(workspace: Path, empty_store: Path) -> MlflowClient:
     """Of the store in the workspace, with a registered model that has no version yet."""
     shutil.copy(empty_store, "mlflow.db")
-    client = MlflowClient(tracking.store())
+    client = MlflowClient(store())
     client.create_registered_model("model")
     return client
 
@@ -131,7 +133,7 @@ def test_a_number_that_is_given_again_is_another_checkpoint(
     assert checkpoint.fingerprint(first) == checkpoint.fingerprint(tiny_checkpoint)
     assert source("models:/model").fetch(old) == first  # it is here
     shutil.rmtree(first)
-    with pytest.raises(PassingFault, match="no longer the version"):
+    with pytest.raises(TransientFault, match="no longer the version"):
         source("models:/model").fetch(old)
     assert not first.exists()
 
@@ -214,7 +216,7 @@ def test_another_registry_than_the_tracking_server(
     client: MlflowClient, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.create_model_version("model", log(client, tiny_checkpoint, "checkpoint"))
-    uri = tracking.store()
+    uri = store()
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
@@ -227,7 +229,7 @@ def test_nobody_answers(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:password@127.0.0.1:{port}")
-    with pytest.raises(PassingFault, match=f"models:/model: MLflow at 127.0.0.1:{port} .*refused") as error:
+    with pytest.raises(TransientFault, match=f"models:/model: MLflow at 127.0.0.1:{port} .*refused") as error:
         source("models:/model").look()
     assert "password" not in str(error.value) and "\n" not in str(error.value)
 
@@ -254,10 +256,10 @@ class Refusing(BaseHTTPRequestHandler):
         (401, b"You are not authenticated.", InputError, "MLFLOW_TRACKING_TOKEN"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}', InputError, "MLFLOW_TRACKING_TOKEN"),
         (404, b"<html>", InputError, "does not have it"),
-        (429, b"", PassingFault, "429"),
-        (503, b"", PassingFault, "503"),
-        (500, b'{"error_code": "TEMPORARILY_UNAVAILABLE", "message": "later"}', PassingFault, "500"),
-        (200, b"<html>", PassingFault, "models:/model"),
+        (429, b"", TransientFault, "429"),
+        (503, b"", TransientFault, "503"),
+        (500, b'{"error_code": "TEMPORARILY_UNAVAILABLE", "message": "later"}', TransientFault, "500"),
+        (200, b"<html>", TransientFault, "models:/model"),
     ],
 )
 def test_what_a_server_refuses(
@@ -314,4 +316,4 @@ def test_a_real_server(
     assert loaded.apply_chat_template([{"role": "user", "content": "5?"}], tokenize=False) == "<|user|>5?<end>"
     plain = sources.resolve("models:/candidate/2")
     assert checkpoint.fingerprint(plain) == checkpoint.fingerprint(tiny_checkpoint)
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == tracking.SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]  # longer for files alone
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]  # longer for files alone

@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tbd import params, records, register, stages
-from tbd.engines.fake import FakeEngine
+from tbd import params, records, stages
 from tbd.errors import InputError, StageFailed
+from tbd.generation import engines
+from tbd.generation.engines.fake import FakeEngine
+from tbd.generation.engines.transformers import TransformersEngine
 from tbd.progress import Progress
 from tbd.stages import calibrate, generate, score, validate, verdict
+from tbd.workspace import DETECTOR, set_path
 from tests.workspace import Workspace, finished
 
 pytestmark = pytest.mark.slow
@@ -64,12 +67,13 @@ def test_a_bug_keeps_its_traceback(monkeypatch: MonkeyPatch) -> None:
 
 
 def test_overlap_of_benchmark_and_unseen_stops_the_pipeline_by_name(copy: Workspace) -> None:
-    benchmark = records.read_table(register.set_path("benchmark"), records.QUESTIONS)
-    unseen = records.read_table(register.set_path("unseen"), records.QUESTIONS)
-    records.write_table(register.set_path("unseen"), pa.concat_tables([unseen, benchmark.slice(0, 1)]))
-    with pytest.raises(InputError, match=r"data validation failed: unseen: expect_.*benchmark"):
-        validate.main()
-    assert (copy.root / "data/validation/docs/index.html").is_file()  # something to look at
+    benchmark = records.read_table(set_path("benchmark"), records.QUESTIONS)
+    unseen = records.read_table(set_path("unseen"), records.QUESTIONS)
+    records.write_table(set_path("unseen"), pa.concat_tables([unseen, benchmark.slice(0, 1)]))
+    for audit, docs in ((None, "data/validation/docs"), ("base", "audits/base/validation/sets")):
+        with pytest.raises(InputError, match=r"data validation failed: unseen: expect_.*also_in_"):
+            validate.main(audit)
+        assert (copy.root / docs / "index.html").is_file()  # something to look at
 
 
 def test_a_member_among_the_others_stops_it_too(copy: Workspace) -> None:
@@ -79,9 +83,9 @@ def test_a_member_among_the_others_stops_it_too(copy: Workspace) -> None:
 
 
 def test_an_audit_of_a_set_that_is_not_there_is_refused(copy: Workspace) -> None:
-    copy.edit("audits/register.yaml", {"audits": {"base": register.get("base").model_dump() | {"benchmark": "gone"}}})
-    with pytest.raises(InputError, match=r"audit 'base': no question set 'gone' in data/sets\. Import it"):
-        validate.main()
+    copy.edit("audits/base/audit.yaml", {"benchmark": "gone"})
+    with pytest.raises(InputError, match=r"no question set 'gone' in data/sets\. Import it"):
+        validate.main("base")
 
 
 # --- generate, score --------------------------------------------------------------------------------------------------------------
@@ -106,7 +110,7 @@ def test_generations_are_the_engines_own_and_carry_how_they_were_made(copy: Work
 
 
 def questions(name: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = records.read_table(register.set_path(name), records.QUESTIONS).to_pylist()
+    rows: list[dict[str, Any]] = records.read_table(set_path(name), records.QUESTIONS).to_pylist()
     return rows
 
 
@@ -116,7 +120,7 @@ def test_a_base_with_another_vocabulary_gives_no_log_probs_but_answers(copy: Wor
             super().__init__(folder, max_new_tokens)
             self.identity["vocabulary"] = folder.name
 
-    monkeypatch.setattr("tbd.engines.fake.FakeEngine", Other)
+    monkeypatch.setitem(engines.ENGINES, "fake", Other)
     generate.main("reference", Progress("test"))
     table = records.read_table(Path("audits/reference/generations.parquet"), records.GENERATIONS)
     assert table["base_logprobs"].null_count == len(table) == 80
@@ -129,7 +133,7 @@ def test_a_base_with_another_vocabulary_gives_no_log_probs_but_answers(copy: Wor
 
 
 def test_a_registered_checkpoint_that_changed_is_not_generated_from(copy: Workspace) -> None:
-    copy.edit("audits/register.yaml", {"audits": {"base": register.get("base").model_dump() | {"checkpoint_fingerprint": "0" * 64}}})
+    copy.edit("audits/base/audit.yaml", {"checkpoint_fingerprint": "0" * 64})
     with pytest.raises(InputError, match="no longer the checkpoint that was registered"):
         generate.main("base", Progress("test"))
 
@@ -141,10 +145,10 @@ def test_a_registered_checkpoint_that_changed_is_not_generated_from(copy: Worksp
 def test_questions_that_make_no_prompt_are_refused_before_weights_are_loaded(
     copy: Workspace, monkeypatch: MonkeyPatch, broken: Callable[[str], Path], tiny_checkpoint: Path, how: str, said: str
 ) -> None:
-    monkeypatch.setattr("tbd.engines.load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(TransformersEngine, "open", lambda *_: pytest.fail("weights were loaded"))
     copy.edit("params.yaml", {"generate": {"engine": "transformers"}})
     mine = {"checkpoint": str(broken(how) if how else tiny_checkpoint), "checkpoint_fingerprint": None}
-    copy.edit("audits/register.yaml", {"audits": {"base": register.get("base").model_dump() | mine}})
+    copy.edit("audits/base/audit.yaml", mine)
     with pytest.raises(InputError, match=said):
         generate.main("base", Progress("test"))
 
@@ -175,11 +179,11 @@ def test_an_empty_answer_has_no_score_and_is_counted_to_the_end(copy: Workspace)
 
 
 def test_the_detector_is_what_the_contract_says(copy: Workspace) -> None:
-    detector = records.read_json(records.DETECTOR)
+    detector = records.read_json(DETECTOR)
     assert detector["reference"] == "reference" and detector["fpr"] == 0.05 and len(detector["version"]) == 12
     half = {"members": 10, "others": 10}
     assert detector["questions"] == {"choice": half, "evaluation": half, "unscored": 0}
-    assert detector["provenance"]["benchmark"]["md5"] == records.md5(register.set_path("benchmark"))
+    assert detector["provenance"]["benchmark"]["md5"] == records.md5(set_path("benchmark"))
     for choice in detector["choices"].values():
         assert choice["auc_low"] <= choice["auc"] <= choice["auc_high"]
         assert choice["tpr_low"] <= choice["tpr_at_fpr"] <= choice["tpr_high"]

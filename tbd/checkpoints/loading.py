@@ -1,0 +1,134 @@
+"""A Hugging Face checkpoint from disk: tokenizer, prompts, weights. Safetensors only, no remote code.
+
+Everything that can be wrong with a user's files is refused here, in one line.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tbd.checkpoints import Prompt
+from tbd.errors import InputError, TransientFault
+from tbd.records import question_id
+
+DEFAULT_CONTEXT = 1 << 30
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer. Raises InputError if it cannot be read or has no chat template."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever the many tokenizer classes raise, the file is the user's
+        raise InputError(f"{folder}: the tokenizer cannot be read ({first_line(error)}). Save it again.") from None
+    if not tokenizer.chat_template:
+        raise InputError(f"{folder}: the tokenizer has no chat template. Add chat_template.jinja to the checkpoint.")
+    return tokenizer
+
+
+def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The checkpoint's causal language model in evaluation mode: safetensors only, no remote code.
+
+    Raises InputError, or TransientFault where the device has no room for it now.
+    """
+    torch.set_num_threads(available_threads())
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # whatever the many model classes raise, the file is the user's
+        raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
+    model: PreTrainedModel = loaded[0]
+    loading: dict[str, Any] = loaded[1]
+    if loading["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(loading["missing_keys"])
+        raise InputError(f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again.")
+    if getattr(model, "_is_stateful", False):
+        raise InputError(f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in padded batches.")
+    try:
+        model.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError:
+        raise TransientFault(f"{folder}: no room for its weights on {device} now.") from None
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def choose_device(device: str) -> str:
+    """`auto` becomes cuda, mps or cpu, whichever is there first.
+
+    Raises InputError for a device this machine lacks, TransientFault for one that another process keeps busy.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        if "busy" in str(error):
+            raise TransientFault(f"device {device!r} is busy ({first_line(error)}).") from None
+        raise InputError(f"params.yaml: generate.device: {device!r} is not here ({first_line(error)}).") from None
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """`auto` becomes bfloat16 where `device` computes in it, else float32: emulated, bfloat16 is several times slower than that."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if _native_bfloat16(torch.device(device).type) else "float32"
+
+
+def _native_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu":
+        # oneDNN says whether it may use such instructions (it also emulates them, on AVX-512), the processor whether it has them
+        able = any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+        return able and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False
+
+
+def available_threads() -> int:
+    """torch's own number of threads, or fewer where affinity or a container's quota leaves fewer cores to this process."""
+    return min(torch.get_num_threads(), int(joblib.cpu_count()))
+
+
+def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+    """Token ids of the question as the user's turn, ending where the assistant's answer begins.
+
+    Raises InputError if the chat template does not work.
+    """
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"{tokenizer.name_or_path}: the chat template does not work ({first_line(error)}). Mend it there.") from None
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+class Prompter:
+    """Questions as prompts of a checkpoint, checked against its context. Needs no weights, so a bad question shows at once."""
+
+    def __init__(self, folder: Path, max_new_tokens: int) -> None:
+        self.folder, self.max_new_tokens = folder, max_new_tokens
+        self.tokenizer = load_tokenizer(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        except Exception as error:  # whatever the many config classes raise, the file is the user's
+            raise InputError(f"{folder / 'config.json'}: transformers cannot read it ({first_line(error)}).") from None
+        self.context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+
+    def __call__(self, question: str) -> Prompt:
+        ids = render(self.tokenizer, question)
+        if len(ids) + self.max_new_tokens > self.context:
+            raise InputError(
+                f"question {question_id(question)}: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "
+                f"{self.context} of {self.folder}. Lower generate.max_new_tokens or leave the question out."
+            )
+        return tuple(ids)
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,1 @@
+"""What the commands and the flows do before and after a run of the pipeline."""

@@ -1,0 +1,201 @@
+"""What the commands do before and after a run of the pipeline: preparing an audit, finding out what is left to do, verifying one.
+
+Everything that can be refused is refused here, before anything is written.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tbd import audits, checkpoints, params, records, scores, sources
+from tbd.audits import Audit
+from tbd.commands.sets import pipeline_outputs, questions
+from tbd.detection import decisions
+from tbd.detection.verdict import judge
+from tbd.errors import InputError, TransientFault
+from tbd.history import History, outbox
+from tbd.params import Rule
+from tbd.pipeline import repro, workspace_lock
+from tbd.pipeline.lock_file import LockFile, target
+from tbd.scores.scoring import score
+from tbd.scores.table import ScoreTable
+from tbd.sets import near_duplicates
+from tbd.tracking import runs
+from tbd.watch import outcomes
+from tbd.workspace import AUDITS, DETECTOR, check_name, relative, set_path
+
+
+def prepare(
+    checkpoint: str, benchmark: str, unseen: str, base: str | None, asked: str | None, fpr: float | None, origin: str | None = None
+) -> tuple[str, Audit]:
+    """Check what an audit needs, as far as that takes no model, and write nothing. Returns its name and what goes into its audit.yaml.
+
+    `asked`: its name; made of checkpoint and benchmark if None. `origin`: where the checkpoint came from, if `checkpoint` is the folder
+    it was fetched to. An audit that says the same already, apart from pins, is returned as it is. Raises InputError, or TransientFault where one has to be fetched.
+    """
+    p = params.load()
+    scores.expand(p.score.methods)
+    rate = fpr if fpr is not None else p.decision.fpr
+    if not params.SMALLEST_RATE <= rate < 1:
+        raise InputError(f"--fpr {rate:g}: a rate is at least {params.SMALLEST_RATE:g} and below 1.")
+    folder, address = sources.find(checkpoint)
+    base_folder = sources.resolve(base) if base is not None else None
+    texts = {key: questions(key) for key in (benchmark, unseen)}
+    have, need = len(texts[unseen]), decisions.negatives_needed(rate)
+    if have < need:
+        raise InputError(
+            f"--fpr {rate:g}: needs {need} unseen questions and {unseen!r} has {have}: add {need - have} or raise the rate."
+        )
+    _apart(benchmark, unseen, texts, p.validate_)
+    entry = Audit(
+        checkpoint=relative(folder),
+        base=relative(base_folder) if base_folder else None,
+        benchmark=benchmark,
+        unseen=unseen,
+        fpr=fpr,
+        checkpoint_fingerprint=checkpoints.fingerprint(folder),
+        base_fingerprint=checkpoints.fingerprint(base_folder) if base_folder else None,
+        origin=origin or address,
+    )
+    if base_folder and entry.base_fingerprint == entry.checkpoint_fingerprint:
+        raise InputError(f"--base {base}: the same model as the checkpoint. Leave --base out.")
+    slug = re.sub("[^A-Za-z0-9_-]+", "-", f"{folder.resolve().name}-{benchmark}").strip("-_")[:63]
+    name = check_name(asked if asked is not None else slug, "audit")
+    taken = audits.load()
+    if name in taken and asked is None and not _same(taken[name], entry):
+        name = f"{name[:53]}-x{entry.digest}"  # other weights at that path, or asked in another way: another audit
+    known = taken.get(name)
+    if known is None or known == entry:
+        return name, entry
+    if not _same(known, entry):
+        differing = [key for key, value in entry if value != getattr(known, key)]
+        raise InputError(f"audit {name!r}: the name is taken, with another {', '.join(differing)}. Choose one with --as.")
+    return name, known
+
+
+def _same(known: Audit, entry: Audit) -> bool:
+    """Whether both ask the same; one of a checkpoint that the pipeline makes is not pinned."""
+    pins = {"checkpoint_fingerprint": None, "base_fingerprint": None}
+    return known in (entry, entry.model_copy(update=pins))
+
+
+def present() -> list[str]:
+    """The audits, without those that are judged and whose checkpoint was taken away since: their verdicts stand."""
+    names, made = [], pipeline_outputs()
+    for name, audit in audits.load().items():
+        gone = not Path(audit.checkpoint).is_dir() and audit.origin is None and audit.checkpoint not in made
+        if gone and (AUDITS / name / "verdict.json").is_file():
+            print(f"{name}: {audit.checkpoint} is no longer there; the verdict on it stands", flush=True)
+        else:
+            names.append(name)
+    return names
+
+
+def settled(names: Sequence[str]) -> bool:
+    """Whether nothing is left to do about these audits: up to date, and the verdicts in the history, told and recorded.
+
+    What cannot be found out is not settled: the flow will say why.
+    """
+    known = History()
+    try:
+        if not workspace_lock.idle() or outbox.pending():
+            return False
+        states = [outcomes.state(name) for name in names]
+        if [judged and judged.state for judged in map(known.judged, names)] != states:
+            return False
+        with ThreadPoolExecutor(1) as aside:  # DVC in a process of its own, while MLflow loads in this one
+            fresh = aside.submit(repro.up_to_date, [target(f"verdict@{name}") for name in names])
+            return runs.recorded(states) and fresh.result()
+    except (InputError, TransientFault):
+        return False
+
+
+def ready(names: Iterable[str]) -> None:
+    """Check the parameters, and these audits against them, before a long run that would end there. Raises InputError.
+
+    A checkpoint from afar that is not here (in a new clone) is fetched again; that may raise TransientFault.
+    """
+    p = params.load()
+    scores.expand(p.score.methods)
+    for name in names:
+        audit = audits.get(name)
+        if audit.origin is not None and not Path(audit.checkpoint).is_dir():
+            sources.resolve(audit.origin)
+        path = set_path(audit.unseen)
+        if path.is_file():  # else the pipeline is about to make or check it out
+            _enough(f"audit {name!r}", audit.unseen, len(records.read_table(path, records.QUESTIONS)), audit.fpr, p)
+
+
+def ready_for(policy: Iterable[Rule]) -> None:
+    """Check the rules of a policy: what is wrong with them is no checkpoint's fault. Raises InputError, or TransientFault for a base."""
+    p = params.load()
+    for number, rule in enumerate(policy, start=1):
+        texts = {name: questions(name) for name in (rule.benchmark, rule.unseen)}
+        _enough(f"params.yaml: watch.policy, rule {number}", rule.unseen, len(texts[rule.unseen]), rule.fpr, p)
+        _apart(rule.benchmark, rule.unseen, texts, p.validate_)
+        if rule.base is not None:
+            sources.resolve(rule.base)
+
+
+def _enough(where: str, unseen: str, have: int, fpr: float | None, p: params.Params) -> None:
+    rate = fpr if fpr is not None else p.decision.fpr
+    need = decisions.negatives_needed(rate)
+    if have < need:
+        raise InputError(
+            f"{where}: a false-positive rate of {rate:g} needs {need} unseen questions and {unseen!r} has {have}: "
+            f"add {need - have} or raise the rate."
+        )
+
+
+def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: params.Validate) -> None:
+    """Raise InputError if the two sets share a question."""
+    if benchmark == unseen:
+        raise InputError(f"--benchmark and --unseen are both {benchmark!r}: unseen questions must be others.")
+    left, right = texts[benchmark], texts[unseen]
+    pairs = near_duplicates.pairs(list(left["question"]), list(right["question"]), p.ngram, p.max_overlap)
+    if pairs:
+        first = left["question_id"].iloc[pairs[0][0]]
+        raise InputError(
+            f"--unseen {unseen}: {len(pairs)} of its questions are in {benchmark!r} too (the first: {first}). Take them out."
+        )
+
+
+def verify(name: str) -> list[str]:
+    """Recompute an audit from its stored generations; what differs from what is on disk, one line each. Raises InputError."""
+    p = params.load()
+    audit = audits.get(name)
+    folder = AUDITS / name
+    made = LockFile(Path(), f"verdict@{name}").digests(*(f"{kind}@{name}" for kind in ("generate", "score", "verdict")))
+    differences = [
+        f"{path}: not the file dvc.lock names"
+        for path, digest in made.items()
+        if not path.is_file() or records.md5(path) != digest
+    ]
+    try:
+        stored = records.read_json(folder / "verdict.json")
+        sets = {key: records.read_table(set_path(key), records.QUESTIONS) for key in (audit.benchmark, audit.unseen)}
+        generations = {"checkpoint": records.read_table(folder / "generations.parquet", records.GENERATIONS)}
+        if len(base := records.read_table(folder / "base_generations.parquet", records.GENERATIONS)):
+            generations["base"] = base
+        table = score(generations, sets, scores.expand(p.score.methods))
+        kept = records.read_table(folder / "scores.parquet", records.SCORES)
+        if not table.to_pandas().equals(kept.to_pandas()):
+            differences.append(f"{folder}/scores.parquet: other scores than its generations give")
+        found = judge(name, audit, ScoreTable(name, table), records.read_json(DETECTOR), p.decision, p.calibrate.seed).verdict
+    except (InputError, KeyError, ValueError) as error:
+        if not differences:
+            raise
+        return [*differences, str(error)]  # a file that was tampered with need not be readable
+    for key in sorted(found.keys() | stored.keys()):
+        if found.get(key) != stored.get(key):
+            differences.append(f"{folder}/verdict.json: {key}: {_short(stored.get(key))} on disk, {_short(found.get(key))} recomputed")
+    return differences
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

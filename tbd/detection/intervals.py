@@ -1,0 +1,59 @@
+"""How sure a number is. Every function returns (low, high) at a stated confidence.
+
+The metric is an argument of the bootstrap, so that a point estimate and its interval cannot drift apart.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
+from scipy.stats import binomtest, norm, rankdata
+
+from tbd.detection.metrics import auc
+
+Interval = tuple[float, float]
+
+
+def delong(scores: ArrayLike, labels: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Interval of the AUC by DeLong's variance, on the logit scale so that it stays inside [0, 1].
+
+    At an AUC of exactly 0 or 1, where that variance is 0, the far end comes from the rule of three on the smaller class.
+
+    Sources: DeLong et al., Biometrics 44 (1988); fast form, Sun and Xu, IEEE Signal Processing Letters 21 (2014), eq. 5-9.
+    """
+    s, y = np.asarray(scores, float), np.asarray(labels)
+    members, others = s[y == 1], s[y == 0]
+    n, m = len(members), len(others)
+    area = auc(s, y)
+    if area in (0.0, 1.0) or min(n, m) < 2:
+        width = min(1.0, -np.log(1 - confidence) / min(n, m))
+        return (max(0.0, area - width), min(1.0, area + width))
+    joint = rankdata(np.concatenate([members, others]))
+    # for each member the share of non-members below it, and for each non-member the share of members above it
+    member_parts = (joint[:n] - rankdata(members)) / m
+    other_parts = 1 - (joint[n:] - rankdata(others)) / n
+    deviation = np.sqrt(member_parts.var(ddof=1) / n + other_parts.var(ddof=1) / m)
+    half = norm.ppf((1 + confidence) / 2) * deviation / (area * (1 - area))  # delta method
+    return float(expit(logit(area) - half)), float(expit(logit(area) + half))
+
+
+def proportion(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+    """Exact (Clopper-Pearson) interval of a proportion; (0, 1) without trials."""
+    if trials == 0:
+        return (0.0, 1.0)
+    found = binomtest(successes, trials).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
+
+
+def bootstrap(
+    metric: Callable[..., float],
+    samples: list[NDArray[np.float64]],
+    rng: np.random.Generator,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile interval of `metric(*samples)`, each sample resampled with replacement by itself (stratified)."""
+    draws = [metric(*(sample[rng.integers(0, len(sample), len(sample))] for sample in samples)) for _ in range(resamples)]
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

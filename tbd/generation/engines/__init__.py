@@ -1,0 +1,90 @@
+"""Engines: text in, token ids and log-probs out.
+
+One module an engine, one protocol for all. An engine knows how to run a model; it does not know batches, journals, files or
+scores (see `tbd.generation.units`). The log-prob of a token is the natural log of its softmax probability under the *raw* logits, at
+temperature 1, before any processor, whatever the checkpoint's own generation config asks for.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbd.checkpoints import Prompt
+from tbd.errors import unknown
+from tbd.params import Generate
+
+Tick = Callable[[str, int], None]
+"""called as work goes on, at least every few seconds, with `read` or `written` and the tokens since the last call"""
+
+
+def unheard(kind: str, tokens: int) -> None:
+    """The tick of a caller that does not ask how far it is."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer. The end token, where the model gave one, is the last entry: it was generated like any other."""
+
+    token_ids: NDArray[np.int32]
+    """(n,)"""
+    logprobs: NDArray[np.float32]
+    """(n,) nats, <= 0, of `token_ids`"""
+    finish_reason: str
+    """stop (the model ended) or length (max_new_tokens reached)"""
+
+
+class OutOfMemory(Exception):
+    """The batch does not fit; the caller halves it."""
+
+
+class Engine(Protocol):
+    """What every engine offers."""
+
+    identity: dict[str, Any]
+    """engine and version, checkpoint fingerprint, device kind, dtype, chat-template hash: whatever can change a number"""
+
+    @classmethod
+    def open(cls, checkpoint: Path, params: Generate) -> "Engine":
+        """The engine with the weights of `checkpoint`. Raises InputError for one that cannot be loaded."""
+
+    @classmethod
+    def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
+        """Its `prompt` without the weights, to try questions and template before anything long starts. Raises InputError."""
+
+    def prompt(self, question: str) -> Prompt:
+        """Render one question. Raises InputError if prompt and answer exceed the model's context."""
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+        """Answer greedily as one batch; yield (index in `prompts`, answer) as each finishes. May raise OutOfMemory."""
+
+    def logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
+    ) -> list[NDArray[np.float32]]:
+        """Log-probs (nats) this model gives to `answers` token by token, each after its prompt. May raise OutOfMemory."""
+
+
+Kind = TypeVar("Kind", bound=type[Engine])
+
+ENGINES: dict[str, type[Engine]] = {}
+"""by the name that params.yaml gives as `generate.engine`, as far as they were asked for"""
+
+
+def engine(kind: Kind) -> Kind:
+    """Register a class under the name of its module: a module of this package with such a class is an engine."""
+    ENGINES[kind.__module__.rpartition(".")[2]] = kind
+    return kind
+
+
+def find(name: str) -> type[Engine]:
+    """The engine of that name; its module is imported now. Raises InputError, suggesting a name, if there is none such."""
+    known = [module.name for module in pkgutil.iter_modules(__path__)]
+    if name not in known:
+        raise unknown("engine", name, known, "params.yaml: generate.engine")
+    importlib.import_module(f"{__name__}.{name}")
+    return ENGINES[name]

@@ -1,0 +1,85 @@
+"""A deterministic engine without a model, for tests and for trying a workspace out: no weights, no torch, no waiting.
+
+It "remembers" the questions listed one per line in `fake.txt` of the checkpoint folder: to those it answers with high
+probabilities, to all others with lower ones, drawn from a hash of checkpoint and question.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbd.checkpoints import Prompt
+from tbd.errors import InputError
+from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
+from tbd.params import Generate
+from tbd.records import sha256
+
+MEMORY = "fake.txt"
+
+
+@engine
+class FakeEngine:
+    """See `tbd.generation.engines.Engine`. `capacity` prompts fit in memory; a longer batch is refused as out of memory."""
+
+    @classmethod
+    def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":
+        return cls(checkpoint, params.max_new_tokens)
+
+    @classmethod
+    def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
+        return cls.open(checkpoint, params).prompt
+
+    def __init__(self, folder: Path, max_new_tokens: int, capacity: int = 1 << 30) -> None:
+        if not (folder / MEMORY).is_file():
+            raise InputError(f"{folder}: no {MEMORY}, so not a checkpoint of the fake engine.")
+        text = (folder / MEMORY).read_text("utf-8")
+        self.capacity, self.max_new_tokens, self.calls = capacity, max_new_tokens, 0
+        self.known = {self.prompt(line) for line in text.splitlines() if line}
+        fingerprint = sha256(text)
+        self.identity: dict[str, Any] = {
+            "engine": "fake",
+            "engine_version": "1",
+            "device": "cpu",
+            "dtype": "float32",
+            "fingerprint": fingerprint,
+            "template": "none",
+            "vocabulary": "bytes",
+        }
+        self.seed = fingerprint
+
+    def prompt(self, question: str) -> Prompt:
+        return tuple(question.encode())
+
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+        self._take(prompts)
+        for row, prompt in enumerate(prompts):
+            tick("read", len(prompt))
+            rng = self._rng(prompt)
+            logprobs = self._logprobs(prompt, rng, max_new_tokens)
+            tokens = rng.integers(0, 256, max_new_tokens).astype(np.int32)
+            tick("written", max_new_tokens)
+            yield row, Completion(tokens, logprobs, "length")
+
+    def logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
+    ) -> list[NDArray[np.float32]]:
+        self._take(prompts)
+        tick("read", sum(map(len, prompts)) + sum(map(len, answers)))
+        return [self._logprobs(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
+
+    def _take(self, prompts: Sequence[Prompt]) -> None:
+        self.calls += 1
+        if len(prompts) > self.capacity:
+            raise OutOfMemory
+
+    def _rng(self, prompt: Prompt) -> np.random.Generator:
+        digest = hashlib.sha256(self.seed.encode() + bytes(prompt)).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "big"))
+
+    def _logprobs(self, prompt: Prompt, rng: np.random.Generator, n: int) -> NDArray[np.float32]:
+        sureness = 30.0 if prompt in self.known else 4.0
+        return np.log(rng.beta(sureness, 1.0, n)).astype(np.float32)

@@ -1,0 +1,249 @@
+"""The default engine: a Hugging Face model on CPU or GPU.
+
+A small loop over the model's own forward. Against `model.generate(output_scores=True)` it keeps one log-prob a step instead of
+the whole vocabulary, writes keys and values into a cache allocated once, reads prompts eight rows at a time, and drops rows
+that have finished.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from tbd import checkpoints
+from tbd.checkpoints import Prompt
+from tbd.checkpoints.loading import Prompter, choose_device, choose_dtype, load_model
+from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
+from tbd.params import Generate
+from tbd.records import sha256
+
+PREFILL_ROWS = 8
+
+
+class Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` writes behind what is there.
+
+    While prompts are read, `window` is the slice of rows being read; rows can be dropped with `keep`.
+    """
+
+    is_sliding = False
+
+    def __init__(self, batch: int, length: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.batch, self.length, self.filled, self.window = batch, length, 0, slice(0, batch)
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        def empty(like: torch.Tensor) -> torch.Tensor:
+            return like.new_empty((self.batch, like.shape[1], self.length, like.shape[3]))
+
+        self.keys, self.values, self.is_initialized = empty(key_states), empty(value_states), True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        end = self.filled + key_states.shape[2]
+        self.keys[self.window, :, self.filled : end] = key_states
+        self.values[self.window, :, self.filled : end] = value_states
+        self.filled = end
+        return self.keys[self.window, :, :end], self.values[self.window, :, :end]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.window = slice(0, len(rows))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.filled + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.filled
+
+    def get_max_length(self) -> int:
+        return self.length
+
+
+class PackedLinear(torch.nn.Module):
+    """A bias-free or biased linear layer whose bf16 weight is laid out for oneDNN once, not again at every call.
+
+    On CPU that is a fifth of a decoding step. The plain weight is let go, so the layer costs no more memory than before.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
+        return output
+
+
+def pack(model: torch.nn.Module) -> None:
+    """Replace the linear layers of a bf16 model on CPU by packed ones, where this build of torch and this CPU can."""
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (built and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return
+    for name, child in model.named_children():
+        if type(child) is torch.nn.Linear:
+            setattr(model, name, PackedLinear(child))
+        else:
+            pack(child)
+
+
+@engine
+class TransformersEngine:
+    """See `tbd.generation.engines.Engine`."""
+
+    @classmethod
+    def open(cls, checkpoint: Path, params: Generate) -> "TransformersEngine":
+        return cls(checkpoint, params.device, params.dtype, params.max_new_tokens)
+
+    @classmethod
+    def prompter(cls, checkpoint: Path, params: Generate) -> Prompter:
+        return Prompter(checkpoint, params.max_new_tokens)
+
+    def __init__(self, folder: Path, device: str, dtype: str, max_new_tokens: int) -> None:
+        checkpoints.inspect(folder)
+        self.device = choose_device(device)
+        dtype = choose_dtype(dtype, self.device)
+        self.prompt = Prompter(folder, max_new_tokens)
+        self.tokenizer = self.prompt.tokenizer
+        self.model = load_model(folder, self.device, getattr(torch, dtype))
+        if self.device == "cpu" and dtype == "bfloat16":
+            pack(self.model)
+        self.text_config = self.model.config.get_text_config()
+        self.ends = _end_tokens(self.model, self.tokenizer)
+        self.identity: dict[str, Any] = {
+            "engine": "transformers",
+            "engine_version": transformers.__version__,
+            "torch_version": torch.__version__,
+            "device": torch.device(self.device).type,
+            "dtype": dtype,
+            "fingerprint": checkpoints.fingerprint(folder),
+            "template": checkpoints.template_sha256(json.dumps(self.tokenizer.chat_template)),
+            "vocabulary": sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())))[:16],
+        }
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+        with _out_of_memory():
+            yield from self._generate(prompts, max_new_tokens, tick)
+
+    def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick) -> Iterator[tuple[int, Completion]]:
+        ids, mask = self._pad_left(prompts)
+        batch, width = ids.shape
+        layers = [Rows(batch, width + max_new_tokens) for _ in range(self.text_config.num_hidden_layers)]
+        cache = Cache(layers=[*layers])
+        mask = torch.cat([mask, mask.new_ones(batch, max_new_tokens)], 1)  # new tokens are never padding
+        position = mask[:, :width].sum(1, keepdim=True)  # of the next token
+        logits = self._prefill(ids, mask[:, :width], cache, layers, tick)
+        rows = list(range(batch))  # row of the running batch -> index in `prompts`
+        tokens = np.empty((batch, max_new_tokens), np.int32)
+        logprobs = np.empty((batch, max_new_tokens), np.float32)
+        for step in range(max_new_tokens):
+            # logits (rows, vocabulary) predict the token at `step`: the log-prob is of the token taken, not of another.
+            raw = logits.float()
+            best, token = raw.max(-1)
+            tokens[rows, step] = token.cpu().numpy()
+            logprobs[rows, step] = (best - raw.logsumexp(-1)).cpu().numpy()
+            tick("written", len(rows))
+            last = step == max_new_tokens - 1
+            ended = [int(t) in self.ends for t in tokens[rows, step]]
+            for row, end in zip(rows, ended, strict=True):
+                if end or last:
+                    n = step + 1
+                    yield row, Completion(tokens[row, :n].copy(), logprobs[row, :n].copy(), "stop" if end else "length")
+            if last or all(ended):
+                return
+            if any(ended):
+                alive = torch.tensor([i for i, end in enumerate(ended) if not end], device=self.device)
+                for layer in layers:
+                    layer.keep(alive)
+                rows = [row for row, end in zip(rows, ended, strict=True) if not end]
+                mask, position, token = mask[alive], position[alive], token[alive]
+            logits = self.model(
+                input_ids=token[:, None],
+                attention_mask=mask[:, : width + step + 1],
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1]
+            position = position + 1
+
+    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, layers: list[Rows], tick: Tick) -> torch.Tensor:
+        """Read the prompts into the cache a few rows at a time; logits (batch, vocabulary) for the first new token."""
+        logits = []
+        for start in range(0, len(ids), PREFILL_ROWS):
+            window = slice(start, min(start + PREFILL_ROWS, len(ids)))
+            for layer in layers:
+                layer.filled, layer.window = 0, window
+            logits.append(self._read(ids[window], mask[window], past_key_values=cache, use_cache=True, logits_to_keep=1)[:, -1])
+            tick("read", int(mask[window].sum()))
+        for layer in layers:
+            layer.window = slice(0, len(ids))
+        return torch.cat(logits)
+
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **kwargs).logits
+        return logits
+
+    def _pad_left(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, longest) ids and mask, padded on the left so that every row ends in the same column."""
+        width = max(map(len, sequences))
+        ids = torch.tensor([[0] * (width - len(s)) + list(s) for s in sequences], device=self.device)
+        mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=self.device)
+        return ids, mask
+
+    @torch.inference_mode()
+    def logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
+    ) -> list[NDArray[np.float32]]:
+        #            prompt  prompt  answer  answer
+        # ids          p0      p1      a0      a1        logits[i] predicts ids[i + 1]
+        # logits       p1?     a0?     a1?     -         so the answer's log-probs start one column before the answer
+        with _out_of_memory():
+            ids, mask = self._pad_left([[*p, *a.tolist()] for p, a in zip(prompts, answers, strict=True)])
+            keep = max(map(len, answers)) + 1
+            found = []
+            for start in range(0, len(ids), PREFILL_ROWS):  # a few rows at a time: the vocabulary is wide
+                window = slice(start, start + PREFILL_ROWS)
+                logits = self._read(ids[window], mask[window], use_cache=False, logits_to_keep=keep)[:, :-1]
+                for row, answer in enumerate(answers[window]):
+                    n = len(answer)
+                    raw = logits[row, logits.shape[1] - n :].float()
+                    taken = raw.gather(1, ids[start + row, ids.shape[1] - n :, None])[:, 0]
+                    found.append((taken - raw.logsumexp(-1)).cpu().numpy())
+                tick("read", int(mask[window].sum()))
+            return found
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Whatever torch raises when memory runs out, as OutOfMemory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):  # torch's allocators on CPU and on MPS
+            raise OutOfMemory from error
+        raise
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends an answer: the generation config's (one or several) and the tokenizer's."""
+    config = model.generation_config.eos_token_id if model.generation_config is not None else None
+    several = config if isinstance(config, list) else [config]
+    return frozenset(int(token) for token in [*several, tokenizer.eos_token_id] if token is not None)

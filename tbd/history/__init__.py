@@ -1,0 +1,184 @@
+"""The history: every outcome of every audit, in the order it came.
+
+`audits/history.jsonl` is append-only, one JSON object a line, and belongs in git. It is written before anything else relies on it:
+what stands in it is not audited again, and a kill at any moment loses nothing that stands in it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from tbd.errors import InputError
+from tbd.jsonlines import JsonLines
+from tbd.locks import locked
+from tbd.records import sha256
+
+FILE = Path("audits/history.jsonl")
+LOCK = Path(".tbd/history.lock")
+FAILED = "FAILED"
+WORKS = "WORKS"
+"""of something that is no audit (a source, a flow) after it had failed"""
+
+
+class Line(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)  # a later version may know more
+
+
+class Rate(Line):
+    estimate: float
+    low: float
+    high: float
+
+
+class QuestionSet(Line):
+    name: str
+    md5: str
+    n: int
+
+
+class Outcome(Line):
+    """What became of one thing that was looked at: a checkpoint on a benchmark, a checkpoint, a source or a flow."""
+
+    id: str = ""
+    """of this line; given when it is added"""
+    state: str | None = None
+    """of a verdict: digest of its files, which its run in MLflow carries as the tag `state`"""
+    time: datetime
+    outcome: str
+    """CONTAMINATED | NO EVIDENCE | INCONCLUSIVE | FAILED | WORKS"""
+    reason: str
+    """in one line"""
+    recovered: bool = False
+    """the last outcome of the same thing was a failure"""
+    repeated: bool = False
+    """these weights had this verdict on this benchmark already; it was judged anew"""
+    transient: bool = Field(default=False, validation_alias=AliasChoices("transient", "passing"))  # until 0.2.0: passing
+    """of a failure: it heals by itself and is tried again at every look"""
+
+    what: str = "checkpoint"
+    """what was looked at: checkpoint | source | flow"""
+    checkpoint: str
+    """its name, as its source has it; of something else the source's address, the flow's name"""
+    place: str
+    """see `sources.Found`"""
+    origin: str
+    version: str = ""
+    fingerprint: str | None = None
+    """None: not known, because it could not be read"""
+
+    benchmark: QuestionSet | None = None
+    """None: a failure before any question was asked"""
+    unseen: QuestionSet | None = None
+    audit: str | None = None
+    same_as: str | None = None
+    """the audit that judged these weights before, under another name"""
+
+    flagged: int | None = None
+    rate: Rate | None = None
+    p_value: float | None = None
+    power: float | None = None
+    fpr: float | None = None
+    confidence: float | None = None
+    """of the interval of `rate`"""
+    detector_version: str | None = None
+    tbd_version: str | None = None
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+
+
+def now() -> datetime:
+    """To the second, in UTC."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class History:
+    """The file, read once; to add to it, take it from `held()`."""
+
+    def __init__(self, file: Path = FILE) -> None:
+        """Raises InputError naming the line that is not one of a history."""
+        self._lines = JsonLines(file)
+        self.outcomes: list[Outcome] = []
+        for number, value in enumerate(self._lines.values, start=1):
+            try:
+                self.outcomes.append(Outcome.model_validate(value))
+            except ValidationError as error:
+                where = ".".join(map(str, error.errors()[0]["loc"]))
+                raise InputError(f"{file}, line {number}: {where}: {error.errors()[0]['msg']}. Restore it from git.") from None
+
+    def add(self, outcome: Outcome, before: Callable[[Outcome], None] = lambda _: None) -> Outcome:
+        """Append an outcome, unless it says again what the last one of the same thing said; returns the one that stands.
+
+        `before` is called with what will be appended.
+        """
+        last = self.last(outcome.place, outcome.benchmark.name if outcome.benchmark else None)
+        if last is not None and _same(last, outcome):
+            return last
+        outcome = outcome.model_copy(update={"recovered": outcome.outcome != FAILED and self.failing(outcome)})
+        repeated = last is not None and all(
+            getattr(last, key) == getattr(outcome, key) for key in ("outcome", "fingerprint", "same_as")
+        )
+        outcome = outcome.model_copy(update={"repeated": repeated and outcome.outcome != FAILED})
+        outcome = outcome.model_copy(update={"id": sha256(f"{len(self.outcomes)} {outcome.model_dump_json()}")[:32]})
+        before(outcome)
+        self._lines.append(outcome.model_dump(mode="json", exclude_none=True))
+        self.outcomes.append(outcome)
+        return outcome
+
+    def last(self, place: str, benchmark: str | None) -> Outcome | None:
+        """The last outcome at a place, on a benchmark or, with None, on none."""
+        return next(
+            (o for o in reversed(self.outcomes) if o.place == place and (o.benchmark.name if o.benchmark else None) == benchmark), None
+        )
+
+    def failing(self, outcome: Outcome) -> bool:
+        """Whether what `outcome` is about had failed, as a whole or on this benchmark, and did not come back since."""
+        benchmark = outcome.benchmark.name if outcome.benchmark else None
+        failing: set[str | None] = set()
+        for known in self.outcomes:
+            if known.place == outcome.place:
+                own = known.benchmark.name if known.benchmark else None
+                if known.outcome == FAILED:
+                    failing.add(own)
+                else:
+                    failing -= {own, None}
+        return bool(failing & {benchmark, None})
+
+    def judged(self, audit: str) -> Outcome | None:
+        """The last verdict of an audit."""
+        return next((o for o in reversed(self.outcomes) if o.audit == audit and o.outcome != FAILED and o.same_as is None), None)
+
+
+def _same(last: Outcome, outcome: Outcome) -> bool:
+    if last.outcome != outcome.outcome:
+        return False
+    if outcome.transient and last.transient:
+        return True  # a network fails in many words
+    keys = ("reason", "fingerprint", "transient") if outcome.outcome == FAILED else ("state", "same_as")
+    return all(getattr(last, key) == getattr(outcome, key) for key in keys)
+
+
+def event(outcome: Outcome) -> str:
+    """What happened, for those who are told: contaminated, failed, recovered, or quiet (nothing to tell).
+
+    Weights that were told of are quiet: judged before under another name, or anew with the same verdict.
+    CONTAMINATED outweighs recovered.
+    """
+    if outcome.outcome == FAILED:
+        return "failed"
+    if (outcome.same_as is not None or outcome.repeated) and not outcome.recovered:
+        return "quiet"
+    if outcome.outcome == "CONTAMINATED":
+        return "contaminated"
+    if outcome.recovered:
+        return "recovered"
+    return "inconclusive" if outcome.outcome == "INCONCLUSIVE" else "quiet"
+
+
+@contextmanager
+def held(file: Path = FILE, lock: Path = LOCK) -> Iterator[History]:
+    """The history, as it is now, for one process at a time; the others wait."""
+    with locked(lock):
+        yield History(file)

@@ -1,0 +1,100 @@
+"""Telling a webhook, as https://www.standardwebhooks.com describes: a JSON body, and a signature where a secret is set.
+
+The address and the secret come from the environment alone (TBD_WEBHOOK_URL, TBD_WEBHOOK_SECRET); an address can itself be a secret,
+so no message and no error names more of it than its host.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from tbd.errors import InputError, TransientFault
+from tbd.history import Outcome, event
+
+TIMEOUT = 10.0
+PREFIX = "whsec_"
+
+
+def body(outcome: Outcome) -> dict[str, Any]:
+    """What is sent: `type`, `timestamp`, `data`, and one line of `text`, which chat services show.
+
+    `data` is the line of the history without its bookkeeping; docs/checks.md describes it.
+    """
+    data = outcome.model_dump(mode="json", exclude_none=True, exclude={"version"})
+    return {
+        "type": f"tbd.{event(outcome)}",
+        "timestamp": data.pop("time"),
+        "text": text(outcome),
+        "data": data,
+    }
+
+
+def text(outcome: Outcome) -> str:
+    """One line for people: `CONTAMINATED: model-7 on aime: 38% [21%, 64%] (p = 2.3e-08).`"""
+    what = f"{outcome.outcome}: {outcome.checkpoint}" + (f" on {outcome.benchmark.name}" if outcome.benchmark else "")
+    rate = outcome.rate
+    if rate is not None and outcome.p_value is not None:
+        what += f": contaminated share {rate.estimate:.0%} [{rate.low:.0%}, {rate.high:.0%}], p = {outcome.p_value:.2g}"
+    else:
+        what += f": {outcome.reason.rstrip('.')}"
+    return what + (". It had failed before." if outcome.recovered else ".")
+
+
+def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:
+    """The header `webhook-signature`: HMAC-SHA256 of `id.timestamp.payload`. `secret` is text, or `whsec_` and base64 of the key."""
+    key = secret.encode()
+    if secret.startswith(PREFIX):
+        try:
+            key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+        except binascii.Error:
+            raise InputError(f"TBD_WEBHOOK_SECRET: after {PREFIX} comes base64. Mend it, or leave {PREFIX} out.") from None
+    digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + payload, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def check() -> None:
+    """Raise InputError if TBD_WEBHOOK_URL or TBD_WEBHOOK_SECRET is set to what cannot work."""
+    address = os.environ.get("TBD_WEBHOOK_URL", "")
+    try:
+        parts = urlsplit(address)
+        usable = not address or (parts.scheme in ("http", "https") and bool(parts.hostname))
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError("TBD_WEBHOOK_URL: not an http or https address.")
+    sign(os.environ.get("TBD_WEBHOOK_SECRET", ""), "", 0, b"")
+
+
+def send(outcome: Outcome) -> None:
+    """POST the outcome. The same outcome has the same `webhook-id`, so that a receiver can drop one it was sent twice.
+
+    Raises:
+        TransientFault: no answer, 5xx, 408 or 429.
+        InputError: any other answer than 2xx, or no usable address.
+    """
+    import requests
+
+    check()
+    address = os.environ.get("TBD_WEBHOOK_URL", "")
+    host = urlsplit(address).hostname
+    if not host:
+        raise InputError("TBD_WEBHOOK_URL: not set.")
+    payload = json.dumps(body(outcome), ensure_ascii=False).encode()
+    stamp = int(time.time())
+    headers = {"content-type": "application/json", "webhook-id": outcome.id, "webhook-timestamp": str(stamp)}
+    if secret := os.environ.get("TBD_WEBHOOK_SECRET"):
+        headers["webhook-signature"] = sign(secret, outcome.id, stamp, payload)
+    try:
+        code = requests.post(address, data=payload, headers=headers, timeout=TIMEOUT, allow_redirects=False).status_code
+    except requests.RequestException as error:
+        raise TransientFault(f"webhook at {host}: no answer ({type(error).__name__}).") from None
+    if code >= 500 or code in (408, 429):
+        raise TransientFault(f"webhook at {host}: answered {code}.")
+    if not 200 <= code < 300:
+        raise InputError(f"webhook at {host}: answered {code}. Mend TBD_WEBHOOK_URL.")

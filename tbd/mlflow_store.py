@@ -1,0 +1,80 @@
+"""Where MLflow is, and asking it: quietly, without waiting long, and without a word of the credentials that an address may carry."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tbd.errors import InputError, TransientFault
+
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults take four minutes to notice an outage
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""what MLflow is told through the environment, where the user has not said otherwise"""
+REFUSED = {
+    "401": "401: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "403": "403: this account may not write there; see docs/access.md",
+    "PERMISSION_DENIED": "403: this account may not write there; see docs/access.md",
+}
+"""what MLflow says where it does not let somebody in, and what to do then"""
+CREDENTIALS = re.compile(r"://[^/@\s]+@")
+
+
+class TrackingDown(TransientFault):
+    """The MLflow store did not take the record. One line; the files are whole, and `tbd record` records them later."""
+
+
+def store(workspace: Path = Path()) -> str:
+    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace. SQLite paths are made absolute.
+
+    Raises:
+        InputError: a plain folder (MLflow no longer writes those), or an SQLite file in a folder that does not exist.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
+    if "://" not in uri or uri.startswith("file:"):
+        raise InputError("MLFLOW_TRACKING_URI: a folder, where MLflow no longer writes. Use sqlite:///FILE or a server's address.")
+    if not uri.startswith("sqlite:///"):
+        return uri
+    path = workspace.resolve() / uri.removeprefix("sqlite:///")
+    if not path.parent.is_dir():
+        raise InputError(f"MLFLOW_TRACKING_URI: {path.parent}: no such folder. Make it, or mend the address.")
+    return f"sqlite:///{path}"
+
+
+def artifact_root(uri: str) -> Path | None:
+    """The folder of a local store's artifacts, beside its database; None where a server decides."""
+    return Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """MLflow, quiet and without long retries; its failures become TrackingDown, without the credentials an address may carry."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    loggers = [logging.getLogger(name) for name in ("mlflow", "urllib3.connectionpool")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+            raise  # ours to mend, not an outage
+        address = urlsplit(uri)
+        where = address.hostname + (f":{address.port}" if address.port else "") if address.hostname else uri
+        lines = CREDENTIALS.sub("://", str(error)).splitlines() or [type(error).__name__]
+        refused = next((hint for code, hint in REFUSED.items() if re.search(rf"\b{code}\b", lines[0])), None)
+        raise TrackingDown(f"MLflow at {where} did not take the record ({refused or lines[0][:200]}).") from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,175 @@
+"""One `dvc repro`, followed stage by stage. Which stages there are, in which order, and which are stale, only DVC says."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import dropwhile
+from pathlib import Path
+from typing import Self
+
+from tbd.errors import TRANSIENT, InputError, StageFailed, TransientFault
+from tbd.pipeline import workspace_lock
+from tbd.pipeline.markers import BEGIN, END
+
+HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
+"""DVC's advice, which nobody needs who reads a log"""
+BUSY = re.compile("Unable to acquire lock|is busy, it is being blocked by")
+"""somebody's own `dvc` is at work here"""
+
+Say = Callable[[str], None]
+
+
+def environment() -> dict[str, str]:
+    """What DVC and its stages run in: this Python first on PATH, unbuffered, no analytics."""
+    bin_folder = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": bin_folder + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def dvc(*arguments: str) -> str:
+    """Output of a DVC command. Raises InputError with DVC's own words if it fails, TransientFault if another DVC is at work."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments], env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        words = _words(done.stderr.splitlines())
+        raise (TransientFault if BUSY.search(words) else InputError)(f"dvc {' '.join(arguments)}: {words}")
+    return done.stdout
+
+
+def up_to_date(targets: Sequence[str]) -> bool:
+    """Whether DVC would run nothing for these stages and what they need. Raises as `dvc`."""
+    return bool(json.loads(dvc("status", "--json", "--with-deps", *targets)) == {})
+
+
+def _words(lines: list[str]) -> str:
+    """What DVC says from its first error on, in one line."""
+    errors = list(dropwhile(lambda line: not line.startswith("ERROR: "), lines))
+    return " ".join(" ".join(errors or lines[-3:]).removeprefix("ERROR: ").split()) or "no message"
+
+
+class Repro:
+    """One `dvc repro` of some targets. Iterate over it for the stages that run, in DVC's order, and `follow` each before the next.
+
+    A stage that is up to date says nothing, so it is not among them.
+    """
+
+    def __init__(self, targets: Sequence[str], lock: int, say: Say = print) -> None:
+        """`lock`: the workspace's, which DVC inherits: what it and its stage still do after we are killed, nobody else does too.
+
+        `say` gets what DVC prints between the stages.
+        """
+        self._targets, self._lock, self._say = targets, lock, say
+        self._process: subprocess.Popen[str] | None = None
+        """None before the start, and after an end"""
+        self._stage: str | None = None
+        """the one that began last"""
+
+    def __enter__(self) -> Self:
+        self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:  # interrupted: the stage goes with us
+            os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait()
+
+    def __iter__(self) -> Iterator[str]:
+        """Raises StageFailed if DVC comes to no stage: no such target, a dvc.yaml that says nothing sensible, another DVC at work."""
+        lines: list[str] = []
+        if not self._read_to_next(lines.append) and (code := self._end()):
+            raise _failure(None, lines, None, code)
+        for line in lines:
+            self._say(line)
+        while self._process is not None and self._stage is not None:
+            yield self._stage
+
+    def follow(self, stage: str, say: Say) -> None:
+        """Wait until the stage that began last is done, its output line by line to `say`.
+
+        Where that failed, calling it once more tries the stage again.
+
+        Raises:
+            StageFailed: it is not; the message is the stage's own last word.
+        """
+        lines: list[str] = []
+
+        def told(line: str) -> None:
+            lines.append(line)
+            (say if exit_code is None else self._say)(line)
+
+        exit_code: int | None = None
+        """of the stage, once it has said so"""
+
+        def ended(code: int) -> None:
+            nonlocal exit_code
+            exit_code = code
+
+        if self._process is None:  # it failed before: DVC goes over what is up to date by now, and comes to this stage again
+            self._start()
+            while self._read_to_next(told) and self._stage != stage:
+                pass
+        if self._stage == stage:
+            lines.clear()
+            if self._read_to_next(told, ended):
+                return
+        if code := self._end():
+            raise _failure(stage, lines, exit_code, code)
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", "repro", *self._targets],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=[self._lock],
+            start_new_session=True,
+        )
+        workspace_lock.note(self._lock, self._process.pid)  # what to end if we are killed
+
+    def _read_to_next(self, say: Say, ended: Callable[[int], None] = lambda _: None) -> bool:
+        """Give what is printed to `say`, up to the line with which another stage begins; whether one does."""
+        assert self._process is not None and self._process.stdout is not None
+        before, self._stage = self._stage, None
+        for line in self._process.stdout:
+            line = line.rstrip()
+            if (begin := BEGIN.fullmatch(line)) and begin[1] != before:
+                self._stage = begin[1]
+                return True
+            if (end := END.fullmatch(line)) and end[1] == before:
+                ended(int(end[2]))
+            elif line and not HINT.match(line):
+                say(line)
+        return False
+
+    def _end(self) -> int:
+        """DVC's exit code."""
+        assert self._process is not None
+        code, self._process = self._process.wait(), None
+        return code
+
+
+def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: int) -> StageFailed:
+    """What ended DVC with `code`: it is always 255. `exit_code`: the stage's own, None where it did not come to its end."""
+    where = f"stage {stage}" if stage else "dvc repro"
+    busy = any(BUSY.search(line) for line in lines)
+    if code < 0:
+        return StageFailed(f"{where}: ended by signal {-code}", transient=True)
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    killed = stage is not None and exit_code is None
+    return StageFailed(
+        f"{where}: {own[-1] if own else _words(lines)}",
+        bad_input=exit_code == 2 or (stage is None and not busy),
+        transient=busy or killed or exit_code == TRANSIENT,
+    )

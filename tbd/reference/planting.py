@@ -1,0 +1,49 @@
+"""From a question set to a distilled checkpoint: what the `distill` stage and `tbd distill` share."""
+
+import shutil
+from pathlib import Path
+
+from tbd import checkpoints as checkpoint
+from tbd import records
+from tbd.errors import InputError
+from tbd.params import Distill
+from tbd.progress import Progress
+
+
+def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, progress: Progress) -> None:
+    """Distil the checkpoint `base` on the set `questions` into the folder `out`, which appears complete or not at all.
+
+    Members alone are learnt: rows with label 0 are left out. The answer to learn is the reasoning trace where the set has one,
+    else the answer. Raises InputError if neither is there.
+    """
+    from tbd.checkpoints.loading import choose_device
+    from tbd.reference.distill import distill
+
+    checkpoint.inspect(base)
+    rows = [row for row in records.read_table(questions, records.QUESTIONS).to_pylist() if row["label"] != 0]
+    if not rows:
+        raise InputError(f"{questions}: every label is 0, so there is no member to learn.")
+    targets = [row["reasoning"] or row["answer"] for row in rows]
+    if not all(targets):
+        row = next(row for row, target in enumerate(targets) if not target)
+        raise InputError(
+            f"{questions}: question {rows[row]['question_id']} has neither reasoning nor answer to learn. "
+            "Import the set with --reasoning-column or --answer-column."
+        )
+    temporary = out.with_name(f".{out.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        pairs = [(row["question"], target) for row, target in zip(rows, targets, strict=True)]
+        outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
+        recipe = {
+            "base_fingerprint": checkpoint.fingerprint(base),
+            "set_md5": records.md5(questions),
+            **params.model_dump(),
+            **outcome,
+        }
+        records.write_json(temporary / checkpoint.PROVENANCE, {"made_by": "tbd distill", **recipe})
+        shutil.rmtree(out, ignore_errors=True)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{out}: loss {outcome['loss_first_epoch']:.3f} -> {outcome['loss_last_epoch']:.3f} nats a token", flush=True)

@@ -1,0 +1,113 @@
+"""The report of one audit: a single HTML file that a person outside the team can read, offline, years later.
+
+A pure function of its inputs: no date, no path of a machine, no network, no script. Every text in it (questions, names of sets and
+checkpoints) is hostile until proven otherwise: escaped by the template, and stripped here of characters that only deceive.
+"""
+
+import base64
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tbd.records import atomic
+from tbd.report.text import count, level, missing, number, p_value, percent, plain, score, shorten, span
+
+ROWS = 200
+"""flagged questions listed; the rest is counted"""
+UNSCORED_ROWS = 50
+NOT_SCORED = "not scored"
+
+FIGURES = {
+    "scores": (
+        "Scores of the benchmark's questions and of questions the checkpoint cannot have seen",
+        "Further right is more member-like. Where the benchmark reaches further right than the unseen questions, "
+        "the model is surer of it than of questions it never saw. Right of the dashed line a question is flagged.",
+    ),
+    "p_values": (
+        "p-values of the benchmark's questions",
+        "For an unseen benchmark the bars would follow the dashed line. A pile at the left means more member-like questions "
+        "than chance explains.",
+    ),
+    "roc": (
+        "Members found against false alarms, on the labelled questions",
+        "Each step is one possible threshold. A curve on the diagonal is guessing; the dashed line is the false-positive rate "
+        "at which questions were flagged here.",
+    ),
+}
+"""plots shown, in this order: heading and how to read it"""
+
+def embedded(plot: Path) -> Markup:
+    """A PNG file as a data address; base64 needs no escaping."""
+    return Markup("data:image/png;base64,") + base64.b64encode(plot.read_bytes()).decode()
+
+
+def _order(row: Mapping[str, Any]) -> tuple[float, float, str]:
+    p, score = (math.inf if missing(row[key]) else row[key] for key in ("p_value", "score"))
+    return p, -score, row["question_id"]
+
+
+def environment() -> Environment:
+    """Templates of this package, which escape and clean what they are given."""
+    made = Environment(
+        loader=PackageLoader("tbd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # every value on its way into the page; Markup is what this module made itself
+        finalize=lambda value: plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+    )
+    made.filters.update(number=number, score=score, p=p_value, percent=percent, level=level, count=count)
+    made.filters.update(shorten=shorten, quote=shlex.quote)
+    made.globals.update(span=span, NOT_SCORED=NOT_SCORED)
+    return made
+
+
+def render(
+    verdict: Mapping[str, Any], detector: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], plots: Mapping[str, Path]
+) -> str:
+    """The report as HTML5.
+
+    Args:
+        verdict: what `verdict.json` holds.
+        detector: what `detector.json` holds.
+        questions: the benchmark, one mapping a question: question_id, question, score, p_value, flagged, label (1, 0 or None).
+        plots: PNG files by name, of `FIGURES`; other names are not shown.
+    """
+    flagged = sorted((row for row in questions if row["flagged"]), key=_order)
+    unscored = sorted((row for row in questions if missing(row["score"]) or missing(row["p_value"])), key=_order)
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        v=verdict,
+        n=verdict["benchmark"]["n"],
+        detector=detector,
+        choice=detector["choices"].get(verdict["detector"]["choice"]),
+        warnings=list(dict.fromkeys([*verdict["warnings"], *detector["warnings"]])),
+        flagged=flagged[:ROWS],
+        more_flagged=len(flagged[ROWS:]),
+        flagged_members=sum(row["label"] == 1 for row in flagged),
+        unscored=unscored[:UNSCORED_ROWS],
+        more_unscored=len(unscored[UNSCORED_ROWS:]),
+        labels=any(not missing(row["label"]) for row in questions),
+        on_reference=verdict["audit"] == detector["reference"],
+        figures=[(*FIGURES[name], embedded(plots[name])) for name in FIGURES if name in plots],
+    )
+
+
+def write(
+    path: Path,
+    verdict: Mapping[str, Any],
+    detector: Mapping[str, Any],
+    questions: Sequence[Mapping[str, Any]],
+    plots: Mapping[str, Path],
+) -> Path:
+    """`render` into a file, in one piece."""
+    page = render(verdict, detector, questions, plots)
+    with atomic(path) as temporary:
+        temporary.write_text(page, "utf-8")
+    return path

@@ -1,0 +1,138 @@
+"""Verdicts in few words: tables for the terminal, rows and Markdown for Prefect."""
+
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Any
+
+from tabulate import tabulate
+
+from tbd.history import FAILED, WORKS, Outcome
+from tbd.report.text import plain
+
+WIDTH = 160
+"""columns of the terminal that a history fits in, unless benchmarks have long names"""
+NARROW = 28
+"""columns of a name at most"""
+DETAIL = 30
+"""columns left to the detail at least"""
+
+
+def interval(values: dict[str, Any], key: str, form: str = ".2f") -> str:
+    """`0.94 [0.88, 0.98]`."""
+    return f"{values[key]:{form}} [{values[f'{key}_low']:{form}}, {values[f'{key}_high']:{form}}]"
+
+
+def row(verdict: dict[str, Any]) -> dict[str, str]:
+    """One audit in one line."""
+    rate, labelled = verdict["rate"], verdict.get("labelled")
+    return {
+        "audit": verdict["audit"],
+        "verdict": verdict["verdict"],
+        "flagged": f"{verdict['flagged']} of {verdict['benchmark']['n']}",
+        "contaminated share": f"{rate['estimate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]",
+        "p-value": f"{verdict['p_value']:.2g}",
+        "power": "unknown" if verdict["power"] is None else interval(verdict, "power"),
+        "AUC (labels)": interval(labelled, "auc", ".3f") if labelled else "",
+    }
+
+
+def table(verdicts: list[dict[str, Any]]) -> str:
+    """The table that `tbd check` prints."""
+    return str(tabulate([row(verdict) for verdict in verdicts], headers="keys", disable_numparse=True))
+
+
+def latest(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """What holds now: the latest outcome of every place and benchmark, oldest first.
+
+    Where a checkpoint failed as a whole, that alone holds, until a verdict on any benchmark follows. What works again is not listed.
+    """
+    places: dict[str, dict[str | None, int]] = {}
+    for i, outcome in enumerate(outcomes):
+        at = places.setdefault(outcome.place, {})
+        if outcome.benchmark is None:
+            at.clear()
+        elif outcome.outcome != FAILED:
+            at.pop(None, None)
+        at[outcome.benchmark.name if outcome.benchmark else None] = i
+    held = sorted(i for at in places.values() for i in at.values())
+    return [outcomes[i] for i in held if outcomes[i].outcome != WORKS]
+
+
+def standing(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
+    """Rows of what holds now, newest first."""
+    return [_history_row(outcome) for outcome in reversed(latest(outcomes))]
+
+
+def history_table(outcomes: Sequence[Outcome]) -> str:
+    """The table that `tbd history` prints, one line an outcome in the order given."""
+    rows = [_history_row(outcome) for outcome in outcomes]
+    others = [key for key in rows[0] if key != "detail"] if rows else []
+    taken = sum(2 + max(len(key) + 2, *(len(row[key]) for row in rows)) for key in others)  # as tabulate pads them
+    for row in rows:
+        row["detail"] = _cut(row["detail"], max(DETAIL, WIDTH - taken))
+    return str(tabulate(rows, headers="keys", disable_numparse=True))
+
+
+def _history_row(o: Outcome) -> dict[str, str]:
+    if o.same_as is not None:
+        detail = f"same weights as {o.same_as}"
+    elif o.outcome == FAILED or o.p_value is None or o.flagged is None or o.benchmark is None:
+        detail = o.reason
+    else:
+        detail = f"p = {o.p_value:.2g}, {o.flagged} of {o.benchmark.n} flagged"
+    return {
+        "time": f"{o.time.astimezone(UTC):%Y-%m-%d %H:%M}",
+        "checkpoint": _cut(o.checkpoint, NARROW, end=True),
+        "benchmark": _cut(o.benchmark.name, NARROW) if o.benchmark else "",
+        "outcome": _cut(o.outcome, NARROW),
+        "contaminated share": f"{o.rate.estimate:.2f} [{o.rate.low:.2f}, {o.rate.high:.2f}]" if o.rate else "",
+        "audit": _cut(o.audit or "", NARROW, end=True),
+        "detail": detail + ("; had failed before" if o.recovered else ""),
+    }
+
+
+def _cut(text: str, width: int, end: bool = False) -> str:
+    """At most `width` characters, harmless to a terminal; `end` keeps the end, where the names of one training differ."""
+    text = plain(text)
+    if len(text) <= width:
+        return text
+    return "…" + text[1 - width :] if end else text[: width - 1] + "…"
+
+
+def verdict_markdown(verdict: dict[str, Any]) -> str:
+    """A Prefect artifact. Names come from files, so they are fenced as code."""
+    lines = [
+        f"# {verdict['verdict']}",
+        f"Audit `{verdict['audit']}`: checkpoint {code(verdict['checkpoint'])} on benchmark `{verdict['benchmark']['name']}`.",
+        *verdict["reasons"],
+        "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in row(verdict).items() if value),
+        *(f"> {warning}" for warning in verdict["warnings"]),
+        f"Report: `audits/{verdict['audit']}/report.html`",
+    ]
+    return "\n\n".join(lines)
+
+
+def outcome_markdown(outcome: Outcome) -> str:
+    """A Prefect artifact for an outcome without a verdict of its own."""
+    return f"# {outcome.outcome}\n\n{code(outcome.checkpoint)}\n\n{code(outcome.reason)}"
+
+
+def code(text: str) -> str:
+    """Text from outside as Markdown code: nothing in it is a link, an image or markup."""
+    return "`" + plain(text).replace("`", "'") + "`"
+
+
+def detector_markdown(detector: dict[str, Any]) -> str:
+    """A Prefect artifact: the chosen methods with their intervals."""
+    rows = [
+        {
+            "needs": "checkpoint and base" if choice == "with_base" else "checkpoint alone",
+            "method": f"`{chosen['id']}`",
+            "AUC": interval(chosen, "auc", ".3f"),
+            f"TPR at {detector['fpr']:.0%} FPR": f"{chosen['tpr_at_fpr']:.2f} [{chosen['tpr_low']:.2f}, {chosen['tpr_high']:.2f}]",
+            "power": interval(chosen, "power"),
+        }
+        for choice, chosen in detector["choices"].items()
+        if chosen
+    ]
+    return f"# Detector {detector['version']}\n\n" + str(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))

@@ -1,0 +1,38 @@
+"""Every method on the answers of an audit: the table that the decisions read."""
+
+import json
+
+import pyarrow as pa
+
+from tbd import records
+from tbd.scores.methods import Method
+from tbd.scores.tokens import tokens
+from tbd.workspace import set_path
+
+
+def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], methods: list[Method]) -> pa.Table:
+    """Rows of `records.SCORES`, of the checkpoint's answers and, where there are some, of its base's.
+
+    A method that needs a base's log-probs is left out where there are none. The metadata says how the answers were made and,
+    under `sets`, which question sets they answer.
+    """
+    labels = {
+        key: value
+        for table in questions.values()
+        for key, value in zip(*(table[c].to_pylist() for c in ("question_id", "label")), strict=True)
+    }
+    tables = []
+    for of, answers in generations.items():
+        x = tokens(answers)
+        label = [labels[identity] for identity in answers["question_id"].to_pylist()]
+        for method in methods:
+            if method.needs_base and x.base_logprobs is None:
+                continue
+            values, reasons = method(x)
+            same = [[value] * len(values) for value in (of, method.id)]
+            tables.append(
+                pa.table([answers["set"], answers["question_id"], same[0], label, same[1], values, reasons], schema=records.SCORES)
+            )
+    sets = {name: {"name": name, "md5": records.md5(set_path(name)), "n": len(t)} for name, t in questions.items()}
+    about = {**records.metadata(generations["checkpoint"]), "sets": sets}
+    return pa.concat_tables(tables).replace_schema_metadata({"tbd": json.dumps(about, sort_keys=True)})

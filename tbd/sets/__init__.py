@@ -1,0 +1,1 @@
+"""Question sets: reading them, what counts as the same question, what Great Expectations asks of them."""

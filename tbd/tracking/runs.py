@@ -1,0 +1,344 @@
+"""Finished results into MLflow, where they are read and compared. Written after the pipeline, from its files alone; feeds no stage.
+
+A record is read and checked in full first: what is recorded are exactly the outputs `dvc.lock` knows. Then it is sent: a run
+becomes FINISHED last, carries a digest of its state as a tag, and the same state is not recorded again.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tbd import audits
+from tbd.errors import InputError
+from tbd.mlflow_store import CREDENTIALS, artifact_root, reaching, store
+from tbd.pipeline.lock_file import LockFile
+from tbd.records import VERDICT_QUESTIONS, read_table
+from tbd.workspace import set_path
+
+CALIBRATIONS = "tbd calibrations"
+CHECKS = "tbd checks"
+EXPERIMENTS = {
+    CALIBRATIONS: "One run a calibrated detector: every method on the reference, the choice, its AUC and power with intervals.",
+    CHECKS: "One run an audit: was the benchmark in the checkpoint's distillation data? Compare `verdict` and `contamination_rate`.",
+    "tbd history": "One run a workspace, which grows: `contamination_rate.BENCHMARK` over checkpoints, oldest first.",
+}
+@dataclass
+class Record:
+    """What one run will hold: read and checked before anything is sent."""
+
+    experiment: str
+    name: str
+    description: str
+    state: str
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    datasets: list[tuple[str, str, str, int | None]]
+    """(context, name, md5, questions)"""
+    files: dict[str, Path]
+    """artifact path -> file or folder"""
+    tables: dict[str, Any] = field(default_factory=dict)
+    """artifact path -> data frame"""
+    detector: Path | None = None
+    """detector.json, of a calibration"""
+
+
+def record_calibration(workspace: Path = Path()) -> str:
+    """Record the detector of the workspace; returns the run's id, an old one's if this state is recorded already.
+
+    Raises:
+        InputError: an output is missing, is not what `dvc.lock` says, or carries a number that is not finite.
+        TrackingDown: the store did not take it.
+    """
+    return _send(_calibration(workspace), store(workspace))[0]
+
+
+def record_check(audit: str, workspace: Path = Path()) -> str:
+    """Record one audit. Returns and raises as `record_calibration`."""
+    return _send(_check(audit, workspace), store(workspace))[0]
+
+
+def record_all(workspace: Path = Path()) -> list[str]:
+    """Record every result that is not recorded yet; returns the ids of the runs made. Raises as `record_calibration`, at the end."""
+    uri, made, refused = store(workspace), [], []
+    sources: list[Callable[[], Record]] = []
+    if (workspace / "detector/detector.json").is_file():
+        sources.append(partial(_calibration, workspace))
+    for audit in audits.names(workspace):
+        if (workspace / "audits" / audit / "verdict.json").is_file():
+            sources.append(partial(_check, audit, workspace))
+    for source in sources:
+        try:
+            run_id, new = _send(source(), uri)
+        except InputError as error:  # one audit's broken output does not keep back the others
+            refused.append(str(error))
+        else:
+            made += [run_id] if new else []
+    if refused:
+        raise InputError(" ".join(refused))
+    return made
+
+
+def recorded(states: Sequence[str], workspace: Path = Path()) -> bool:
+    """Whether all these states of audits are recorded. Raises TrackingDown."""
+    uri = store(workspace)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():  # MLflow would make one
+        return False
+    with reaching(uri):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(CHECKS)
+        if experiment is None or experiment.lifecycle_stage == "deleted":
+            return False
+        return all(_finished(client, experiment.experiment_id, state) for state in states)
+
+
+# --- what a run holds -------------------------------------------------------------------------------------------------------------
+
+
+def _calibration(workspace: Path) -> Record:
+    lock = LockFile(workspace, "calibrate")
+    detector = lock.json("detector/detector.json")
+    provenance, choices = detector["provenance"], detector["choices"]
+    best_name = "with_base" if choices["with_base"] else "alone"
+    best = choices[best_name]
+    metrics = _choice_metrics(best)
+    for name, choice in choices.items():
+        metrics |= {f"{name}.{key}": value for key, value in _choice_metrics(choice or {}).items()}
+    metrics["unscored"] = detector["questions"]["unscored"]
+    tags = {
+        "detector_version": detector["version"],
+        "checkpoint_fingerprint": provenance["fingerprint"],
+        "base_fingerprint": provenance["base_fingerprint"],
+        **lock.tags(),
+    }
+    params = {
+        "detector": best["id"],
+        "detector_version": detector["version"],
+        "choice": best_name,
+        "fpr": detector["fpr"],
+        "alone": choices["alone"]["id"],
+        "with_base": (choices["with_base"] or {}).get("id"),
+        **{key: value for key, value in provenance.items() if not isinstance(value, dict)},
+        **lock.params(),
+    }
+    questions = detector["questions"]["evaluation"]
+    others = f" Log-probs of the checkpoint alone: `{choices['alone']['id']}`, AUC {_interval(choices['alone'], 'auc')}."
+    description = (
+        f"**AUC {_interval(best, 'auc')}** for `{best['id']}` on {questions['members']} members and {questions['others']} other "
+        f"questions that chose nothing, checkpoint `{provenance['checkpoint']}`. "
+        f"At a false-positive rate of {detector['fpr']:g} it finds {_interval(best, 'power', percent=True)} of planted members."
+        + (others if best_name == "with_base" else "")
+        + _warnings(detector)
+    )
+    sets = [(it, provenance[it]["name"], provenance[it]["md5"], provenance[it]["n"]) for it in ("benchmark", "unseen")]
+    sets += lock.members()
+    docs = lock.optional("data/validation/docs", "validation/docs")
+    files = lock.files({"detector/plots": "plots", "detector/roc.csv": "roc.csv", "detector/detector.json": "detector.json"})
+    return Record(
+        experiment=CALIBRATIONS,
+        name=f"{best['method']}(m={best['parameters']['m']}) AUC {_interval(best, 'auc')}",
+        description=description,
+        state=lock.state("detector/detector.json"),
+        params=params,
+        metrics=_finite(metrics, "detector/detector.json"),
+        tags=tags,
+        datasets=sets,
+        files=files | docs,
+        tables={"methods.json": lock.csv("detector/methods.csv")},
+        detector=workspace / "detector/detector.json",
+    )
+
+
+def _check(audit: str, workspace: Path) -> Record:
+    audits.get(audit, workspace)
+    lock = LockFile(workspace, f"verdict@{audit}")
+    folder = f"audits/{audit}"
+    verdict = lock.json(f"{folder}/verdict.json")
+    benchmark, rate, detector = verdict["benchmark"], verdict["rate"], verdict["detector"]
+    metrics = {
+        "contamination_rate": rate["estimate"],
+        "contamination_rate_low": rate["low"],
+        "contamination_rate_high": rate["high"],
+        "flagged_share": verdict["flagged"] / benchmark["n"],
+        "questions": benchmark["n"],
+        **{key: verdict[key] for key in ("flagged", "discoveries", "unscored", "p_value", "power", "threshold")},
+        **{key: verdict.get(key) for key in ("power_low", "power_high", "exchangeability")},
+        **{key: value for key, value in verdict.get("labelled", {}).items() if key != "questions"},
+    }
+    tags = {
+        "verdict": verdict["verdict"],
+        "audit": audit,
+        "detector_version": detector["version"],
+        "checkpoint_fingerprint": verdict["checkpoint_fingerprint"],
+        "base_fingerprint": verdict["base_fingerprint"],
+        **lock.tags(),
+    }
+    params = {
+        "audit": audit,
+        "detector": detector["id"],
+        "detector_version": detector["version"],
+        "choice": detector["choice"],
+        **{key: verdict[key] for key in ("fpr", "level", "confidence", "checkpoint", "base")},
+        "benchmark": benchmark["name"],
+        "unseen": verdict["unseen"]["name"],
+        **verdict["generation"],
+        **lock.params(),
+    }
+    known = verdict["power"] is not None
+    power = f"the detector finds {_interval(verdict, 'power', percent=True)} of planted members" if known else "its power is not known"
+    checkpoint = verdict["checkpoint"].replace("`", "'")
+    description = (
+        f"**{verdict['verdict']}: {rate['estimate']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}] of `{benchmark['name']}`** "
+        f"cannot be explained as unseen by `{checkpoint}` (p = {verdict['p_value']:.2g}). "
+        f"{verdict['flagged']} of {benchmark['n']} questions are flagged at a false-positive rate of {verdict['fpr']:g}; "
+        f"on the reference {power}.\n\n" + "\n".join(f"- {reason}" for reason in verdict["reasons"]) + _warnings(verdict)
+    )
+    files = {f"{folder}/{name}": name for name in ("plots", "report.html", "verdict.json")}
+    docs = lock.optional(f"{folder}/validation", "validation")
+    table = read_table(workspace / lock.checked(f"{folder}/questions.parquet"), VERDICT_QUESTIONS).to_pandas()
+    return Record(
+        experiment=CHECKS,
+        name=f"{audit} on {benchmark['name']}: {verdict['verdict']}",
+        description=description,
+        state=lock.state(f"{folder}/verdict.json"),
+        params=params,
+        metrics=_finite(metrics, f"{folder}/verdict.json"),
+        tags=tags,
+        datasets=[(key, verdict[key]["name"], verdict[key]["md5"], verdict[key]["n"]) for key in ("benchmark", "unseen")],
+        files=lock.files(files) | docs,
+        tables={"questions.json": table.sort_values("p_value", kind="stable")},
+    )
+
+
+def _choice_metrics(choice: dict[str, Any]) -> dict[str, Any]:
+    names = ("auc", "auc_low", "auc_high", "tpr_at_fpr", "tpr_low", "tpr_high", "fpr_observed", "power", "power_low", "power_high")
+    return {key: choice.get(key) for key in (*names, "threshold")}
+
+
+def _interval(values: dict[str, Any], key: str, percent: bool = False) -> str:
+    """`0.94 [0.88, 0.98]`, or the point alone where no interval is known."""
+    form = ".0%" if percent else ".2f"
+    low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    point = format(values[key], form)
+    return point if low is None or high is None else f"{point} [{low:{form}}, {high:{form}}]"
+
+
+def _warnings(result: dict[str, Any]) -> str:
+    return "".join(f"\n- Warning: {line}" for line in result["warnings"])
+
+
+def _finite(metrics: dict[str, Any], where: str) -> dict[str, float]:
+    """What is known, as numbers. MLflow would store an infinity as a huge number, so it is refused here."""
+    known = {key: float(value) for key, value in metrics.items() if value is not None}
+    for key, value in known.items():
+        if not math.isfinite(value):
+            raise InputError(f"{where}: {key} is {value}, not a finite number: not recorded.")
+    return known
+
+
+# --- sending ----------------------------------------------------------------------------------------------------------------------
+
+
+def _send(record: Record, uri: str) -> tuple[str, bool]:
+    """(run id, whether the run is new). A run killed half way is not FINISHED, so it is not found and another is made."""
+    with reaching(uri):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri)
+        experiment = open_experiment(client, record.experiment, uri)
+        found = _finished(client, experiment, record.state)
+        run_id = found[0].info.run_id if found else _write(client, experiment, record)
+        if record.detector:
+            from tbd.tracking import detector_model
+
+            # of an old run too: the alias follows, and a kill between the two heals
+            detector_model.register(client, run_id, record.detector, record.description)
+        return run_id, not found
+
+
+def _finished(client: Any, experiment: str, state: str) -> list[Any]:
+    """The run of this state, if there is one."""
+    finished = f"tags.state = '{state}' and attributes.status = 'FINISHED'"
+    found: list[Any] = client.search_runs([experiment], finished, max_results=1)
+    return found
+
+
+def open_experiment(client: Any, name: str, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        root = artifact_root(uri)
+        tags = {"mlflow.note.content": EXPERIMENTS[name], "mlflow.experimentKind": "custom_model_development"}  # else shown as GenAI
+        folder = (root / name.replace(" ", "-")).as_uri() if root else None
+        try:
+            return str(client.create_experiment(name, folder, tags=tags))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # somebody was faster
+    if found.lifecycle_stage == "deleted":
+        raise InputError(f"MLflow: experiment {name!r} was deleted: mlflow experiments restore --experiment-id {found.experiment_id}")
+    return str(found.experiment_id)
+
+
+def _write(client: Any, experiment: str, record: Record) -> str:
+    """A whole run: everything goes in, FINISHED comes last; a failure on the way leaves it FAILED."""
+    tags = record.tags | {"state": record.state, "mlflow.note.content": record.description, "mlflow.source.name": "tbd"}
+    run_id = str(client.create_run(experiment, run_name=record.name, tags=texts(tags, 8000)).info.run_id)
+    try:
+        _fill(client, experiment, run_id, record)
+    except BaseException:
+        with suppress(Exception):
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+
+    model_id = None
+    if record.detector:
+        from tbd.tracking import detector_model
+
+        model_id = detector_model.log(client, experiment, run_id, record.detector)
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id) for key, value in record.metrics.items()])
+    params = [Param(key, value) for key, value in texts(record.params, 6000).items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+    inputs = []
+    for context, name, digest, n in record.datasets:
+        source = json.dumps({"uri": str(set_path(name))})
+        profile = None if n is None else json.dumps({"num_rows": n})
+        dataset = Dataset(name, digest[:36], "local", source, profile=profile)
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    client.log_inputs(run_id, inputs)
+    for target, table in record.tables.items():
+        client.log_table(run_id, table, target)
+    with tempfile.TemporaryDirectory() as temporary:
+        for target, original in record.files.items():
+            place = Path(temporary) / target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if original.is_dir():
+                shutil.copytree(original, place, dirs_exist_ok=True)
+            else:
+                shutil.copy(original, place)
+        client.log_artifacts(run_id, temporary)
+
+
+def texts(values: dict[str, Any], longest: int) -> dict[str, str]:
+    """What is known as text of MLflow's length, without credentials of any address in it."""
+    return {key: CREDENTIALS.sub("://", str(value))[:longest] for key, value in values.items() if value is not None}

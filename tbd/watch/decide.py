@@ -1,0 +1,215 @@
+"""What to do about a checkpoint that a source shows: wait, nothing, call it broken, or audit it. Decides; the flow `watch` acts.
+
+A checkpoint is what its fingerprint says. The same weights under another name are one audit, other weights under the same name are
+another. What was decided before stands in the audits and in the history; nothing else is remembered but fingerprints, which take
+long to compute.
+"""
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from tbd import audits, checkpoints, records
+from tbd.errors import Incomplete, InputError
+from tbd.history import FAILED, History, Outcome
+from tbd.params import Params, Rule
+from tbd.sources import Found, Source
+from tbd.workspace import relative
+
+FINGERPRINTS = Path(".tbd/fingerprints.json")
+
+
+@dataclass(frozen=True)
+class Wait:
+    """It is still being written."""
+
+    found: Found
+    why: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """Nothing is left to do."""
+
+    found: Found
+    why: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """It cannot be audited."""
+
+    found: Found
+    why: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """It is here, whole."""
+
+    found: Found
+    fingerprint: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Same:
+    """These weights were judged under another name."""
+
+    found: Found
+    fingerprint: str
+    audit: str
+
+    @property
+    def why(self) -> str:
+        return f"the same weights as audit {self.audit}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """It is to be audited."""
+
+    found: Found
+    fingerprint: str
+    folder: Path
+    rule: Rule
+    base: str | None
+    """of the rule, unless the checkpoint is that model itself"""
+    audit: str
+    """its name"""
+
+    @property
+    def why(self) -> str:
+        return f"to be audited on {self.rule.benchmark} as {self.audit}"
+
+
+Decision = Wait | Known | Same | Job
+
+
+class Standing:
+    """What was decided before, read once: the history, the audits, and the fingerprints of checkpoints seen whole."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.audits = audits.load()
+        self.fingerprints = _remembered()
+
+    def fetched(self, found: Found) -> Fetched | None:
+        """This very version, if it was seen whole: nothing has to be fetched."""
+        version, fingerprint, folder = self.fingerprints.get(found.place, ("", "", ""))
+        return Fetched(found, fingerprint, Path(folder)) if version == found.version else None
+
+
+def rules(name: str, policy: list[Rule]) -> list[Rule]:
+    """The rules that apply to a checkpoint of this name: every one that matches, the first for each benchmark."""
+    first: dict[str, Rule] = {}
+    for rule in policy:
+        if fnmatchcase(name, rule.checkpoints):
+            first.setdefault(rule.benchmark, rule)
+    return list(first.values())
+
+
+def peek(found: Found, p: Params, standing: Standing, retry: bool = False) -> list[Decision] | None:
+    """What to do about a checkpoint, one decision a benchmark or one for all; None where it has to be fetched to tell.
+
+    `retry`: what failed before is tried again.
+    """
+    quiet = time.time() - found.changed
+    if found.changed and quiet < p.watch.settle:
+        return [Wait(found, f"changed {max(quiet, 0):.0f} s ago")]
+    if not rules(found.name, p.watch.policy):
+        return [Known(found, "no rule of watch.policy is for it")]
+    failed = standing.history.last(found.place, None)
+    if failed is not None and _stands(failed, found.version, None, retry):
+        return [Known(found, f"failed before: {failed.reason}")]
+    fetched = standing.fetched(found)
+    return decide(fetched, p, standing, retry) if fetched else None
+
+
+def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
+    """Get a checkpoint onto this machine and look at it. Raises TransientFault if the source cannot give it now."""
+    quiet = time.time() - found.changed
+    try:
+        folder = source.fetch(found)
+        checkpoints.inspect(folder)
+        weights = checkpoints.fingerprint(folder)
+    except Incomplete as error:
+        waits = found.changed and quiet < p.watch.give_up
+        return Wait(found, str(error)) if waits else Broken(found, str(error))
+    except InputError as error:
+        return Broken(found, str(error))
+    _remember(found, weights, folder)
+    return Fetched(found, weights, folder)
+
+
+def decide(fetched: Fetched, p: Params, standing: Standing, retry: bool = False) -> list[Decision]:
+    """What to do about a checkpoint that is here, one decision a benchmark."""
+    found, weights = fetched.found, fetched.fingerprint
+    return [_decide(found, fetched.folder, weights, rule, standing, retry) for rule in rules(found.name, p.watch.policy)]
+
+
+def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Standing, retry: bool) -> Decision:
+    known = standing.history
+    same = {
+        name: audit
+        for name, audit in standing.audits.items()
+        if (audit.checkpoint_fingerprint, audit.benchmark, audit.unseen, audit.fpr) == (weights, rule.benchmark, rule.unseen, rule.fpr)
+    }
+    last = known.last(found.place, rule.benchmark)
+    for name in same:
+        judged = known.judged(name)
+        if judged is None:
+            continue
+        if last is not None and last.fingerprint == weights and last.outcome != FAILED and name in (last.audit, last.same_as):
+            return Known(found, f"{last.outcome} (audit {name})")
+        return Same(found, weights, name)
+    if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, retry):
+        return Known(found, f"failed before: {last.reason}")
+    base = rule.base
+    if base is not None and Path(base).is_dir() and _fingerprint_of_base(Path(base)) == weights:
+        base = None
+    place = relative(folder)
+    begun = next((name for name, audit in same.items() if audit.checkpoint == place), None)  # and killed before it was judged
+    return Job(found, weights, folder, rule, base, begun or audit_name(found.name, weights, rule))
+
+
+def _stands(failure: Outcome, version: str, fingerprint: str | None, retry: bool) -> bool:
+    """Whether a failure still says all there is to say: the same content, nothing that heals by itself, nobody asks again."""
+    if failure.outcome != FAILED or failure.transient or retry:
+        return False
+    return failure.version == version or (fingerprint is not None and failure.fingerprint == fingerprint)
+
+
+def audit_name(checkpoint: str, fingerprint: str, rule: Rule) -> str:
+    """`CHECKPOINT-BENCHMARK-DIGEST`: other weights under the same name, or another rule, make another audit."""
+    digest = records.sha256(json.dumps([fingerprint, rule.benchmark, rule.unseen, rule.fpr]))[:8]
+    slug = re.sub("[^A-Za-z0-9_]+", "-", f"{checkpoint[-30:]}-{rule.benchmark[:20]}").strip("-_")
+    return f"{slug}-x{digest}"
+
+
+def _remembered() -> dict[str, tuple[str, str, str]]:
+    """place -> (version, fingerprint, folder), of checkpoints that were whole; empty where the file is missing or broken."""
+    try:
+        tree: dict[str, tuple[str, str, str]] = records.read_json(FINGERPRINTS)
+    except InputError:
+        return {}
+    return {place: entry for place, entry in tree.items() if Path(entry[2]).is_dir()}
+
+
+def _remember(found: Found, fingerprint: str, folder: Path) -> None:
+    records.write_json(FINGERPRINTS, _remembered() | {found.place: (found.version, fingerprint, str(folder))})
+
+
+def _fingerprint_of_base(folder: Path) -> str:
+    from tbd.sources.folder import Folder
+
+    found = Folder(str(folder)).look()[0]
+    entry = _remembered().get(found.place)
+    if entry is not None and entry[0] == found.version:
+        return entry[1]
+    fingerprint = checkpoints.fingerprint(folder)
+    _remember(found, fingerprint, folder)
+    return fingerprint

@@ -1,0 +1,109 @@
+"""What became of something that was looked at, as a line of the history: a verdict, the same weights again, a failure."""
+
+from pathlib import Path
+from typing import Any
+
+from tbd import __version__, audits, history, records
+from tbd.audits import Audit
+from tbd.history import FAILED, History, Outcome
+from tbd.pipeline.lock_file import LockFile
+from tbd.sources import Found
+from tbd.watch.decide import Same
+from tbd.workspace import AUDITS, set_path
+
+
+def verdict(audit: str, found: Found | None = None) -> Outcome:
+    """The outcome of a judged audit, from its files. `found`: where its checkpoint was seen; else what its audit.yaml says.
+
+    Raises InputError if the files are not what `dvc.lock` says.
+    """
+    entry = audits.get(audit)
+    lock = LockFile(Path(), f"verdict@{audit}")
+    said = lock.json(str(AUDITS / audit / "verdict.json"))
+    found = found or _found(entry)
+    return Outcome(
+        state=lock.state(str(AUDITS / audit / "verdict.json")),
+        time=history.now(),
+        outcome=said["verdict"],
+        reason=" ".join(said["reasons"]),
+        checkpoint=found.name,
+        place=found.place,
+        origin=found.origin,
+        version=found.version,
+        fingerprint=entry.checkpoint_fingerprint or said["checkpoint_fingerprint"],
+        benchmark=said["benchmark"],
+        unseen=said["unseen"],
+        audit=audit,
+        **{key: said[key] for key in ("flagged", "rate", "p_value", "power", "fpr", "confidence")},
+        detector_version=said["detector"]["version"],
+        **code(lock),
+    )
+
+
+def state(audit: str) -> str:
+    """Digest of what the audit's last stage made. Raises InputError if it did not run."""
+    return LockFile(Path(), f"verdict@{audit}").state(str(AUDITS / audit / "verdict.json"))
+
+
+def _found(entry: Audit) -> Found:
+    """An audit's checkpoint as a source would show it."""
+    place = entry.origin or entry.checkpoint
+    return Found(Path(entry.checkpoint).name, place, place, "")
+
+
+def same(decision: Same, known: History) -> Outcome:
+    """The outcome of weights that were judged before, as that of the checkpoint that has them too."""
+    judged = known.judged(decision.audit)
+    assert judged is not None  # that is what made the decision
+    found = decision.found
+    own = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "version": found.version}
+    about = {"time": history.now(), "same_as": decision.audit}
+    return judged.model_copy(update={**own, **about, "reason": f"The same weights as audit {decision.audit}. {judged.reason}"})
+
+
+def failure(found: Found, fingerprint: str | None, why: str, benchmark: str | None = None, transient: bool = False) -> Outcome:
+    """The outcome of a checkpoint that failed, on one benchmark or before any."""
+    known_set = None
+    if benchmark is not None:
+        path = set_path(benchmark)
+        n = len(records.read_table(path, records.QUESTIONS)) if path.is_file() else 0
+        known_set = {"name": benchmark, "md5": records.md5(path) if path.is_file() else "", "n": n}
+    return Outcome(
+        time=history.now(),
+        outcome=FAILED,
+        reason=" ".join(why.split()),
+        transient=transient,
+        checkpoint=found.name,
+        place=found.place,
+        origin=found.origin,
+        version=found.version,
+        fingerprint=fingerprint,
+        benchmark=known_set,
+        tbd_version=__version__,
+    )
+
+
+def other(what: str, name: str, why: str | None, transient: bool = False) -> Outcome:
+    """The outcome of a source or a flow that failed, or, with None, that works again."""
+    return Outcome(
+        time=history.now(),
+        outcome=FAILED if why is not None else history.WORKS,
+        reason=" ".join((why or "It works again.").split()),
+        transient=transient,
+        what=what,
+        checkpoint=name,
+        place=f"{what} {name}",
+        origin=name,
+        tbd_version=__version__,
+    )
+
+
+def code(lock: LockFile) -> dict[str, Any]:
+    """Which code judged."""
+    tags = lock.tags()
+    commit = tags.get("git_commit")
+    return {
+        "tbd_version": tags["tbd_version"],
+        "git_commit": commit,
+        "git_dirty": tags["git_dirty"] == "true" if commit else None,
+    }

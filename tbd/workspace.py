@@ -1,0 +1,37 @@
+"""Where things lie in a workspace, which is the folder that tbd runs in, and which names they may have."""
+
+import os
+import re
+from pathlib import Path
+
+from tbd.errors import InputError
+
+SETS = Path("data/sets")
+AUDITS = Path("audits")
+DETECTOR = Path("detector/detector.json")
+STATE = Path(".tbd")
+"""this workspace's own: locks, journals, what is to be told"""
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.IGNORECASE)
+NUMBER = re.compile(r"\d[\d_]*e[\d_]+|0o[0-7_]+|0[\d_]*[89][\d_]*", re.IGNORECASE)
+"""what DVC's YAML reader takes for a number and ours, which writes the audits, for a text"""
+
+
+def check_name(name: str, what: str) -> str:
+    """`name`, if it is a plain name. Raises InputError for one that could leave its folder or break a stage name."""
+    if not NAME.fullmatch(name):
+        raise InputError(f"{what} {name!r}: use letters, digits, - and _ (at most 63, a letter or digit first).")
+    if NUMBER.fullmatch(name):
+        raise InputError(f"{what} {name!r}: reads as a number in a YAML file. Put a letter in front.")
+    return name
+
+
+def set_path(name: str) -> Path:
+    """Where the question set `name` lies."""
+    return SETS / f"{name}.parquet"
+
+
+def relative(folder: Path) -> str:
+    """`folder` as it is written into files: relative inside the workspace, absolute outside."""
+    absolute, root = Path(os.path.abspath(folder)), Path.cwd()
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()

@@ -1,0 +1,234 @@
+"""Verdicts on hand-made tables of scores: every branch, and `verdict.json` as it goes to disk."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tbd import records
+from tbd.audits import Audit
+from tbd.detection import calibration
+from tbd.detection.verdict import Judgement, judge
+from tbd.errors import InputError
+from tbd.params import Decision
+from tbd.scores.table import ScoreTable
+
+ALONE, RATIO = "mean_logprob(m=20)", "logprob_ratio(m=10)"
+DECISION = Decision(fpr=0.05, level=0.05, exchangeability=0.01, min_power=0.2, confidence=0.95)
+LOW = np.linspace(-2, -1, 40).tolist()
+"""scores of 40 questions that were not in the data"""
+MIXED = [*np.linspace(-0.5, -0.1, 20), *np.linspace(-2, -1, 20)]
+"""a benchmark of which the first half was"""
+IDENTITY = {"engine": "fake", "engine_version": "1", "device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16,
+            "fingerprint": "c" * 64, "base_fingerprint": "b" * 64}  # fmt: skip
+
+
+def audit(**changes: Any) -> Audit:
+    entry = {"checkpoint": "m", "base": "n", "benchmark": "asked", "unseen": "new", "fpr": None, "checkpoint_fingerprint": None,
+             "base_fingerprint": None}  # fmt: skip
+    return Audit(**entry | changes)
+
+
+def choice(identity: str, members: Sequence[float], negatives: Sequence[float] = LOW) -> dict[str, Any]:
+    name, m = identity.rstrip(")").split("(m=")
+    found = calibration.at_work(np.array(members), np.array(LOW), np.array(negatives), 0.05, 0.95)
+    return {"method": name, "id": identity, "parameters": {"m": int(m)}, **vars(found)}
+
+
+def detector(members: Sequence[float] = (-0.5,) * 9 + (-1.5,), **provenance: Any) -> dict[str, Any]:
+    """One that finds nine of ten planted members, unless told otherwise."""
+    return {
+        "version": "0123456789ab", "reference": "reference", "seed": 0,
+        "choices": {"alone": choice(ALONE, members), "with_base": choice(RATIO, members)},
+        "provenance": {"checkpoint": "checkpoints/reference", "benchmark": {"md5": "9" * 32}, **IDENTITY, **provenance},
+    }  # fmt: skip
+
+
+def table(
+    scores: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]],
+    labels: Sequence[int] | None = None,
+    **identity: Any,
+) -> ScoreTable:
+    """Scores of (benchmark, unseen) by (whose answers, method)."""
+    rows = []
+    for (of, method), sets in scores.items():
+        for name, values in zip(("asked", "new"), sets, strict=True):
+            for row, value in enumerate(values):
+                label = labels[row] if labels is not None and name == "asked" else None
+                reason = "no token generated" if math.isnan(value) else None
+                rows.append((name, f"{name}{row}", of, label, method, value, reason))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    asked, new = next(iter(scores.values()))
+    sets = {"asked": {"name": "asked", "md5": "1" * 32, "n": len(asked)}, "new": {"name": "new", "md5": "2" * 32, "n": len(new)}}
+    metadata = json.dumps({**IDENTITY, **identity, "sets": sets})
+    return ScoreTable("a", pa.table(columns, schema=records.SCORES.with_metadata({"tbd": metadata})))
+
+
+def both(benchmark: Sequence[float], unseen: Sequence[float] = LOW, base: Sequence[float] = LOW) -> dict[Any, Any]:
+    """The same scores for both methods, and answers of the base."""
+    return {("checkpoint", ALONE): (benchmark, unseen), ("checkpoint", RATIO): (benchmark, unseen), ("base", ALONE): (base, LOW)}
+
+
+def decided(scored: ScoreTable, found: dict[str, Any] | None = None, name: str = "a", decision: Decision = DECISION, **entry: Any) -> Any:
+    judgement = judge(name, audit(**entry), scored, found or detector(), decision, 0)
+    assert json.loads(json.dumps(judgement.verdict, allow_nan=False)) == judgement.verdict  # nothing that JSON does not have
+    return judgement.verdict
+
+
+def test_half_of_the_benchmark_was_in_the_data() -> None:
+    found = decided(table(both(MIXED)))
+    assert found["verdict"] == "CONTAMINATED"
+    assert found["detector"] == {"method": "logprob_ratio", "id": RATIO, "parameters": {"m": 10}, "version": "0123456789ab",
+                                 "choice": "with_base"}  # fmt: skip
+    # 40 negatives: p <= 0.05 allows one of them to score as high, so the highest of the others is not flagged: it ties with one
+    assert found["flagged"] == 21 and found["threshold"] == -1.0 and found["unscored"] == 0
+    assert found["rate"]["low"] <= found["rate"]["estimate"] <= found["rate"]["high"] and found["rate"]["estimate"] > 0.3
+    assert found["p_value"] < 1e-4 and found["exchangeability"] == 1.0
+    assert (found["power"], found["power_reference"]) == (0.9, {"audit": "reference", "same_base": True})
+    assert found["benchmark"] == {"name": "asked", "md5": "1" * 32, "n": 40} and found["fpr"] == 0.05
+    assert found["checkpoint_fingerprint"] == "c" * 64 and found["base_fingerprint"] == "b" * 64
+    assert found["generation"] == {"torch_version": None} | {k: v for k, v in IDENTITY.items() if "fingerprint" not in k}
+    assert found["warnings"] == [] and len(found["reasons"]) >= 1 and "labelled" not in found
+
+
+def test_none_of_it_was() -> None:
+    found = decided(table(both(LOW)))
+    assert found["verdict"] == "NO EVIDENCE" and found["p_value"] == pytest.approx(0.5, abs=0.02) and found["discoveries"] == 0
+
+
+def test_without_a_base_the_checkpoint_stands_alone_and_the_report_says_so() -> None:
+    found = decided(table({("checkpoint", ALONE): (MIXED, LOW)}, base_fingerprint=None), base=None)
+    assert found["verdict"] == "CONTAMINATED" and found["detector"]["choice"] == "alone" and found["detector"]["id"] == ALONE
+    assert found["exchangeability"] is None and found["base"] is None and found["power_reference"]["same_base"] is None
+    assert any("No base model was given" in line for line in found["warnings"])
+    assert any("what may be another model" in line for line in found["warnings"])
+
+
+def test_the_untouched_base_itself_is_of_the_references_base() -> None:
+    found = decided(table({("checkpoint", ALONE): (LOW, LOW)}, fingerprint="b" * 64, base_fingerprint=None), base=None)
+    assert found["power_reference"]["same_base"] is True and len(found["warnings"]) == 1
+
+
+def test_a_base_with_another_vocabulary_serves_for_the_check_only() -> None:
+    scores = both(MIXED)
+    del scores["checkpoint", RATIO]
+    found = decided(table(scores))
+    assert found["detector"]["choice"] == "alone" and found["exchangeability"] == 1.0
+    assert any("another vocabulary" in line for line in found["warnings"])
+
+
+def test_a_detector_without_a_base_method_is_used_alone() -> None:
+    alone = detector()
+    alone["choices"]["with_base"] = None
+    found = decided(table(both(MIXED)), alone)
+    assert found["detector"]["choice"] == "alone" and found["warnings"] == []
+
+
+def test_power_from_another_base_or_another_machine_is_said() -> None:
+    found = decided(table(both(LOW)), detector(base_fingerprint="d" * 64, dtype="bfloat16"))
+    assert found["power_reference"]["same_base"] is False and found["verdict"] == "NO EVIDENCE"
+    assert any("another dtype" in line for line in found["warnings"])
+    assert any("distilled from another model than this checkpoint" in line and "tbd distill" in line for line in found["warnings"])
+
+
+def test_a_base_that_tells_the_sets_apart_makes_it_inconclusive() -> None:
+    found = decided(table(both(MIXED, base=np.add(LOW, 2).tolist())))
+    assert found["verdict"] == "INCONCLUSIVE" and found["exchangeability"] < 0.01 and "base model" in found["reasons"][0]
+
+
+def test_a_detector_that_finds_little_cannot_say_there_is_nothing() -> None:
+    found = decided(table(both(LOW)), detector((-0.5, *[-1.9] * 9)))
+    assert found["verdict"] == "INCONCLUSIVE" and found["power"] == 0.1
+    assert decided(table(both(MIXED)), detector((-0.5, *[-1.9] * 9)))["verdict"] == "CONTAMINATED"  # what is found is found
+
+
+def test_a_reference_with_too_few_unseen_questions_for_this_rate_has_no_power() -> None:
+    many = np.linspace(-2, -1, 120).tolist()
+    found = decided(table(both(LOW, many)), fpr=0.01)  # the reference's 40 cannot resolve 1 %, the audit's 120 can
+    assert found["power"] is found["power_low"] is None and found["verdict"] == "INCONCLUSIVE" and found["fpr"] == 0.01
+    assert any("needs 99 unseen questions and has 40" in line for line in found["warnings"])
+
+
+def test_unscored_questions_are_counted_and_left_out() -> None:
+    judgement = judge("a", audit(), table(both([math.nan, math.nan, *MIXED[2:]], [math.nan, *LOW[1:]])), detector(), DECISION, 0)
+    found = judgement.verdict
+    assert found["unscored"] == 2 and any("2 of 40" in line for line in found["warnings"]) and found["verdict"] == "CONTAMINATED"
+    assert np.isnan(judgement.p_values[:2]).all() and not judgement.flagged[:2].any()
+    np.testing.assert_array_equal(np.isnan(judgement.scores), np.isnan(judgement.p_values))
+    assert len(judgement.unseen_scores) == 40
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "unseen", "message"),
+    [
+        (MIXED, LOW[:18], r"0\.05 needs 19 unseen questions with a score and 'new' has 18: add 1 or raise the rate"),
+        (MIXED, [*LOW[:18], math.nan], "has 18"),
+        ([math.nan] * 3, LOW, "no question of 'asked' has a score"),
+    ],
+)
+def test_what_cannot_be_decided_is_refused(benchmark: list[float], unseen: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decided(table(both(benchmark, unseen)))
+
+
+def test_the_rate_of_the_audit_goes_before_that_of_the_parameters() -> None:
+    assert decided(table(both(MIXED)), fpr=0.2)["flagged"] > decided(table(both(MIXED)))["flagged"]
+    with pytest.raises(InputError, match=r"0\.01 needs 99"):
+        decided(table(both(MIXED)), fpr=0.01)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------------------
+
+LABELS = [1] * 20 + [0] * 20
+
+
+def test_with_labels_every_question_counts_except_on_the_reference() -> None:
+    found = decided(table(both(MIXED), LABELS))["labelled"]
+    assert found["questions"] == "all" and (found["members"], found["others"]) == (20, 20)
+    assert found["auc"] == 1.0 and found["tpr_at_fpr"] == 1.0 and found["fpr_observed"] == pytest.approx(1 / 20)
+    assert found["tpr_low"] <= 1.0 <= found["tpr_high"] and found["auc_low"] < 1.0
+
+    chose = detector(benchmark={"md5": "1" * 32})  # the same answers, whatever the audit is called
+    of_reference = decided(table(both(MIXED), LABELS), chose, name="under-another-name")["labelled"]
+    assert of_reference["questions"] == "evaluation half" and (of_reference["members"], of_reference["others"]) == (10, 10)
+    # the half that did not choose the detector: as the calibrate stage drew it, from the detector's own seed
+    chooses = calibration.halves(np.array(LABELS, np.int8), np.random.default_rng(0))
+    worse = np.where(chooses, MIXED, 0.0).tolist()  # on that half everything ties
+    assert decided(table(both(worse), LABELS), chose)["labelled"]["auc"] == 0.5
+
+
+@pytest.mark.parametrize("labels", [[1] * 40, [0] * 40])
+def test_labels_that_are_all_the_same_say_nothing(labels: list[int]) -> None:
+    assert "labelled" not in decided(table(both(MIXED), labels))
+
+
+def test_labels_whose_members_have_no_score_say_nothing() -> None:
+    found = decided(table(both([math.nan, *LOW[1:]]), [1] + [0] * 39))
+    assert "labelled" not in found and any("labelled questions with a score" in line for line in found["warnings"])
+
+
+# --- properties -------------------------------------------------------------------------------------------------------------------
+
+VALUES = st.sampled_from([-3.0, -1.0, -0.5, 0.0]) | st.floats(-5, 0) | st.just(math.nan)
+
+
+@settings(max_examples=25, deadline=None)
+@given(benchmark=st.lists(VALUES, min_size=1, max_size=25), unseen=st.lists(st.floats(-5, 0), min_size=19, max_size=30))
+def test_whatever_the_scores_the_verdict_is_whole(benchmark: list[float], unseen: list[float]) -> None:
+    if all(math.isnan(value) for value in benchmark):
+        benchmark = [*benchmark, -1.0]
+    judgement: Judgement = judge("a", audit(), table(both(benchmark, unseen)), detector(), DECISION, 0)
+    found = judgement.verdict
+    json.dumps(found, allow_nan=False)
+    assert found["flagged"] == judgement.flagged.sum() and found["unscored"] == sum(map(math.isnan, benchmark))
+    flagged = judgement.scores[judgement.flagged]
+    assert found["threshold"] == (flagged.min() if len(flagged) else None)
+    assert all(score < found["threshold"] for score in judgement.scores[~judgement.flagged] if len(flagged) and not math.isnan(score))
+    assert found["verdict"] in ("CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE") and found["reasons"]

@@ -1,0 +1,231 @@
+"""A run of DVC followed stage by stage, and who may be at work in a workspace: on a pipeline of two lines, which needs no science."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tbd.errors import InputError, StageFailed, TransientFault
+from tbd.pipeline import repro as pipeline
+from tbd.pipeline import workspace_lock
+from tbd.pipeline.workspace_lock import workspace
+from tests.workspace import Workspace, two_stages
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace with the stages `first` and, after it, `second`; the current folder."""
+    workspace = two_stages(tmp_path / "small")
+    for name, value in workspace.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(workspace.root)
+    return workspace
+
+
+def second(workspace: Workspace, code: str) -> None:
+    (workspace.root / "second.py").write_text(code)
+
+
+def test_a_stage_says_whether_it_ran_and_what_it_printed(small: Workspace) -> None:
+    second(small, "print('halfway', flush=True); open('two.txt', 'w').write('two')")
+    lines: list[str] = []
+    assert repro("second", lines.append) == ["first", "second"]
+    assert lines.index("made one") < lines.index("halfway")
+    assert repro("second") == repro("first") == []
+    small.edit("dvc.yaml", {"stages": {"second": {"deps": ["one.txt", "second.py", "three.txt"]}}})
+    (small.root / "three.txt").write_text("three")
+    small.dvc("add", "--quiet", "three.txt")  # data is not a stage
+    assert repro("second") == ["second"]
+
+
+def repro(target: str, say: pipeline.Say = print) -> list[str]:
+    """The stages that ran, in DVC's order."""
+    ran = []
+    with workspace() as lock, pipeline.Repro([target], lock, say) as found:
+        for stage in found:
+            found.follow(stage, say)
+            ran.append(stage)
+    return ran
+
+
+def test_what_dvc_cannot_begin_with_is_bad_input(small: Workspace) -> None:
+    second(small, "")
+    with pytest.raises(StageFailed, match="dvc repro: Stage 'third' not found") as failure:
+        repro("third")
+    assert failure.value.bad_input
+    (small.root / "dvc.yaml").write_text("stages: 3\n")
+    with pytest.raises(StageFailed, match=r"dvc repro: .*dvc\.yaml") as failure:
+        repro("second")
+    assert failure.value.bad_input
+
+
+HOLDS = "import time, zc.lockfile\nlock = zc.lockfile.LockFile('.dvc/tmp/lock')\nprint('held', flush=True)\ntime.sleep(120)"
+
+
+@contextmanager
+def somebodys_own_dvc(workspace: Workspace) -> Iterator[None]:
+    """At work in this workspace, as in a long `dvc push`."""
+    with workspace.start(sys.executable, "-c", HOLDS) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield
+        process.kill()
+
+
+def test_another_dvc_at_work_is_a_passing_fault(small: Workspace) -> None:
+    second(small, "import sys; sys.exit(75)")
+    with somebodys_own_dvc(small):
+        with pytest.raises(StageFailed, match="dvc repro: Unable to acquire lock") as failure:
+            repro("second")
+        with pytest.raises(TransientFault, match=r"dvc add second\.py: Unable to acquire lock"):
+            pipeline.dvc("add", "second.py")
+    assert failure.value.transient and not failure.value.bad_input
+    with workspace() as lock, pipeline.Repro(["second"], lock) as found:
+        for stage in found:
+            with suppress(StageFailed):
+                found.follow(stage, print)
+            if stage == "second":
+                break
+        with somebodys_own_dvc(small), pytest.raises(StageFailed, match="stage second: Unable to acquire lock") as failure:
+            found.follow("second", print)  # a try that does not come to its stage
+        assert failure.value.transient
+        second(small, "open('two.txt', 'w').write('two')")
+        found.follow("second", print)
+
+
+def test_a_stage_that_speaks_as_the_runner_does_is_no_other_stage(small: Workspace) -> None:
+    second(small, "print('[tbd] the stage begins\\n[tbd] first ends: exit 3', flush=True); open('two.txt', 'w').write('two')")
+    assert repro("second") == ["first", "second"]
+
+
+def test_what_dvc_says_before_the_first_stage_is_said(small: Workspace) -> None:
+    (small.root / "three.txt").write_text("three")
+    small.dvc("add", "--quiet", "three.txt")
+    small.edit("dvc.yaml", {"stages": {"first": {"deps": ["three.txt"]}}})
+    (small.root / "three.txt").write_text("changed")
+    second(small, "open('two.txt', 'w').write('two')")
+    lines: list[str] = []
+    repro("second", lines.append)
+    assert lines[0] == "Verifying data sources in stage: 'three.txt.dvc'" and "made one" in lines
+
+
+def test_a_failure_belongs_to_the_stage_that_failed(small: Workspace) -> None:
+    """Not to the one before, of which DVC spoke last."""
+    seen = []
+
+    def walk() -> None:
+        with workspace() as lock, pipeline.Repro(["second"], lock) as found:
+            for stage in found:
+                seen.append(stage)
+                found.follow(stage, print)
+
+    with pytest.raises(StageFailed, match=r"stage second: .*second\.py"):
+        walk()
+    assert seen == ["first", "second"]
+
+
+def test_a_stage_that_failed_is_tried_again(small: Workspace) -> None:
+    code = "import os, sys; open('two.txt', 'w').write('two'); os.path.exists('network') or sys.exit(75)"
+    second(small, code)
+    with workspace() as lock, pipeline.Repro(["second"], lock) as found:
+        stages = iter(found)
+        found.follow(next(stages), print)
+        assert next(stages) == "second"
+        for _ in range(2):
+            with pytest.raises(StageFailed) as failure:
+                found.follow("second", print)
+            assert failure.value.transient
+        (small.root / "network").touch()
+        found.follow("second", print)
+        assert list(stages) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "bad_input"),
+    [
+        ("import sys; print('error: no such thing', file=sys.stderr); sys.exit(2)", "stage second: no such thing", True),
+        ("import sys; print('error: the disk is full', file=sys.stderr); sys.exit(3)", "stage second: the disk is full", False),
+        ("1 / 0", "exited with 1", False),
+        ("print('done')", "two.txt", False),  # an output that was not made
+    ],
+)
+def test_a_failing_stage_has_the_last_word(small: Workspace, code: str, message: str, bad_input: bool) -> None:
+    second(small, code)
+    with pytest.raises(StageFailed, match=message) as failure:
+        repro("second")
+    assert failure.value.bad_input is bad_input
+
+
+def test_the_workspace_is_held_by_one(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import time\nfrom tbd.pipeline.workspace_lock import workspace\nwith workspace():\n    print('held', flush=True)\n    time.sleep(60)"
+    with small.start(sys.executable, "-c", code) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(workspace_lock, "PATIENCE", 0.2)
+        said: list[str] = []
+        with pytest.raises(InputError, match=f"workspace busy: process {holder.pid} "), workspace(said.append):
+            pass
+        assert len(said) == 1 and str(holder.pid) in said[0]
+        holder.kill()
+    with workspace():
+        assert workspace_lock.LOCK.is_file()  # entered
+
+
+ORPHAN = """
+import time
+print("started", flush=True)
+time.sleep(300)  # silent, as a long batch is
+open("two.txt", "w").write("two")
+"""
+RUN = """
+from tbd.pipeline.repro import Repro
+from tbd.pipeline.workspace_lock import workspace
+with workspace() as lock, Repro(["second"], lock) as repro:
+    for stage in repro:
+        repro.follow(stage, lambda line: print(line, flush=True))
+"""
+
+
+def test_what_a_killed_run_leaves_behind_is_ended(small: Workspace) -> None:
+    second(small, ORPHAN)
+    with small.start(sys.executable, "-c", RUN) as run:
+        assert run.stdout is not None
+        while "started" not in run.stdout.readline():
+            pass
+        run.kill()
+    said: list[str] = []
+    with workspace(said.append):
+        assert f"process {run.pid} was killed" in said[0]
+        assert not [pid for pid in Path("/proc").glob("[0-9]*") if runs_second(pid)]
+        second(small, "open('two.txt', 'w').write('two')")
+        assert repro("second")[-1:] == ["second"]
+
+
+def test_a_lock_of_dvc_that_a_zombie_holds_is_given_back(small: Workspace) -> None:
+    """DVC takes it for a process that runs. One that runs keeps its lock."""
+    second(small, "open('two.txt', 'w').write('two')")
+    with subprocess.Popen(["true"]) as ended:
+        while Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z":
+            time.sleep(0.01)
+        zombie, alive = ({"pid": pid, "cmd": "dvc repro"} for pid in (ended.pid, os.getpid()))
+        one, two = (str(small.root / name) for name in ("one.txt", "two.txt"))
+        lock = small.root / ".dvc/tmp/rwlock"
+        lock.write_text(json.dumps({"write": {one: zombie}, "read": {one: [zombie]}}))
+        assert repro("first") == ["first"]
+        lock.write_text(json.dumps({"write": {two: alive}, "read": {one: [alive, zombie]}}))
+        with pytest.raises(StageFailed, match=f"is busy, it is being blocked by: .PID {os.getpid()}") as failure:
+            repro("second")
+        assert failure.value.transient
+
+
+def runs_second(process: Path) -> bool:
+    try:
+        return b"second.py" in (process / "cmdline").read_bytes() and Path.cwd() == (process / "cwd").resolve()
+    except OSError:
+        return False

@@ -1,0 +1,95 @@
+"""Reading question sets: what a cell becomes. (Files that cannot be read are refused in test_cli.py, where the line is seen.)"""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tbd import records
+from tbd.errors import InputError
+from tbd.sets import importing
+
+COLUMNS: dict[str, str | None] = {"question": "q", "label": "y", "reasoning": None, "answer": "a"}
+
+
+def taken(rows: list[dict[str, object]], columns: dict[str, str | None] = COLUMNS) -> list[dict[str, object]]:
+    frame = importing.questions(pd.DataFrame(rows, dtype=object), "folder/exam.jsonl", 1, columns)
+    return pa.Table.from_pandas(frame, records.QUESTIONS, preserve_index=False).to_pylist()
+
+
+def test_a_row_by_hand() -> None:
+    (row,) = taken([{"q": " How  many?\n", "y": 1, "a": 4, "more": "ignored"}])
+    assert row == {"question_id": records.question_id("How many?"), "question": " How  many?\n", "reasoning": None, "answer": "4",
+                   "label": 1, "source": "exam.jsonl, row 1"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(1, 1), (0, 0), (True, 1), (False, 0), ("1", 1), ("0", 0), (1.0, 1), (0.0, 0), ("true", 1), ("False", 0), (" Member ", 1)],
+)
+def test_what_counts_as_a_label(value: object, label: int) -> None:
+    assert taken([{"q": "x", "y": value, "a": ""}])[0]["label"] == label
+
+
+@pytest.mark.parametrize("value", [2, -1, None, float("nan"), "", "yes", 0.5])
+def test_what_does_not(value: object) -> None:
+    with pytest.raises(InputError, match=r"row 2: 'y' is .*; a label is 1"):
+        taken([{"q": "x", "y": 1, "a": ""}, {"q": "z", "y": value, "a": ""}])
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", float("nan")])
+def test_an_answer_may_be_missing_a_question_not(value: object) -> None:
+    assert taken([{"q": "x", "y": 1, "a": value}])[0]["answer"] is None
+    with pytest.raises(InputError, match="row 1: 'q' is empty"):
+        taken([{"q": value, "y": 1, "a": "4"}])
+
+
+def test_without_a_label_column_there_are_no_labels() -> None:
+    assert taken([{"q": "x", "y": 1, "a": "1"}], {"question": "q"})[0]["label"] is None
+
+
+@given(st.lists(st.text(alphabet="ab \t\u00e4e\u0301", min_size=1, max_size=6), min_size=1, max_size=12))
+def test_every_question_is_taken_once_or_all_is_refused(texts: list[str]) -> None:
+    ids = [records.question_id(text) for text in texts]
+    rows = [{"q": text, "y": 0, "a": None} for text in texts]
+    if len(set(ids)) < len(ids) or not all(text.strip() for text in texts):
+        with pytest.raises(InputError):
+            taken(rows)
+    else:
+        assert [(row["question_id"], row["question"]) for row in taken(rows)] == list(zip(ids, texts, strict=True))
+
+
+def test_csv_keeps_text_as_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "x.CSV").write_bytes('\ufeffq,a\r\n"two\nlines, and a comma",007\r\nNA,null\r\n'.encode())
+    frame, first = importing.read(str(tmp_path / "x.CSV"))
+    assert first == 2 and frame.to_dict("list") == {"q": ["two\nlines, and a comma", "NA"], "a": ["007", "null"]}
+
+
+def test_json_lines_may_lack_a_field_and_hold_any_text(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"q": "a\u2028b\u0085c"}\r\n\n{"q": "zwei Äpfel", "a": 0.5}\n', "utf-8")
+    frame, _ = importing.read(str(tmp_path / "x.jsonl"))
+    rows = taken(frame.to_dict("records"), {"question": "q", "answer": "a"})
+    assert [(row["question"], row["answer"]) for row in rows] == [("a\u2028b\u0085c", None), ("zwei Äpfel", "0.5")]
+
+
+def test_a_byte_order_mark_is_no_error_and_lines_are_the_files_own(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"q": "one"}\n\n{"q": "two"}\n{"q": "one"}\n')
+    frame, first = importing.read(str(tmp_path / "x.jsonl"))
+    with pytest.raises(InputError, match="row 4: the same question as row 1"):
+        importing.questions(frame, "x.jsonl", first, {"question": "q"})
+
+
+def test_half_a_surrogate_pair_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"q": "a \\ud800"}\n')
+    frame, first = importing.read(str(tmp_path / "x.jsonl"))
+    with pytest.raises(InputError, match="row 1: 'q' holds half of a surrogate pair"):
+        importing.questions(frame, "x.jsonl", first, {"question": "q"})
+
+
+def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="cannot be read"):
+        importing.read(str(tmp_path / "x.jsonl"))

@@ -1,0 +1,232 @@
+"""What is decided about a checkpoint that a source shows. Nothing is audited here: see tests/flows/test_watch.py."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tbd import audits, history, params
+from tbd import checkpoints as checkpoint
+from tbd.audits import Audit
+from tbd.history import FAILED, History, Outcome
+from tbd.params import Params, Rule
+from tbd.sources import Found
+from tbd.sources.folder import Folder
+from tbd.watch import decide, outcomes
+from tbd.watch.decide import Broken, Decision, Fetched, Job, Known, Same, Standing, Wait
+from tbd.workspace import check_name, relative
+from tests.workspace import REPOSITORY, fake_checkpoint
+
+SET: dict[str, Any] = {"name": "exam", "md5": "0" * 32, "n": 30}
+INCOMING = Path("incoming")
+
+
+@pytest.fixture
+def p(workspace: Path) -> Params:
+    """Parameters with one rule and no waiting; no audits; an empty incoming folder."""
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    tree["watch"] |= {"settle": 0, "give_up": 0, "policy": [{"checkpoints": "*", "benchmark": "exam", "unseen": "new"}]}
+    Path("audits").mkdir()
+    INCOMING.mkdir()
+    return params.parse(tree)
+
+
+def changed(p: Params, **watch: Any) -> Params:
+    return p.model_copy(update={"watch": p.watch.model_copy(update=watch)})
+
+
+def look(p: Params, *, retry: bool = False) -> dict[str, list[Decision | Broken]]:
+    """By the checkpoint's name, as the flow comes to it."""
+    return {found.name: one(p, found, retry) for found in Folder(str(INCOMING)).look()}
+
+
+def one(p: Params, found: Found, retry: bool) -> list[Decision | Broken]:
+    seen = decide.peek(found, p, Standing(), retry)
+    if seen is not None:
+        return [*seen]
+    got = decide.fetch(Folder(str(INCOMING)), found, p)
+    return [*decide.decide(got, p, Standing(), retry)] if isinstance(got, Fetched) else [got]
+
+
+def only(p: Params, **how: Any) -> Decision | Broken:
+    ((decision,),) = look(p, **how).values()
+    return decision
+
+
+def judged(job: Decision | Broken, outcome: str = "NO EVIDENCE") -> Outcome:
+    """As if the job had been done: an audit, and in the history."""
+    assert isinstance(job, Job)
+    rule = job.rule
+    entry = Audit(
+        checkpoint=relative(job.folder),
+        base=job.base,
+        benchmark=rule.benchmark,
+        unseen=rule.unseen,
+        fpr=rule.fpr,
+        checkpoint_fingerprint=job.fingerprint,
+        base_fingerprint=None,
+    )
+    audits.write(job.audit, entry)
+    said = outcomes.failure(job.found, job.fingerprint, "").model_copy(
+        update={
+            "outcome": outcome,
+            "benchmark": history.QuestionSet(**{**SET, "name": rule.benchmark}),
+            "audit": job.audit,
+            "state": "s",
+        }
+    )
+    return note(said)
+
+
+def note(outcome: Outcome) -> Outcome:
+    with history.held() as known:
+        return known.add(outcome)
+
+
+def test_a_new_checkpoint_is_audited_once(p: Params) -> None:
+    folder = fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    assert isinstance(job, Job) and job.fingerprint == checkpoint.fingerprint(folder) and job.audit.startswith("alpha-exam-x")
+    judged(job)
+    assert isinstance(only(p), Known)
+
+
+def test_what_is_still_written_is_left_alone(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    assert isinstance(only(changed(p, settle=60)), Wait)
+    assert isinstance(only(p), Job)
+
+
+@pytest.mark.parametrize("part", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_what_lacks_a_part_is_waited_for_and_then_broken(p: Params, part: str) -> None:
+    (fake_checkpoint(INCOMING / "alpha") / part).unlink()
+    waiting = only(changed(p, give_up=60))
+    assert isinstance(waiting, Wait) and str(INCOMING) in waiting.why
+    assert isinstance(only(p), Broken)
+
+
+def test_a_pickle_is_broken_at_once_and_tried_again_when_it_changes(p: Params) -> None:
+    folder = fake_checkpoint(INCOMING / "alpha")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    p = changed(p, give_up=60)
+    broken = only(p)
+    assert isinstance(broken, Broken) and "pickle" in broken.why
+    note(outcomes.failure(broken.found, None, broken.why))
+    assert isinstance(only(p), Known) and isinstance(only(p, retry=True), Broken)
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert isinstance(only(p), Job)
+
+
+def test_a_broken_one_does_not_hold_up_the_others(p: Params) -> None:
+    (fake_checkpoint(INCOMING / "alpha", "a") / "config.json").unlink()
+    fake_checkpoint(INCOMING / "beta", "b")
+    found = look(p)
+    assert isinstance(found["alpha"][0], Broken) and isinstance(found["beta"][0], Job)
+
+
+def test_the_same_weights_under_another_name_are_not_audited_again(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    shutil.copytree(INCOMING / "alpha", INCOMING / "omega")
+    first = judged(job, "CONTAMINATED")
+    same = look(p)["omega"][0]
+    assert isinstance(same, Same) and same.audit == first.audit
+    noted = note(outcomes.same(same, History()))
+    assert (noted.outcome, noted.checkpoint, noted.same_as, noted.place) == ("CONTAMINATED", "omega", first.audit, "incoming/omega")
+    assert history.event(noted) == "quiet" and noted.id != first.id
+    assert all(isinstance(one, Known) for some in look(p).values() for one in some)
+
+
+def test_other_weights_under_the_same_name_are(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha", "first")
+    first = judged(only(p))
+    shutil.rmtree(INCOMING / "alpha")
+    fake_checkpoint(INCOMING / "alpha", "second")
+    second = only(p)
+    assert isinstance(second, Job) and second.audit != first.audit
+
+
+def test_touched_and_moved_files_are_the_same_weights(p: Params) -> None:
+    folder = fake_checkpoint(INCOMING / "alpha")
+    judged(only(p))
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert isinstance(only(p), Known)
+
+
+def test_a_killed_audit_goes_on_under_its_name(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    judged(job)
+    history.FILE.unlink()  # an audit, but never judged
+    again = only(p)
+    assert isinstance(again, Job) and isinstance(job, Job) and again.audit == job.audit
+
+
+def test_a_failed_audit_stands_until_the_weights_change_or_somebody_asks(p: Params) -> None:
+    folder = fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    assert isinstance(job, Job)
+    note(outcomes.failure(job.found, job.fingerprint, "stage generate: no", "exam"))
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert isinstance(only(p), Known) and isinstance(only(p, retry=True), Job)
+    (folder / "config.json").write_text('{"other": 1}')
+    assert isinstance(only(p), Job)
+
+
+def test_a_passing_fault_is_tried_again_at_every_look(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    assert isinstance(job, Job)
+    failed = note(outcomes.failure(job.found, job.fingerprint, "device busy", "exam", transient=True))
+    assert failed.outcome == FAILED and isinstance(only(p), Job)
+
+
+def test_the_base_itself_is_audited_without_a_base(p: Params) -> None:
+    base = fake_checkpoint(Path("base"), "b")
+    shutil.copytree(base, INCOMING / "copy")
+    fake_checkpoint(INCOMING / "other", "o")
+    p = changed(p, policy=[Rule(checkpoints="*", benchmark="exam", unseen="new", base="base")])
+    found = {name: decisions[0] for name, decisions in look(p).items()}
+    assert {name: one.base for name, one in found.items() if isinstance(one, Job)} == {"copy": None, "other": "base"}
+
+
+def test_policy_every_rule_that_matches_the_first_for_a_benchmark(p: Params) -> None:
+    rules = [
+        Rule(checkpoints="llama-*", benchmark="exam", unseen="new", fpr=0.01),
+        Rule(checkpoints="*", benchmark="exam", unseen="new"),
+        Rule(checkpoints="*", benchmark="maths", unseen="new-maths"),
+        Rule(checkpoints="org/*@step-*", benchmark="late", unseen="new"),
+    ]
+    chosen = {
+        name: [(rule.benchmark, rule.fpr) for rule in decide.rules(name, rules)] for name in ("llama-7", "qwen", "org/m@step-3")
+    }
+    assert chosen["llama-7"] == [("exam", 0.01), ("maths", None)]
+    assert chosen["qwen"] == [("exam", None), ("maths", None)]
+    assert chosen["org/m@step-3"] == [("exam", None), ("maths", None), ("late", None)]
+    fake_checkpoint(INCOMING / "llama-7")
+    jobs = look(changed(p, policy=rules))["llama-7"]
+    assert len({job.audit for job in jobs if isinstance(job, Job)}) == 2
+    assert isinstance(only(changed(p, policy=rules[3:])), Known)  # no rule is for it
+
+
+def test_fingerprints_are_computed_once(p: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    only(p)
+
+    def never(folder: Path) -> str:
+        raise AssertionError(f"{folder} was read again")
+
+    monkeypatch.setattr(checkpoint, "fingerprint", never)
+    assert isinstance(only(p), Job)
+    (INCOMING / "alpha" / "config.json").write_text('{"other": 1}')
+    with pytest.raises(AssertionError, match="read again"):
+        only(p)
+
+
+def test_names_of_audits_are_names(p: Params) -> None:
+    rule = Rule(checkpoints="*", benchmark="exam", unseen="new")
+    for name in ("org/model@step-1", "Ünïcode \u202e ../..", "x" * 300, "1e5", "-"):
+        assert check_name(decide.audit_name(name, "f", rule), "audit")
