@@ -142,7 +142,7 @@ def audit(job: Job) -> None:
     except UNREACHABLE:
         raise  # Prefect's server is away: the audit is registered, and goes on at the next look
     except Exception as error:  # whatever it was, the others go on; what is no fault of this checkpoint is tried again
-        own = isinstance(error, InputError) or (isinstance(error, StageFailed) and f"@{job.audit}:" in str(error))
+        own = isinstance(error, InputError) or (isinstance(error, StageFailed) and (f"@{job.audit}:" in str(error) or f"/{job.audit}/dvc.yaml" in str(error)))
         transient = not own
         add(outcomes.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, transient))
         raise

@@ -37,6 +37,8 @@ class LockFile:
         """Raises InputError: no such file or stage, or the stage or one upstream ran with other parameters than now."""
         self.workspace, self.stage = workspace, stage
         self.audit = stage.partition("@")[2]
+        if not (workspace / "dvc.lock").is_file():
+            raise InputError("dvc.lock: not found. Only what the pipeline made is recorded: run `dvc repro` first.")
         self.stages: dict[str, Any] = {}
         reference = (load_yaml(workspace / "params.yaml") or {}).get("calibrate", {}).get("reference", "")
         for name in dict.fromkeys(["", reference, self.audit]):

@@ -72,6 +72,8 @@ class Repro:
         """None before the start, and after an end"""
         self._stage: str | None = None
         """the one that began last"""
+        self._failed: StageFailed | None = None
+        """what DVC failed at after the last stage had done its part"""
 
     def __enter__(self) -> Self:
         self._start()
@@ -83,7 +85,10 @@ class Repro:
             self._process.wait()
 
     def __iter__(self) -> Iterator[str]:
-        """Raises StageFailed if DVC comes to no stage: no such target, a dvc.yaml that says nothing sensible, another DVC at work."""
+        """Raises StageFailed where DVC fails at something else than a stage.
+
+        Such are no such target, a dvc.yaml that says nothing sensible, another DVC at work, an output that a stage did not make.
+        """
         lines: list[str] = []
         if not self._read_to_next(lines.append) and (code := self._end()):
             raise _failure(None, lines, None, code)
@@ -91,6 +96,8 @@ class Repro:
             self._say(line)
         while self._process is not None and self._stage is not None:
             yield self._stage
+        if self._failed is not None:
+            raise self._failed
 
     def follow(self, stage: str, say: Say) -> None:
         """Wait until the stage that began last is done, its output line by line to `say`.
@@ -122,7 +129,9 @@ class Repro:
             if self._read_to_next(told, ended):
                 return
         if code := self._end():
-            raise _failure(stage, lines, exit_code, code)
+            if exit_code != 0:
+                raise _failure(stage, lines, exit_code, code)
+            self._failed = _failure(None, lines, exit_code, code)
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -170,6 +179,6 @@ def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: i
     killed = stage is not None and exit_code is None
     return StageFailed(
         f"{where}: {own[-1] if own else _words(lines)}",
-        bad_input=exit_code == 2 or (stage is None and not busy),
+        bad_input=exit_code == 2 or (stage is None and exit_code is None and not busy),
         transient=busy or killed or exit_code == TRANSIENT,
     )

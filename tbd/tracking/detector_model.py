@@ -95,7 +95,7 @@ def save(detector: Path, folder: Path, model_id: str, run_id: str) -> None:
     example = pd.DataFrame({"logprobs": [[-0.01, -0.2, 0.0], [-1.5, -0.7]], "base_logprobs": [[-0.5, -0.9, -0.1], [-1.4, -0.8]]})
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / "tbd"
-        shutil.copytree(Path(__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("__pycache__"))
         mlflow.pyfunc.save_model(
             str(folder),
             loader_module=__name__,

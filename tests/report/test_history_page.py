@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.test_report import HOSTILE, Page
+from tests.report.test_report import HOSTILE, Page
 
 from tbd.history import FAILED, WORKS, Outcome
 from tbd.report import history_page, history_plot

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tbd.report import audit as report
+from tbd.report import text
 from tbd.report import plots
 
 HOSTILE = '<script>alert("1")</script>\' onload="x" {{ 7*7 }} \u202egnp.exe\u202c \x00\x1b[31m \ud800 <img src=http://evil.example/x>'
@@ -210,7 +211,7 @@ def test_long_tables_and_long_questions_are_cut_and_say_so() -> None:
     many = [row(i, p=0.01, flagged=True, text=f"number {i} " + "x" * 500) for i in range(report.ROWS + 7)]
     page = shown(verdict(flagged=len(many)), many)
     assert page.count("number ") == report.ROWS and "And 7 more" in page
-    assert "x" * report.SHORT not in page and "…" in page
+    assert "x" * text.SHORT not in page and "…" in page
 
 
 def test_nothing_flagged() -> None:

@@ -142,7 +142,7 @@ def workspace(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.chdir(root)
     (root / "params.yaml").write_text(
-        "decision: {fpr: 0.05}\ndistill: {learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
+        "decision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: {learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
         + "many: {" + ", ".join(f"p{i}: {i}" for i in range(120)) + "}\n"
     )  # fmt: skip
     audit = {"checkpoint": "c", "base": None, "benchmark": "benchmark", "unseen": "unseen", "fpr": None,
