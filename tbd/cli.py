@@ -105,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
 
     command("record", "Record in MLflow whatever is not there yet, from the files alone (after an outage).")
 
+    command("migrate", "Carry a workspace of tbd 0.2.0 over: a folder an audit. Generates nothing anew, deletes nothing.")
+
     ui = command("ui", "The MLflow UI over the runs of this workspace, on 127.0.0.1.")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: 5000")
     return main
@@ -386,6 +388,16 @@ def _record(options: argparse.Namespace) -> int:
     return 0
 
 
+def _migrate(options: argparse.Namespace) -> int:
+    from tbd.commands.migrate import migrate
+    from tbd.pipeline.workspace_lock import workspace
+
+    with workspace():
+        for line in migrate():
+            print(line, flush=True)
+    return 0
+
+
 def _ui(options: argparse.Namespace) -> int:
     from tbd.mlflow_store import artifact_root, store
 
@@ -418,5 +430,6 @@ COMMANDS = {
     "history": _history,
     "verify": _verify,
     "record": _record,
+    "migrate": _migrate,
     "ui": _ui,
 }

@@ -371,7 +371,7 @@ def test_an_imported_set_that_was_changed_since_is_refused(tbd: Command, tmp_pat
 
 def test_an_imported_set_leaves_the_audits_there_are_alone(tbd: Command, tmp_path: Path) -> None:
     tbd("import", "mine", jsonl(tmp_path / "x.jsonl", rows()), "--column", "q")
-    assert tbd.workspace.repro() == ["validate"]
+    assert tbd.workspace.repro() == []
 
 
 def tampered_numbers(folder: Path) -> None:

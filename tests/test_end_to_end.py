@@ -126,7 +126,7 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
     tbd(workspace, "verify", "mine-exam")
 
     weights = workspace.root / "models/mine/config.json"
-    weights.write_text(weights.read_text().replace("{", '{"changed": 1,', 1))  # overwritten behind the register's back
-    before = (workspace.root / "audits/register.yaml").read_bytes()
-    assert "with another checkpoint_fingerprint" in workspace.tbd(*check, code=2).stderr
-    assert (workspace.root / "audits/register.yaml").read_bytes() == before
+    weights.write_text(weights.read_text().replace("{", '{"changed": 1,', 1))  # overwritten behind the audit's back
+    before = (workspace.root / "audits/mine-exam/audit.yaml").read_bytes()
+    assert "with another checkpoint_fingerprint" in workspace.tbd(*check, "--as", "mine-exam", code=2).stderr
+    assert (workspace.root / "audits/mine-exam/audit.yaml").read_bytes() == before

@@ -87,7 +87,7 @@ class LockFile:
                     now = tree
                     for part in key.split("."):
                         now = now.get(part) if isinstance(now, dict) else None
-                    if _plain(now) != _plain(value):
+                    if not same(now, value):
                         raise InputError(f"{file}: {key} is not what {name!r} ran with. {self._again()}")
 
     def _out(self, path: str) -> str | None:
@@ -103,7 +103,7 @@ class LockFile:
             file = self.workspace / out
             if not file.exists():
                 raise InputError(f"{out}: not found. Run `dvc checkout` first.")
-            if (_directory_md5(file) if file.is_dir() else md5(file)) != self.outs[out]:
+            if digest(file) != self.outs[out]:
                 raise InputError(f"{out}: not what the pipeline made (see dvc.lock). {self._again()}")
             self._good.add(out)
         return path
@@ -187,15 +187,21 @@ def _git(workspace: Path, *command: str) -> str | None:
         return None
 
 
-def _directory_md5(folder: Path) -> str:
-    """DVC's digest of a folder: MD5 of the JSON list of its files' digests, by path."""
-    files = sorted((str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file())
-    listing = json.dumps([{"md5": md5(path), "relpath": name} for name, path in files], sort_keys=True)
+def digest(path: Path) -> str:
+    """MD5 as DVC has it: of a file's bytes; of a folder, of the JSON list of its files' digests, by path."""
+    if not path.is_dir():
+        return md5(path)
+    files = sorted((str(file.relative_to(path)), file) for file in path.rglob("*") if file.is_file())
+    listing = json.dumps([{"md5": md5(file), "relpath": name} for name, file in files], sort_keys=True)
     return hashlib.md5(listing.encode()).hexdigest() + ".dir"
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a parameter are one, in whatever YAML they were written: PyYAML reads DVC's 1e-05 as text."""
+    return bool(_plain(one) == _plain(other))
+
+
 def _plain(value: Any) -> Any:
-    """For comparing: DVC writes 1e-05, which PyYAML reads back as text."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -24,8 +24,8 @@ from tbd.detection.decisions import conformal_p_values
 from tbd.errors import InputError
 from tbd.mlflow_store import TrackingDown, artifact_root, store
 from tbd.pipeline import templates
-from tbd.pipeline.lock_file import _directory_md5
-from tbd.records import VERDICT_QUESTIONS, md5, write_json, write_table
+from tbd.pipeline.lock_file import digest
+from tbd.records import VERDICT_QUESTIONS, write_json, write_table
 from tbd.scores.tokens import Tokens, pad
 from tbd.tracking import detector_model
 from tbd.tracking import history as tracking_history
@@ -116,7 +116,7 @@ def lock(workspace: Path) -> None:
 
     def entry(path: str) -> dict:
         file = workspace / path
-        return {"path": path, "hash": "md5", "md5": _directory_md5(file) if file.is_dir() else md5(file)}
+        return {"path": path, "hash": "md5", "md5": digest(file)}
 
     stages = {
         "distill": {"deps": [{"path": "data/sets/members.parquet", "md5": "a" * 32}],
@@ -303,7 +303,7 @@ def test_dvc_itself_digests_a_folder_the_same(workspace: Path, monkeypatch: Monk
         (workspace / "folder" / name).write_text(name)
     assert main(["init", "-q"]) == 0
     assert main(["add", "-q", "folder"]) == 0
-    assert _directory_md5(Path("folder")) == yaml.safe_load(Path("folder.dvc").read_text())["outs"][0]["md5"]
+    assert digest(Path("folder")) == yaml.safe_load(Path("folder.dvc").read_text())["outs"][0]["md5"]
 
 
 def test_the_registered_detector_scores_as_the_package_does(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:
