@@ -1,12 +1,11 @@
-"""What a look costs with many audits in the register: `python -m benchmarks.audits`.
+"""What a look costs with many audits: `python -m benchmarks.audits`.
 
 Two workspaces on the fake engine, in which generating costs nothing: one where few audits were judged before, one where many were. In
 each, alternating: `tbd watch` with nothing new, and with one new checkpoint. What counts is the difference between the workspaces.
-The old audits are one real audit, repeated under other names in the register, dvc.lock, the history and the folders.
+The old audits are one real audit, repeated under other names in the history and in folders of its own.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -14,25 +13,24 @@ import time
 from contextlib import chdir
 from pathlib import Path
 
-import yaml
-
-from tbd import history, params, register
-from tbd.pipeline import faster_dvc
+from tbd import audits, history, params
+from tbd.pipeline import templates
 from tbd.sources.folder import Folder
-from tbd.watch import decide as watching
+from tbd.watch import decide
+from tbd.workspace import AUDITS
 from tests.workspace import Workspace, create, fake_checkpoint
 
 INCOMING = Path("checkpoints/incoming")
 
 
 def filled(root: Path, count: int) -> Workspace:
-    """A workspace whose pipeline has run, with that many audits in its register."""
+    """A workspace whose pipeline has run, with that many audits."""
     workspace = create(root)
     workspace.repro()
     fake_checkpoint(root / INCOMING / "first", "something")
     workspace.tbd("watch")
     with chdir(root):
-        repeat(count - len(register.load()))
+        repeat(count - len(audits.names()))
     workspace.tbd("watch")  # settles what is told of them: the page, the history in MLflow
     workspace.commit()
     return workspace
@@ -40,29 +38,28 @@ def filled(root: Path, count: int) -> Workspace:
 
 def repeat(count: int) -> None:
     """The audit of the one checkpoint that was found, that many times more."""
-    tree = yaml.safe_load(register.FILE.read_text())
-    lock = yaml.safe_load(Path("dvc.lock").read_text())
     (first,) = history.History().outcomes
     assert first.audit is not None
+    entry, lock = audits.get(first.audit), (AUDITS / first.audit / "dvc.lock").read_text()
     for number in range(count):
         fake_checkpoint(INCOMING / f"old-{number:03}", f"something else {number}")
     p = params.load()
     time.sleep(p.watch.settle + 0.5)
-    source, standing, lines = Folder(str(INCOMING)), watching.Standing(), []
+    source, standing, lines = Folder(str(INCOMING)), decide.Standing(), []
     for found in source.look():
-        for job in watching.decide(source, found, p, standing):
-            if isinstance(job, watching.Job):
-                own = {"checkpoint": str(job.folder), "checkpoint_fingerprint": job.fingerprint}
-                tree["audits"][job.audit] = tree["audits"][first.audit] | own
-                for stage in ("generate", "score", "verdict"):
-                    text = json.dumps(lock["stages"][f"{stage}@{first.audit}"])
-                    lock["stages"][f"{stage}@{job.audit}"] = json.loads(text.replace(first.audit, job.audit))
-                shutil.copytree(f"audits/{first.audit}", f"audits/{job.audit}")
-                seen = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "version": found.version}
-                made = {"id": found.name, "state": found.name, "audit": job.audit, "fingerprint": job.fingerprint}
-                lines.append(first.model_copy(update=seen | made).model_dump_json(exclude_none=True) + "\n")
-    register.FILE.write_text(yaml.safe_dump(tree, sort_keys=False))
-    Path("dvc.lock").write_text(faster_dvc.write(lock))
+        if found.place == first.place:
+            continue
+        fetched = decide.fetch(source, found, p)
+        assert isinstance(fetched, decide.Fetched)
+        for job in decide.decide(fetched, p, standing):
+            assert isinstance(job, decide.Job)
+            own = {"checkpoint": str(job.folder), "checkpoint_fingerprint": job.fingerprint}
+            shutil.copytree(AUDITS / first.audit, AUDITS / job.audit)
+            templates.add(job.audit, entry.model_copy(update=own))
+            (AUDITS / job.audit / "dvc.lock").write_text(lock.replace(first.audit, job.audit))
+            seen = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "version": found.version}
+            made = {"id": found.name, "state": found.name, "audit": job.audit, "fingerprint": job.fingerprint}
+            lines.append(first.model_copy(update=seen | made).model_dump_json(exclude_none=True) + "\n")
     with history.FILE.open("a") as file:
         file.writelines(lines)
 
