@@ -1,7 +1,7 @@
 """The history: every outcome of every audit, in the order it came.
 
-`audits/history.jsonl` is append-only, one JSON object a line, and belongs in git. It is written before anything else relies on it:
-what stands in it is not audited again, and a kill at any moment loses nothing that stands in it.
+`audits/history.jsonl` is append-only, one JSON object a line, and belongs in git. An outcome is written
+here before anything else relies on it: what is in the history is not audited again, and a kill at any moment loses none of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ FILE = Path("audits/history.jsonl")
 LOCK = Path(".tbd/history.lock")
 FAILED = "FAILED"
 WORKS = "WORKS"
-"""of something that is no audit (a source, a flow) after it had failed"""
+"""of a source or a flow that had failed and works again"""
 
 
 class Line(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)  # a later version may know more
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)  # a later version may write more fields
 
 
 class Rate(Line):
@@ -54,14 +54,14 @@ class Outcome(Line):
     recovered: bool = False
     """the last outcome of the same thing was a failure"""
     repeated: bool = False
-    """these weights had this verdict on this benchmark already; it was judged anew"""
+    """judged again, with the verdict that these weights had on this benchmark already"""
     transient: bool = Field(default=False, validation_alias=AliasChoices("transient", "passing"))  # until 0.2.0: passing
-    """of a failure: it heals by itself and is tried again at every look"""
+    """of a failure: it heals by itself and is tried again on every watch run"""
 
     what: str = "checkpoint"
     """what was looked at: checkpoint | source | flow"""
     checkpoint: str
-    """its name, as its source has it; of something else the source's address, the flow's name"""
+    """its name in its source; for a source its address, for a flow its name"""
     place: str
     """see `sources.Found`"""
     origin: str
@@ -109,7 +109,7 @@ class History:
                 raise InputError(f"{file}, line {number}: {where}: {error.errors()[0]['msg']}. Restore it from git.") from None
 
     def add(self, outcome: Outcome, before: Callable[[Outcome], None] = lambda _: None) -> Outcome:
-        """Append an outcome, unless it says again what the last one of the same thing said; returns the one that stands.
+        """Append an outcome, unless it repeats the last one of the same thing. Returns the new one, or the one it repeats.
 
         `before` is called with what will be appended.
         """
@@ -128,13 +128,13 @@ class History:
         return outcome
 
     def last(self, place: str, benchmark: str | None) -> Outcome | None:
-        """The last outcome at a place, on a benchmark or, with None, on none."""
+        """The last outcome at a place on a benchmark; with None, the last that is about no benchmark."""
         return next(
             (o for o in reversed(self.outcomes) if o.place == place and (o.benchmark.name if o.benchmark else None) == benchmark), None
         )
 
     def failing(self, outcome: Outcome) -> bool:
-        """Whether what `outcome` is about had failed, as a whole or on this benchmark, and did not come back since."""
+        """Whether what `outcome` is about had failed, as a whole or on this benchmark, and has not recovered since."""
         benchmark = outcome.benchmark.name if outcome.benchmark else None
         failing: set[str | None] = set()
         for known in self.outcomes:
@@ -155,7 +155,7 @@ def _same(last: Outcome, outcome: Outcome) -> bool:
     if last.outcome != outcome.outcome:
         return False
     if outcome.transient and last.transient:
-        return True  # a network fails in many words
+        return True  # one fault of a network comes with many messages
     keys = ("reason", "fingerprint", "transient") if outcome.outcome == FAILED else ("state", "same_as")
     return all(getattr(last, key) == getattr(outcome, key) for key in keys)
 
@@ -163,8 +163,8 @@ def _same(last: Outcome, outcome: Outcome) -> bool:
 def event(outcome: Outcome) -> str:
     """What happened, for those who are told: contaminated, failed, recovered, or quiet (nothing to tell).
 
-    Weights that were told of are quiet: judged before under another name, or anew with the same verdict.
-    CONTAMINATED outweighs recovered.
+    Quiet are weights that were reported before: judged under another name, or judged again with the same verdict.
+    CONTAMINATED goes before recovered.
     """
     if outcome.outcome == FAILED:
         return "failed"

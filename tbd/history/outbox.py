@@ -1,7 +1,7 @@
-"""What is to be told to whom, and what has been: the same outcome goes to each place until it has arrived there.
+"""Which outcomes still have to be delivered to whom. Each delivery is tried again until it has arrived.
 
-Local to a workspace (`.tbd/outbox.jsonl`): a clone does not tell its past again. A delivery is due before its outcome is in the
-history and done after it has arrived, so a kill at any moment repeats at most the delivery it interrupted.
+Local to a workspace (`.tbd/outbox.jsonl`): a clone does not send old outcomes again. A delivery is noted as due before its
+outcome is in the history and as done after it has arrived, so a kill at any moment repeats at most the delivery it interrupted.
 """
 
 import os
@@ -20,13 +20,13 @@ DELIVERING = Path(".tbd/delivering.lock")
 
 
 def recipients(outcome: Outcome, notify: Notify) -> list[str]:
-    """Who is to be told, as things are set up now: a webhook set up later does not get the past."""
+    """Who gets an outcome, by the settings of now: a webhook that is set up later does not get old outcomes."""
     told = [*(["webhook"] if os.environ.get("TBD_WEBHOOK_URL") else []), *notify.blocks] if event(outcome) in notify.events else []
     return [*(["mlflow"] if outcome.what == "checkpoint" else []), "prefect", *told]
 
 
 def due(outcome: str, to: Iterable[str]) -> None:
-    """Note that the outcome of this id is to be told."""
+    """Note that the outcome with this id has to be delivered to these."""
     with _held() as lines:
         waiting = _pending(lines)
         for one in to:
@@ -35,13 +35,13 @@ def due(outcome: str, to: Iterable[str]) -> None:
 
 
 def done(outcome: str, to: str) -> None:
-    """Note that it has arrived."""
+    """Note that the outcome with this id has arrived there."""
     with _held() as lines:
         lines.append({"of": outcome, "to": to, "done": True})
 
 
 def pending() -> list[tuple[str, str]]:
-    """(id of the outcome, where to), oldest first."""
+    """What is not delivered yet: (id of the outcome, recipient), oldest first."""
     with _held() as lines:
         return list(_pending(lines))
 

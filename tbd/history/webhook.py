@@ -1,7 +1,7 @@
 """Telling a webhook, as https://www.standardwebhooks.com describes: a JSON body, and a signature where a secret is set.
 
 The address and the secret come from the environment alone (TBD_WEBHOOK_URL, TBD_WEBHOOK_SECRET); an address can itself be a secret,
-so no message and no error names more of it than its host.
+so messages and errors name only its host.
 """
 
 import base64
@@ -24,7 +24,7 @@ PREFIX = "whsec_"
 def body(outcome: Outcome) -> dict[str, Any]:
     """What is sent: `type`, `timestamp`, `data`, and one line of `text`, which chat services show.
 
-    `data` is the line of the history without its bookkeeping; docs/checks.md describes it.
+    `data` is the outcome's line in the history, without `version` and `time`; docs/checks.md describes it.
     """
     data = outcome.model_dump(mode="json", exclude_none=True, exclude={"version"})
     return {
@@ -36,7 +36,7 @@ def body(outcome: Outcome) -> dict[str, Any]:
 
 
 def text(outcome: Outcome) -> str:
-    """One line for people: `CONTAMINATED: model-7 on aime: 38% [21%, 64%] (p = 2.3e-08).`"""
+    """One line for people: `CONTAMINATED: model-7 on aime: ... 38% [21%, 64%], p = 2.3e-08.`"""
     what = f"{outcome.outcome}: {outcome.checkpoint}" + (f" on {outcome.benchmark.name}" if outcome.benchmark else "")
     rate = outcome.rate
     if rate is not None and outcome.p_value is not None:
@@ -53,13 +53,13 @@ def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:
         try:
             key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
         except binascii.Error:
-            raise InputError(f"TBD_WEBHOOK_SECRET: after {PREFIX} comes base64. Mend it, or leave {PREFIX} out.") from None
+            raise InputError(f"TBD_WEBHOOK_SECRET: what follows {PREFIX} must be base64. Correct it, or leave {PREFIX} out.") from None
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + payload, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 
 
 def check() -> None:
-    """Raise InputError if TBD_WEBHOOK_URL or TBD_WEBHOOK_SECRET is set to what cannot work."""
+    """Raise InputError if TBD_WEBHOOK_URL or TBD_WEBHOOK_SECRET cannot be used as it is set."""
     address = os.environ.get("TBD_WEBHOOK_URL", "")
     try:
         parts = urlsplit(address)
@@ -97,4 +97,4 @@ def send(outcome: Outcome) -> None:
     if code >= 500 or code in (408, 429):
         raise TransientFault(f"webhook at {host}: answered {code}.")
     if not 200 <= code < 300:
-        raise InputError(f"webhook at {host}: answered {code}. Mend TBD_WEBHOOK_URL.")
+        raise InputError(f"webhook at {host}: answered {code}. Correct TBD_WEBHOOK_URL.")

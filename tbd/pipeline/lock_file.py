@@ -1,4 +1,4 @@
-"""The workspace's files held against the `dvc.lock` files: what is recorded is what the pipeline made, with the parameters of now."""
+"""The workspace's files compared with the `dvc.lock` files: only what the pipeline made with the parameters of now is recorded."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from tbd.workspace import AUDITS, SETS
 DOCS_LIMIT = 20_000_000
 """bytes; larger Data Docs stay in the workspace"""
 ATTACHED = ("dvc.lock", "params.yaml", *(f"{AUDITS}/{name}" for name in (f"*/{audits.FILE}", "*/dvc.yaml", "*/dvc.lock", "history.jsonl")))
-"""files that a run holds as they are or that come with every audit: a change in them makes no other code"""
+"""files that a run in MLflow holds, or that every audit changes: changes in them are not changes of the code"""
 
 
 def target(stage: str) -> str:
@@ -28,13 +28,13 @@ def target(stage: str) -> str:
 
 
 class LockFile:
-    """What the `dvc.lock` files say of a stage and of everything upstream of it, and the workspace's files held against that.
+    """What the `dvc.lock` files say of a stage and of everything upstream of it, and the workspace's files compared with that.
 
     A stage of the audit `a` is called `verdict@a` here.
     """
 
     def __init__(self, workspace: Path, stage: str) -> None:
-        """Raises InputError: no such file or stage, or the stage or one upstream ran with other parameters than now."""
+        """Raises InputError: no such file or stage; or the stage, or one upstream, ran with other parameters than now."""
         self.workspace, self.stage = workspace, stage
         self.audit = stage.partition("@")[2]
         if not (workspace / "dvc.lock").is_file():
@@ -79,7 +79,7 @@ class LockFile:
         return found
 
     def _check_params(self) -> None:
-        """What goes into the run has to be what the result was made with: `params.yaml`, and of an audit its own."""
+        """Refuse parameters that are not those the result was made with: in `params.yaml`, and in the `audit.yaml` of an audit."""
         for name in self.lineage:
             for file, values in self.stages[name].get("params", {}).items():
                 tree = load_yaml(self.workspace / file)
@@ -145,7 +145,7 @@ class LockFile:
         return [("members", Path(dep["path"]).stem, dep["md5"], None) for dep in deps if Path(dep["path"]).parent == SETS]
 
     def state(self, result: str) -> str:
-        """Digest of the result and of every output of its stage: the same state is recorded once."""
+        """Digest of the result and of every output of its stage. Each state is recorded once."""
         if not (self.workspace / result).is_file():
             raise InputError(f"{result}: not found. Run `dvc checkout` first.")
         outs = {out["path"]: out["md5"] for out in self.stages[self.stage]["outs"]}
@@ -156,7 +156,7 @@ class LockFile:
         return dict(_flat(load_yaml(self.workspace / "params.yaml")))
 
     def tags(self) -> dict[str, Any]:
-        """Where it comes from: version, lock and, in a git repository, commit."""
+        """What it was made by: version, lock and, in a git repository, commit."""
         locks = [self.workspace / self._file(name) for name in dict.fromkeys(["", self.audit])]
         content = b"".join(file.read_bytes() for file in locks if file.is_file())
         tags = {"tbd_version": __version__, "dvc_lock_sha256": sha256(content)}
@@ -169,7 +169,7 @@ class LockFile:
 
 @lru_cache
 def _stages(file: Path, digest: str) -> dict[str, Any]:
-    """The stages in a `dvc.lock` of that digest, not to be changed: recording every audit would else read some as often."""
+    """The stages in a `dvc.lock` with that digest. Kept, because every audit needs some of them: do not change what is returned."""
     stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
     return stages
 

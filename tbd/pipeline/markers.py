@@ -10,7 +10,7 @@ END = re.compile(r"\[tbd\] (\S+) ends: exit (\d+)")
 
 @contextmanager
 def marked(stage: str) -> Iterator[None]:
-    """Say on stdout that `stage` begins, and at the end which exit code it ends with: 0, a SystemExit's, or 1 for what is a bug."""
+    """Say on stdout that `stage` begins, and at the end which exit code it ends with: 0, a SystemExit's, or 1 for other exceptions."""
     print(f"[tbd] {stage} begins", flush=True)
     code = 1
     try:

@@ -1,4 +1,4 @@
-"""One `dvc repro`, followed stage by stage. Which stages there are, in which order, and which are stale, only DVC says."""
+"""One `dvc repro`, followed stage by stage. DVC alone decides which stages there are, their order and which are stale."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from tbd.pipeline import workspace_lock
 from tbd.pipeline.markers import BEGIN, END
 
 HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
-"""DVC's advice, which nobody needs who reads a log"""
+"""DVC's advice to people who type commands; left out of the log"""
 BUSY = re.compile("Unable to acquire lock|is busy, it is being blocked by")
-"""somebody's own `dvc` is at work here"""
+"""another `dvc` is working in this workspace"""
 
 Say = Callable[[str], None]
 
@@ -63,7 +63,7 @@ class Repro:
     """
 
     def __init__(self, targets: Sequence[str], lock: int, say: Say = print) -> None:
-        """`lock`: the workspace's, which DVC inherits: what it and its stage still do after we are killed, nobody else does too.
+        """`lock`: file descriptor of the workspace lock. DVC inherits it, so it stays held until DVC and its stage have ended.
 
         `say` gets what DVC prints between the stages.
         """
@@ -73,7 +73,7 @@ class Repro:
         self._stage: str | None = None
         """the one that began last"""
         self._failed: StageFailed | None = None
-        """what DVC failed at after the last stage had done its part"""
+        """a failure of DVC after the last stage itself had succeeded"""
 
     def __enter__(self) -> Self:
         self._start()
@@ -85,9 +85,9 @@ class Repro:
             self._process.wait()
 
     def __iter__(self) -> Iterator[str]:
-        """Raises StageFailed where DVC fails at something else than a stage.
+        """Raises StageFailed if DVC fails outside of a stage.
 
-        Such are no such target, a dvc.yaml that says nothing sensible, another DVC at work, an output that a stage did not make.
+        For example: no such target, an invalid dvc.yaml, another DVC at work, an output that a stage did not make.
         """
         lines: list[str] = []
         if not self._read_to_next(lines.append) and (code := self._end()):
@@ -100,12 +100,12 @@ class Repro:
             raise self._failed
 
     def follow(self, stage: str, say: Say) -> None:
-        """Wait until the stage that began last is done, its output line by line to `say`.
+        """Wait until the stage that began last has ended; `say` gets its output line by line.
 
-        Where that failed, calling it once more tries the stage again.
+        If it failed, a second call tries the stage again.
 
         Raises:
-            StageFailed: it is not; the message is the stage's own last word.
+            StageFailed: the stage failed; the message is its own error message.
         """
         lines: list[str] = []
 
@@ -120,7 +120,7 @@ class Repro:
             nonlocal exit_code
             exit_code = code
 
-        if self._process is None:  # it failed before: DVC goes over what is up to date by now, and comes to this stage again
+        if self._process is None:  # it failed before: DVC skips what is up to date by now, and comes to this stage again
             self._start()
             while self._read_to_next(told) and self._stage != stage:
                 pass
@@ -148,7 +148,7 @@ class Repro:
         workspace_lock.note(self._lock, self._process.pid)  # what to end if we are killed
 
     def _read_to_next(self, say: Say, ended: Callable[[int], None] = lambda _: None) -> bool:
-        """Give what is printed to `say`, up to the line with which another stage begins; whether one does."""
+        """Pass what is printed to `say`, up to the line with which another stage begins. Returns whether one does."""
         assert self._process is not None and self._process.stdout is not None
         before, self._stage = self._stage, None
         for line in self._process.stdout:
@@ -170,7 +170,7 @@ class Repro:
 
 
 def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: int) -> StageFailed:
-    """What ended DVC with `code`: it is always 255. `exit_code`: the stage's own, None where it did not come to its end."""
+    """Why DVC ended with `code`, which is 255 for every failure. `exit_code`: the stage's own; None if it did not reach its end."""
     where = f"stage {stage}" if stage else "dvc repro"
     busy = any(BUSY.search(line) for line in lines)
     if code < 0:

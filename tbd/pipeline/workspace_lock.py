@@ -1,7 +1,7 @@
 """One process at a time works in a workspace, also where several machines or containers share its folder.
 
-The lock says who holds it: host, boot, process space and start time. A stage that a killed run left behind is ended only where all of
-that matches, so that no number of another host or container is taken for one of ours; elsewhere one waits.
+The lock says who holds it: host, boot, process space and start time. A stage that a killed run left behind is ended only if all of
+that matches, because the same process number on another host or in another container is another process. Otherwise we wait.
 """
 
 import fcntl
@@ -33,9 +33,9 @@ _holding: list[int] = []
 
 
 def here() -> list[str] | None:
-    """What tells apart the places where a process number means another process; None where that cannot be found out."""
+    """Host, boot and process space, within which a process number means one process; None if they cannot be found out."""
     try:
-        if os.readlink("/proc/self") != str(os.getpid()):  # /proc is another process space's
+        if os.readlink("/proc/self") != str(os.getpid()):  # /proc belongs to another process space
             return None
         return [socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     except OSError:
@@ -53,7 +53,7 @@ def note(lock: int, dvc: int | None = None) -> None:
 
 
 def _started(process: int | None) -> float | None:
-    """When a process started, in seconds since 1970; None where there is none, or only what is left of it."""
+    """When a process started, in seconds since 1970; None if there is none, or only a zombie."""
     try:
         found = psutil.Process(process) if process is not None else None
         return float(found.create_time()) if found is not None and found.status() != psutil.STATUS_ZOMBIE else None
@@ -62,7 +62,7 @@ def _started(process: int | None) -> float | None:
 
 
 def _holder() -> dict[str, Any]:
-    """What the lock says of who holds it; empty where it does not."""
+    """What the lock file says about its holder; empty if it says nothing."""
     try:
         holder = json.loads(LOCK.read_text("utf-8"))
     except (OSError, ValueError):
@@ -71,18 +71,18 @@ def _holder() -> dict[str, Any]:
 
 
 def _killed(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this very place, and is no more."""
+    """Whether the holder was a process of this host, boot and process space that has ended."""
     place = here()
     return place is not None and holder.get("here") == place and _started(holder["pid"]) != holder["started"]
 
 
 @contextmanager
 def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
-    """Hold the workspace; yields the lock's file descriptor, for DVC to inherit. Who holds it already just goes on.
+    """Hold the workspace; yields the lock's file descriptor, for DVC to inherit. A process that holds it already just goes on.
 
-    A DVC that outlives a killed run so keeps holding it: nothing else writes the same files meanwhile. What a killed run left
-    behind here is ended; for any other this waits up to `patience` (default: PATIENCE) seconds. Raises InputError if it is still
-    there then.
+    A DVC that outlives a killed run keeps holding the lock, so nothing else writes the same files meanwhile. A stage that a killed
+    run left behind on this machine is ended. For any other holder this waits up to `patience` (default: PATIENCE) seconds. Raises
+    InputError if the lock is still held then.
     """
     if _holding:
         yield _holding[0]
@@ -98,7 +98,7 @@ def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
             yield file.fileno()
         finally:
             _holding.clear()
-            file.truncate(0)  # who reads this next must not take our finished stages for ones left behind
+            file.truncate(0)  # else the next holder would take our finished stages for ones left behind
 
 
 def _wait(lock: int, say: Say, patience: float) -> None:
@@ -125,9 +125,9 @@ def _wait(lock: int, say: Say, patience: float) -> None:
 
 
 def _mend() -> None:
-    """DVC's own lock file, where a kill left it half written, or naming a process that ended unnoticed: DVC would refuse to work.
+    """Repair DVC's own lock file if a kill left it half written, or naming a process that has ended: DVC would refuse to work.
 
-    Nobody is at work here now, unless it is somebody's own `dvc`.
+    We hold the workspace, so only a `dvc` that somebody started by hand can be using that file now.
     """
     for patience in (1.0, 0.0):  # it may be just writing the file
         try:
@@ -151,6 +151,6 @@ def _mend() -> None:
 
 
 def idle() -> bool:
-    """Whether no process that is alive works in this workspace; a stage that a killed one left behind does not count."""
+    """Whether no living process works in this workspace; a stage that a killed process left behind does not count."""
     with locked(LOCK, wait=False) as free:
         return free is not None or _killed(_holder())

@@ -1,7 +1,7 @@
 """The history as one HTML page for those who decide: where every checkpoint stands, how each benchmark fared, every outcome.
 
-A pure function of the outcomes, made to lie beside the audits' folders, to whose reports it links. As in `tbd.report.audit` no text is
-trusted, and nothing is fetched or run.
+A pure function of the outcomes, meant to lie beside the audits' folders, because it links to their reports. As in `tbd.report.audit`
+every text is escaped, and the page fetches and runs nothing.
 """
 
 import math
@@ -33,7 +33,7 @@ KINDS = {
     "NO EVIDENCE": ("none", "●", "Nothing was found. It is no proof that the benchmark was kept out."),
     FAILED: ("failed", "×", "Could not be audited or looked at, so nothing is known of them."),
 }
-"""by outcome: its colour, its mark (as in the figures) and what it says"""
+"""by outcome: its colour, its mark (as in the figures) and what it means"""
 NONE = Rate(estimate=math.nan, low=math.nan, high=math.nan)
 
 
@@ -57,10 +57,10 @@ class Benchmark(NamedTuple):
 
 
 def series(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """By benchmark, what became of the checkpoints in the order they were audited; a position never changes as the history grows.
+    """By benchmark, the checkpoints' outcomes in the order of their audits; a position stays as the history grows.
 
-    A checkpoint that failed before any question was asked is in the series of every benchmark begun by then. Copies of weights judged
-    before are in none, nor what was judged anew with the same verdict, nor is anything that is no checkpoint.
+    A checkpoint that failed before any question was asked is in the series of every benchmark that has one by then. Left out are
+    copies of weights judged before, audits that ran again with the same verdict, sources and flows.
     """
     found: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -126,7 +126,7 @@ def _benchmark(name: str, drawn: list[Outcome], outcomes: Sequence[Outcome], now
 
 
 def _label(name: str) -> str:
-    """The name, its middle left out where it is long: checkpoints of one training differ at the end."""
+    """The name; of a long one the middle is left out, because checkpoints of one training differ at the end."""
     name = plain(name)
     tail = LABEL * 2 // 3
     return name if len(name) <= LABEL else f"{name[: LABEL - tail - 1]}…{name[-tail:]}"

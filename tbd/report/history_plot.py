@@ -13,13 +13,13 @@ from numpy.typing import ArrayLike
 from tbd.report.plots import INK, save
 
 VERDICTS = {"CONTAMINATED": ("#D55E00", "D", True), "INCONCLUSIVE": ("#E69F00", "s", False), "NO EVIDENCE": ("#0072B2", "o", True)}
-"""colour, marker and whether it is filled: apart without colour too"""
+"""colour, marker and whether it is filled, so that they can be told apart without colour"""
 NAMES = 40
 """checkpoints named along an axis"""
 
 
 def labelled(outcomes: Sequence[str]) -> list[int]:
-    """Which of the points along an axis get a name where there is no room for all: CONTAMINATED before others, newer before older.
+    """Which points along an axis get a name if there is no room for all: CONTAMINATED before others, newer before older.
 
     >>> labelled(["NO EVIDENCE"] * 3)
     [0, 1, 2]
@@ -35,7 +35,7 @@ def labelled(outcomes: Sequence[str]) -> list[int]:
 def rates(path: Path, names: Sequence[str], outcomes: Sequence[str], rate: ArrayLike, low: ArrayLike, high: ArrayLike) -> Path:
     """Contamination rate with its interval over checkpoints, in the order given, marked by verdict; failures on the axis.
 
-    All five are parallel, (n,); the rate and its interval are shares, NaN where there are none. Names that do not fit are left out.
+    All five are parallel, (n,); the rate and its interval are shares, NaN if there are none. Names that do not fit are left out.
     """
     kinds = np.array(outcomes, dtype=object)
     at, y = np.arange(1, len(kinds) + 1), 100 * np.asarray(rate, float)

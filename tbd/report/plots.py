@@ -83,7 +83,7 @@ def groups(benchmark_scores: ArrayLike, unseen_scores: ArrayLike, labels: Sequen
 
 
 def edges(scores: Sequence[Array]) -> Array:
-    """(BINS + 1,) bin edges common to several sets of finite scores; a spread around the value where all are equal."""
+    """(BINS + 1,) bin edges common to several sets of finite scores; if all scores are equal, an interval around that value."""
     every = np.concatenate([*scores, np.zeros(0)])
     low, high = (every.min(), every.max()) if len(every) else (0.0, 1.0)
     if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):

@@ -10,7 +10,7 @@ from tbd.history import FAILED, WORKS, Outcome
 from tbd.report.text import plain
 
 WIDTH = 160
-"""columns of the terminal that a history fits in, unless benchmarks have long names"""
+"""columns that the table of a history takes at most, unless benchmarks have long names"""
 NARROW = 28
 """columns of a name at most"""
 DETAIL = 30
@@ -44,7 +44,8 @@ def table(verdicts: list[dict[str, Any]]) -> str:
 def latest(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """What holds now: the latest outcome of every place and benchmark, oldest first.
 
-    Where a checkpoint failed as a whole, that alone holds, until a verdict on any benchmark follows. What works again is not listed.
+    If a checkpoint failed as a whole, only that failure holds until a verdict on any benchmark follows. Sources and flows that work
+    again are not listed.
     """
     places: dict[str, dict[str | None, int]] = {}
     for i, outcome in enumerate(outcomes):

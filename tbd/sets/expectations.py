@@ -140,7 +140,7 @@ def check_generations(name: str, table: pa.Table, expected_ids: Mapping[str, Seq
         _rule("CompoundColumnsToBeUnique", "No question is answered twice.", column_list=["set", "question_id"]),
         _rule("ColumnValuesToBeInSet", "Every answer is to a question of its set: generate again.", "expected", value_set=[True]),
         _rule("ColumnValuesToMatchRegex", "A prompt's hash is 64 hex digits.", "prompt_sha256", regex="^[0-9a-f]{64}$"),
-        _rule("ColumnValuesToBeInSet", "An answer stopped or hit its length.", "finish_reason", value_set=["stop", "length"]),
+        _rule("ColumnValuesToBeInSet", "An answer ended by itself or at the limit.", "finish_reason", value_set=["stop", "length"]),
         _rule(
             "ColumnValuesToBeBetween", f"At least {ANSWERED:.0%} of the answers have a token.", "tokens", min_value=1, mostly=ANSWERED
         ),
@@ -233,7 +233,10 @@ def _context() -> Any:
 
 
 def _validate(name: str, table: pd.DataFrame, rules: Sequence[Rule], named: Mapping[str, Sequence[str]] | None = None) -> Outcome:
-    """Evaluate the rules on a table without texts. `named`: the question ids behind columns whose failing is not a row's."""
+    """Evaluate the rules on a table without texts.
+
+    `named`: for a column that describes the whole table instead of its row, the ids of the questions that make it fail.
+    """
     context = _context()
     import great_expectations as gx
 
@@ -248,7 +251,7 @@ def _validate(name: str, table: pd.DataFrame, rules: Sequence[Rule], named: Mapp
     failed = sorted(found.expectation_config.meta["rule"] for found in result.results if not found.success)
     failures = []
     for number in failed:
-        # The result kept for the Data Docs says yes or no; which rows fail is asked for apart, of the failed ones only.
+        # The result kept for the Data Docs says yes or no. Which rows fail is computed here, for failed expectations only.
         detail = batch.validate(expectations[number], result_format="COMPLETE")
         failures.append(_failure(rules[number], detail, table, (named or {}).get(rules[number].column)))
     return Outcome(name, bool(result.success), failures, len(result.results), result)
@@ -264,7 +267,7 @@ def _failure(rule: Rule, detail: Any, table: pd.DataFrame, named: Sequence[str] 
         found = f"{len(named)} questions: {_shown(named)}"
     elif rows is not None:
         ids = [str(table["question_id"].iloc[row]) for row in rows]
-        # Whatever stands where an id should is not printed.
+        # What is no id may be a question's text: its row is named instead.
         places = [key if _ID.fullmatch(key) else f"row {row + 1}" for row, key in zip(rows, ids, strict=True)]
         found = f"{len(rows)} of {len(table)} rows: {_shown(list(dict.fromkeys(places)))}"
     else:
@@ -278,7 +281,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _build_site(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Great Expectations' own site: an index and a page a validation, without its tutorials and suite pages."""
+    """Great Expectations' own site: an index and a page a validation, without its tutorials and pages about suites."""
     context = _context()
     from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier

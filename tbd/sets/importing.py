@@ -18,7 +18,7 @@ LABELS = {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0, "member": 1
 
 
 def read(source: str) -> tuple[pd.DataFrame, int]:
-    """The rows of a file, or of a `datasets` id such as `org/name:split`; index plus the number returned is a row's number in it."""
+    """The rows of a file, or of a `datasets` id such as `org/name:split`, and what to add to an index to get the row's number."""
     path = Path(source)
     if len(path.name.encode()) > 255:
         raise InputError(f"{source[:60]}...: no such file.")
@@ -75,7 +75,7 @@ def _text(entry: Mapping[Any, Any], column: str | None, source: str, number: int
     if not isinstance(value, str):
         raise InputError(f"{source}, row {number}: {column!r} is {type(value).__name__}, not text.")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"{source}, row {number}: {column!r} holds half of a surrogate pair, which is no character. Mend the text.")
+        raise InputError(f"{source}, row {number}: {column!r} holds half of a surrogate pair, which is no character. Correct it.")
     return value if value.strip() else None
 
 
@@ -89,7 +89,7 @@ def _label(entry: Mapping[Any, Any], column: str | None, source: str, number: in
 
 
 def _jsonl(path: Path) -> tuple[pd.DataFrame, int]:
-    rows: dict[int, dict[str, Any]] = {}  # by line, from 0: an empty line is skipped, but counts
+    rows: dict[int, dict[str, Any]] = {}  # by line, from 0: empty ones are counted too
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue

@@ -3,7 +3,7 @@
 Two questions are near-duplicates when they hold the same numbers, each as often, and their sets of word n-grams overlap by at
 least a given Jaccard index |A & B| / |A | B|. The numbers matter because two questions of one template with other numbers are
 different questions although nearly all their words agree. Case, spacing and punctuation between words never matter. Operators
-do (`3 + 4` and `3 * 4` are two questions), but for the minus sign, which is also a hyphen.
+do (`3 + 4` and `3 * 4` are two questions), except the minus sign, which is also a hyphen.
 """
 
 import re
@@ -57,7 +57,7 @@ def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_over
 
 
 def _features(text: str, ngram: int) -> Iterator[str]:
-    """The text's word n-grams, each behind the text's numbers: texts with other numbers share no feature, so cost no comparison."""
+    """The text's word n-grams, each after the text's numbers: texts with other numbers share none and are not compared."""
     # Case folding can undo the normal form, so the form comes first and last; "_" is punctuation here, though \w holds it.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("_", " ")
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)

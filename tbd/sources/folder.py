@@ -17,7 +17,7 @@ class Folder:
 
     def look(self) -> list[Found]:
         if not self.folder.is_dir():
-            raise InputError(f"{self.folder}: no such folder to look for checkpoints in. Make it, or mend the address.")
+            raise InputError(f"{self.folder}: no such folder to look for checkpoints in. Make it, or correct the address.")
         alone = (self.folder / "config.json").is_file()
         folders = [self.folder] if alone else [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
         return sorted((found for found in map(_found, folders) if found), key=lambda found: (found.changed, found.name))
@@ -27,12 +27,12 @@ class Folder:
 
 
 def _found(folder: Path) -> Found | None:
-    """None for a folder that went away while it was looked at."""
+    """None if the folder was removed meanwhile."""
     try:
         stats = sorted((str(file.relative_to(folder)), _stat(file)) for file in [folder, *folder.rglob("*")])
     except FileNotFoundError:
         return None
-    # the time of change (ctime) as well: a copy that keeps modification times (mtime) was made just now all the same
+    # the time of change (ctime) as well: a copy may keep the old modification times (mtime) although it was made just now
     version = sha256(repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats]))
     changed = max(stat.st_ctime for _, stat in stats)
     place = relative(folder)
@@ -40,7 +40,7 @@ def _found(folder: Path) -> Found | None:
 
 
 def _stat(file: Path) -> os.stat_result:
-    """Of what a link points to, or of the link where that is not there."""
+    """Of what a link points to, or of the link itself if it points to nothing."""
     try:
         return file.stat()
     except FileNotFoundError:

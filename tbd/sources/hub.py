@@ -1,4 +1,4 @@
-"""A repository on the Hugging Face hub, or on a mirror of it (`HF_ENDPOINT`). A commit stays what it is."""
+"""A repository on the Hugging Face hub, or on a mirror of it (`HF_ENDPOINT`). The content of a commit never changes."""
 
 import os
 import re
@@ -23,11 +23,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 FILES = [pattern for pattern in IDENTITY if pattern != "*.py"]
 """what is downloaded: no pickle, no code"""
 PATIENCE = 30.0
-"""seconds; the library itself waits for ever for an answer that sets no limit of its own"""
+"""seconds to wait for an answer; the library would wait for ever where it sets no limit itself"""
 
 
 class Hub:
-    """See `tbd.sources.Source`. A branch or tag is a checkpoint; of those at one commit only the first is listed."""
+    """See `tbd.sources.Source`. A branch or tag is a checkpoint; if several are at one commit, only the first is listed."""
 
     def __init__(self, address: str) -> None:
         rest = address.removeprefix("hf://")
@@ -37,7 +37,7 @@ class Hub:
         self.name, _, self.revision = rest.partition("@")
 
     def look(self) -> list[Found]:
-        if COMMIT.fullmatch(self.revision):  # nothing to ask: it stays what it is
+        if COMMIT.fullmatch(self.revision):  # nothing to ask: its content never changes
             return [self._found(self.revision, self.revision)]
         with _asking(self.address):
             from huggingface_hub import HfApi
@@ -66,7 +66,7 @@ class Hub:
         return folder
 
     def _download(self, found: Found, partial: Path) -> None:
-        """Fill the folder; what an earlier try left in it is kept as far as it is whole files."""
+        """Fill the folder; complete files that an earlier try left in it are kept."""
         with _asking(found.place):
             from huggingface_hub import HfApi, RepoFile, snapshot_download
 
@@ -74,12 +74,12 @@ class Hub:
             tree = HfApi(endpoint=endpoint).list_repo_tree(self.name, revision=commit, recursive=True)
             sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
             snapshot_download(self.name, revision=commit, local_dir=partial, endpoint=endpoint, allow_patterns=FILES)
-        # the library says nothing when it could not get the list and takes the folder as it is
+        # if the library cannot get the list of files, it silently takes the folder as it is
         for path, size in sizes.items():
             wanted = any(fnmatch(path, pattern) for pattern in FILES)
             if wanted and not ((partial / path).is_file() and (partial / path).stat().st_size == size):
-                raise TransientFault(f"{found.place}: {path} did not arrive whole.")
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's notes
+                raise TransientFault(f"{found.place}: {path} did not arrive completely.")
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own bookkeeping
 
 
 def _endpoint() -> str:
@@ -90,7 +90,7 @@ def _endpoint() -> str:
 
 @contextmanager
 def _asking(what: str) -> Iterator[None]:
-    """The library's failures become ours."""
+    """Raises the library's failures as InputError or TransientFault."""
     import httpx2
 
     _set_up_client()
@@ -101,7 +101,7 @@ def _asking(what: str) -> Iterator[None]:
 
 
 def _fault(error: Exception, what: str) -> Exception:
-    """The messages say the same of the same failure: no request's number is in them."""
+    """The same failure always has the same message, so the message contains no request id."""
     import httpx2
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -115,7 +115,7 @@ def _fault(error: Exception, what: str) -> Exception:
         return InputError(f"{hub} does not give it ({_refusal(cause)}).")
     unlike = (FileMetadataError, ValueError, LookupError, TypeError, httpx2.UnsupportedProtocol, httpx2.InvalidURL)
     if isinstance(cause, unlike):
-        return InputError(f"{hub} does not answer as a hub does ({type(cause).__name__}). Mend the address or HF_ENDPOINT.")
+        return InputError(f"{hub} does not answer as a hub does ({type(cause).__name__}). Correct the address or HF_ENDPOINT.")
     while deeper := cause.__cause__ or cause.__context__:
         cause = deeper
     said = str(cause).splitlines() or [""]
@@ -128,16 +128,16 @@ def _refusal(error: "HfHubHTTPError") -> str:
     if isinstance(error, GatedRepoError):
         return "gated: ask for access on its page, and set HF_TOKEN"
     if isinstance(error, RevisionNotFoundError):
-        return "no such revision: mend it"
+        return "no such revision: correct it"
     status = error.response.status_code
     if status in (401, 403, 404):
-        return f"{status}: no such repository, or not for everybody. Mend the name, or set HF_TOKEN"
+        return f"{status}: no such repository, or access only with a token. Correct the name, or set HF_TOKEN"
     return f"it answers {status}"
 
 
 @cache
 def _set_up_client() -> None:
-    """Give the library's HTTP client our patience. Once: a change closes the connections of other threads."""
+    """Set our time limits in the library's HTTP client. Done once, because each change closes the connections of other threads."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -155,6 +155,6 @@ def _limit(request: "httpx2.Request") -> None:
 
 
 def _refuse_busy(response: "httpx2.Response") -> None:
-    """Who called tries again, later: the library would sleep here for as long as a busy hub tells it to, many minutes."""
+    """Fail at once; the caller retries later. The library would sleep here for as long as a busy hub tells it to, many minutes."""
     if response.status_code in (408, 429) or response.status_code >= 500:
         response.raise_for_status()

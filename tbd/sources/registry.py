@@ -1,4 +1,4 @@
-"""A registered model of MLflow: its versions are checkpoints. A version stays what it is."""
+"""A registered model of MLflow: its versions are checkpoints. The content of a version never changes."""
 
 import os
 import re
@@ -19,7 +19,7 @@ ADDRESS = re.compile(r"models:/(?P<name>[^/@?:]+)(/(?P<version>\d+)|@(?P<alias>[
 PAGE = 1000
 """versions asked for at once"""
 SILENCE = "120"
-"""seconds; so long may a server be silent that first gets the file itself, out of an object store"""
+"""seconds to wait for a file, because the server may first have to get it from an object store"""
 BUSY = (408, 409, 429, 499)
 
 
@@ -37,7 +37,7 @@ class Registry:
         self.wanted = match.groupdict()
         registry = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
         self.uri = registry or store()
-        # artifacts are asked for where runs are tracked, and that is where the registry is unless somebody says otherwise
+        # artifacts come from the tracking server, which is the registry's server too unless MLFLOW_REGISTRY_URI names another
         self.tracking = store() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else self.uri
 
     def look(self) -> list[Found]:
@@ -52,7 +52,7 @@ class Registry:
             return [client.get_model_version(name, self.wanted["version"])]
         if self.wanted["alias"]:
             return [client.get_model_version_by_alias(name, self.wanted["alias"])]
-        client.get_registered_model(name)  # a search finds nothing, and nothing wrong, where there is no such model
+        client.get_registered_model(name)  # raises if there is no such model; the search below would just find nothing
         quote = '"' if "'" in name else "'"
         versions, token = [], None
         while token != "":
@@ -64,12 +64,12 @@ class Registry:
     def _found(self, version: Any) -> Found:
         name = f"{version.name}/{version.version}"
         source = CREDENTIALS.sub("://", version.source)
-        made = version.creation_timestamp  # its files may still be on their way
+        made = version.creation_timestamp  # its files may still be uploading
         return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {made}", made / 1000)
 
     def fetch(self, found: Found) -> Path:
         name, _, number = found.name.rpartition("/")
-        # numbers are given again after a model was deleted, and there are other registries: the name says which one it is
+        # numbers are used again after a model was deleted; the digest tells such versions apart
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
         folder = FETCHED / "mlflow" / f"{plain}-{number}-{sha256(f'{found.name} {found.version}')[:8]}"
         with checkpoint.arriving(folder) as partial:
@@ -87,21 +87,21 @@ class Registry:
             from mlflow.artifacts import download_artifacts
 
             if self._found(client.get_model_version(name, number)) != found:
-                raise TransientFault(f"{found.place}: no longer the version that was listed. Look again.")
+                raise TransientFault(f"{found.place}: no longer the version that was listed. Try again.")
             uri = client.get_model_version_download_uri(name, number)
             run = re.fullmatch("runs:/([^/]+)/?", uri)  # a whole run: not an address that MLflow takes
             what = {"run_id": run[1]} if run else {"artifact_uri": uri}
             try:
                 got = Path(download_artifacts(**what, dst_path=str(partial), tracking_uri=self.tracking, registry_uri=self.uri))
             except ImportError as error:
-                raise InputError(f"{found.place}: where its artifacts lie needs {error.name}: pip install {error.name}") from None
-            except Exception as error:  # artifacts lie anywhere, and the library of every store has its own errors
+                raise InputError(f"{found.place}: its artifact store needs {error.name}: pip install {error.name}") from None
+            except Exception as error:  # artifacts may lie in any store, and each store's library has its own errors
                 raise self._fault(error, found.place) from None
         return got if got.is_dir() else got.parent
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:
-        """A client whose failures become ours."""
+        """A client; its failures are raised as InputError or TransientFault."""
         os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # else it sleeps for as long as a busy server says
         with reaching(self.uri):  # its settings, and silence
             from mlflow import MlflowClient
@@ -115,7 +115,7 @@ class Registry:
                 raise self._fault(error, what) from None
 
     def _fault(self, error: Exception, what: str) -> Exception:
-        """The messages say the same of the same failure, and no credentials."""
+        """The same failure always has the same message, which contains no credentials."""
         from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS
 
         answered = getattr(getattr(error, "response", None), "status_code", 500)
@@ -130,13 +130,13 @@ class Registry:
             cause = deeper
         said = (CREDENTIALS.sub("://", str(cause)).splitlines() or [""])[0][:200].rstrip(".")
         if status < 500 and status not in BUSY:
-            return InputError(f"{where} does not have it ({said}). Mend the address, or register it.")
+            return InputError(f"{where} does not have it ({said}). Correct the address, or register the model.")
         return TransientFault(f"{where} does not give it now ({type(cause).__name__}: {said}).")
 
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Ask for files with MLflow's own patience, where the short one is tbd's."""
+    """Wait SILENCE seconds for files, unless the user has set another limit than tbd's short one."""
     key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(key, SETTINGS[key])
     os.environ[key] = SILENCE if before == SETTINGS[key] else before
@@ -147,7 +147,7 @@ def _patient() -> Iterator[None]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether there is nothing to wait for; a version can be registered before all of it is there."""
+    """Whether all files have arrived; a version can be registered before they are uploaded."""
     try:
         checkpoint.inspect(folder)
     except Incomplete:
@@ -158,14 +158,14 @@ def _whole(folder: Path) -> bool:
 
 
 def _checkpoint(root: Path) -> Path:
-    """The folder of the checkpoint among artifacts: the root, or the only one with a config.json; the root where there is none.
+    """The checkpoint's folder among artifacts: the root, or the only folder with a config.json; the root if there is none.
 
-    MLflow's transformers flavour puts the weights into `model` and the tokenizer into `components/tokenizer`: they are put together.
+    MLflow's transformers flavour puts the weights into `model` and the tokenizer into `components/tokenizer`: both go into one folder.
     """
     if (root / "config.json").is_file():
         return root
     for adapter in root.rglob("adapter_config.json"):
-        return adapter.parent  # never the base beside it, which would be judged in its place
+        return adapter.parent  # never the base beside it, which would be audited instead
     models = [config.parent for config in root.rglob("config.json")]
     if len(models) != 1:
         return root

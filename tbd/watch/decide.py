@@ -1,8 +1,8 @@
-"""What to do about a checkpoint that a source shows: wait, nothing, call it broken, or audit it. Decides; the flow `watch` acts.
+"""What to do about a checkpoint that a source lists: wait, nothing, call it broken, or audit it. The flow `watch` does it.
 
-A checkpoint is what its fingerprint says. The same weights under another name are one audit, other weights under the same name are
-another. What was decided before stands in the audits and in the history; nothing else is remembered but fingerprints, which take
-long to compute.
+Checkpoints are told apart by their fingerprint: the same weights under another name share an audit, other weights under the same name
+get another one. What was decided before is read from the audits and the history. Only fingerprints are kept besides, because they
+take long to compute.
 """
 
 import json
@@ -48,7 +48,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Fetched:
-    """It is here, whole."""
+    """It is on this machine, complete."""
 
     found: Found
     fingerprint: str
@@ -90,7 +90,7 @@ Decision = Wait | Known | Same | Job
 
 
 class Standing:
-    """What was decided before, read once: the history, the audits, and the fingerprints of checkpoints seen whole."""
+    """What was decided before, read once: the history, the audits, and the fingerprints of complete checkpoints."""
 
     def __init__(self) -> None:
         self.history = History()
@@ -98,7 +98,7 @@ class Standing:
         self.fingerprints = _remembered()
 
     def fetched(self, found: Found) -> Fetched | None:
-        """This very version, if it was seen whole: nothing has to be fetched."""
+        """This version, if it is already here and complete."""
         version, fingerprint, folder = self.fingerprints.get(found.place, ("", "", ""))
         return Fetched(found, fingerprint, Path(folder)) if version == found.version else None
 
@@ -113,7 +113,7 @@ def rules(name: str, policy: list[Rule]) -> list[Rule]:
 
 
 def peek(found: Found, p: Params, standing: Standing, retry: bool = False) -> list[Decision] | None:
-    """What to do about a checkpoint, one decision a benchmark or one for all; None where it has to be fetched to tell.
+    """What to do about a checkpoint, one decision a benchmark or one for all; None if it has to be fetched first.
 
     `retry`: what failed before is tried again.
     """
@@ -121,7 +121,7 @@ def peek(found: Found, p: Params, standing: Standing, retry: bool = False) -> li
     if found.changed and quiet < p.watch.settle:
         return [Wait(found, f"changed {max(quiet, 0):.0f} s ago")]
     if not rules(found.name, p.watch.policy):
-        return [Known(found, "no rule of watch.policy is for it")]
+        return [Known(found, "no rule of watch.policy matches its name")]
     failed = standing.history.last(found.place, None)
     if failed is not None and _stands(failed, found.version, None, retry):
         return [Known(found, f"failed before: {failed.reason}")]
@@ -172,12 +172,12 @@ def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Stan
     if base is not None and Path(base).is_dir() and _fingerprint_of_base(Path(base)) == weights:
         base = None
     place = relative(folder)
-    begun = next((name for name, audit in same.items() if audit.checkpoint == place), None)  # and killed before it was judged
+    begun = next((name for name, audit in same.items() if audit.checkpoint == place), None)  # and killed before its verdict
     return Job(found, weights, folder, rule, base, begun or audit_name(found.name, weights, rule))
 
 
 def _stands(failure: Outcome, version: str, fingerprint: str | None, retry: bool) -> bool:
-    """Whether a failure still says all there is to say: the same content, nothing that heals by itself, nobody asks again."""
+    """Whether a failure still holds: same content, not a transient fault, and nobody asked for a retry."""
     if failure.outcome != FAILED or failure.transient or retry:
         return False
     return failure.version == version or (fingerprint is not None and failure.fingerprint == fingerprint)
@@ -191,7 +191,7 @@ def audit_name(checkpoint: str, fingerprint: str, rule: Rule) -> str:
 
 
 def _remembered() -> dict[str, tuple[str, str, str]]:
-    """place -> (version, fingerprint, folder), of checkpoints that were whole; empty where the file is missing or broken."""
+    """place -> (version, fingerprint, folder) of complete checkpoints; empty if the file is missing or broken."""
     try:
         tree: dict[str, tuple[str, str, str]] = records.read_json(FINGERPRINTS)
     except InputError:

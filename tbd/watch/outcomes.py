@@ -46,13 +46,13 @@ def state(audit: str) -> str:
 
 
 def _found(entry: Audit) -> Found:
-    """An audit's checkpoint as a source would show it."""
+    """An audit's checkpoint as a source would list it."""
     place = entry.origin or entry.checkpoint
     return Found(Path(entry.checkpoint).name, place, place, "")
 
 
 def same(decision: Same, known: History) -> Outcome:
-    """The outcome of weights that were judged before, as that of the checkpoint that has them too."""
+    """The verdict on weights that were judged before, as the outcome of another checkpoint with the same weights."""
     judged = known.judged(decision.audit)
     assert judged is not None  # that is what made the decision
     found = decision.found
@@ -99,7 +99,7 @@ def other(what: str, name: str, why: str | None, transient: bool = False) -> Out
 
 
 def code(lock: LockFile) -> dict[str, Any]:
-    """Which code judged."""
+    """Which version of the code judged."""
     tags = lock.tags()
     commit = tags.get("git_commit")
     return {
