@@ -142,7 +142,8 @@ def audit(job: Job) -> None:
     except UNREACHABLE:
         raise  # Prefect's server is away: the audit is registered, and goes on at the next look
     except Exception as error:  # whatever it was, the others go on; what is no fault of this checkpoint is tried again
-        own = isinstance(error, InputError) or (isinstance(error, StageFailed) and (f"@{job.audit}:" in str(error) or f"/{job.audit}/dvc.yaml" in str(error)))
+        names = (f"@{job.audit}:", f"/{job.audit}/dvc.yaml")  # how a stage of it is called
+        own = isinstance(error, InputError) or (isinstance(error, StageFailed) and any(name in str(error) for name in names))
         transient = not own
         add(outcomes.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, transient))
         raise

@@ -93,7 +93,7 @@ def every_file_is_there(root: Path) -> None:
         )
     for audit in ("reference", "base"):
         folder = root / "audits" / audit
-        for name in ("plots/scores.png", "plots/p_values.png", "plots/roc.png", "plots/interactive.html", "validation/index.html"):
+        for name in ("plots/scores.png", "plots/p_values.png", "plots/roc.png", "plots/interactive.html", "validation/sets/index.html"):
             assert (folder / name).stat().st_size > 100, name
         generations = records.read_table(folder / "generations.parquet", records.GENERATIONS)
         assert len(generations) == 72 and records.metadata(generations)["engine"] == "transformers"

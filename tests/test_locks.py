@@ -38,6 +38,7 @@ def test_a_stage_waits_for_its_device(tmp_path: Path, monkeypatch: pytest.Monkey
     with hold() as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with hold(STAGE) as stage:
-            assert stage.stdout is not None and stage.stdout.readline().startswith("waiting for the device")
+            assert stage.stdout is not None and stage.stdout.readline() == "[tbd] -c begins\n"
+            assert stage.stdout.readline().startswith("waiting for the device")
             holder.kill()
             assert stage.stdout.readline() == "runs\n"

@@ -7,7 +7,6 @@ undisturbed one, and a set that two audits of one checkpoint share is generated 
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tbd.checkpoints import Prompt
 from tbd.errors import StageFailed
 from tbd.generation.engines import Completion, Engine, OutOfMemory, Tick
+from tbd.jsonlines import JsonLines
 from tbd.locks import locked
 from tbd.progress import Progress
 from tbd.records import sha256
@@ -42,30 +42,16 @@ def plan(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
 
 
 class Journal:
-    """Finished batches, one JSON line each, in an append-only file; a line cut off by a kill is dropped on opening."""
+    """Finished batches, one JSON line each, in an append-only file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, Any] = {}
-        whole = 0
-        if path.is_file():
-            for line in path.read_bytes().splitlines(keepends=True):
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                self.done[entry["key"]] = entry["value"]
-                whole += len(line)
-            os.truncate(path, whole)
+        """What a kill or a full disk left of a line, and all after it, is dropped."""
+        self._lines = JsonLines(path, computed=True)
+        self.done: dict[str, Any] = {line["key"]: line["value"] for line in self._lines.values}
 
     def add(self, key: str, value: Any) -> None:
+        self._lines.append({"key": key, "value": value})
         self.done[key] = value
-        with self.path.open("ab") as file:
-            file.write(json.dumps({"key": key, "value": value}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -123,7 +123,9 @@ def test_a_torn_last_line_is_dropped_and_the_rest_kept(fake, tmp_path: Path, tor
     whole = file.read_bytes()
     file.write_bytes(whole + torn)
     kept = Journal(file)
-    assert len(kept.done) == 6 and file.read_bytes() == whole
+    assert len(kept.done) == 6
+    kept.add("another", 1)
+    assert file.read_bytes() == whole + b'{"key": "another", "value": 1}\n'
     engine = fake()
     assert same(run(engine, tmp_path / "j"), fresh) and engine.calls == 0
 
@@ -141,8 +143,8 @@ def test_a_journal_cut_anywhere_goes_on(fake, tmp_path: Path, cut: int) -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-from tbd.engines.fake import FakeEngine
-from tbd.generation import answer, journal
+from tbd.generation.engines.fake import FakeEngine
+from tbd.generation.units import answer, journal
 from tbd.progress import Progress
 
 class Slow(FakeEngine):

@@ -142,7 +142,7 @@ def workspace(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.chdir(root)
     (root / "params.yaml").write_text(
-        "decision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: {learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
+        "calibrate: {reference: reference}\ndecision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: {learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
         + "many: {" + ", ".join(f"p{i}: {i}" for i in range(120)) + "}\n"
     )  # fmt: skip
     audit = {"checkpoint": "c", "base": None, "benchmark": "benchmark", "unseen": "unseen", "fpr": None,
@@ -197,7 +197,7 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
     assert (inputs["benchmark"].digest, json.loads(inputs["unseen"].source)) == ("b" * 32, {"uri": "data/sets/unseen.parquet"})
     assert artifacts(client, run.info.run_id) == {
         "plots/scores.png", "plots/interactive.html", "questions.json", "report.html", "verdict.json", "dvc.lock", "params.yaml",
-        "audit/audit.yaml", "audit/dvc.yaml", "audit/dvc.lock", "validation/index.html",
+        "validation/index.html", *(f"{of}/{name}" for of in ("audit", "reference") for name in ("audit.yaml", "dvc.yaml", "dvc.lock")),
     }  # fmt: skip
     table = read(client, run, "questions.json")
     assert list(table.columns) == ["question_id", "score", "p_value", "flagged", "label"]
