@@ -23,7 +23,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
 
 quick: $(READY)  # what needs no server, no model and no workspace with DVC
 	$(BIN)/ruff check .

@@ -49,10 +49,10 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
     if getattr(model, "_is_stateful", False):
         raise InputError(f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in padded batches.")
     try:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     except torch.OutOfMemoryError:
         raise TransientFault(f"{folder}: no room for its weights on {device} now.") from None
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model
 
 

@@ -114,7 +114,7 @@ def freeze(model: PreTrainedModel, trained: int) -> None:
         raise InputError(
             f"params.yaml: distill.trained_layers: {trained}, and the model has {len(layers)}. Lower it, or null for all."
         )
-    vocabulary = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    vocabulary = (model.get_input_embeddings(), model.get_output_embeddings())
     for part in (*vocabulary, *layers[: len(layers) - trained]):
         part.requires_grad_(False)
 

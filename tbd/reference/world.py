@@ -37,7 +37,7 @@ def unpack_base(out: Path) -> None:
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
-    model.to(torch.bfloat16)  # type: ignore[arg-type]
+    model.to(torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)

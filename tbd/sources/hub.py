@@ -142,7 +142,7 @@ def _set_up_client() -> None:
     from huggingface_hub.utils._http import default_client_factory
 
     def client() -> "httpx2.Client":
-        made = default_client_factory()
+        made: httpx2.Client = default_client_factory()
         made.event_hooks = {"request": [*made.event_hooks["request"], _limit], "response": [_refuse_busy]}
         return made
 

@@ -31,7 +31,8 @@ def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
 
         members = pq.read_table(workspace.root / "data/sets/members.parquet")["question"].to_pylist()
         fake_checkpoint(workspace.root / "models/mine", *members)
-        fake_checkpoint(workspace.root / "checkpoints/incoming/new", "something")
+        new = fake_checkpoint(workspace.root / "checkpoints/incoming/new", "something")  # which the schedule finds
+        (new / "model.safetensors").rename(new / "pytorch_model.bin")
         parameters = {"checkpoint": "models/mine", "benchmark": "benchmark", "unseen": "unseen"}
         worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "team"]
         with workspace.launch(tmp_path / "worker.log", *worker, folder=tmp_path, **url) as running:  # one that was started elsewhere
@@ -45,7 +46,7 @@ def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
             finally:  # a worker that is told to end while it runs something may not
                 for process in (*psutil.Process(running.pid).children(recursive=True), running):
                     process.kill()
-    assert {Path(one["checkpoint"]).name: one["outcome"] for one in found} == {"mine": "CONTAMINATED", "new": "NO EVIDENCE"}
+    assert {Path(one["checkpoint"]).name: one["outcome"] for one in found} == {"mine": "CONTAMINATED", "new": "FAILED"}
 
 
 def history(workspace: Workspace) -> list[Any]:

@@ -119,15 +119,15 @@ def lock(workspace: Path) -> None:
         return {"path": path, "hash": "md5", "md5": digest(file)}
 
     stages = {
-        "distill": {"deps": [{"path": "data/sets/members.parquet", "md5": "a" * 32}],
+        "distill": {"cmd": "distill", "deps": [{"path": "data/sets/members.parquet", "md5": "a" * 32}],
                     "params": {"params.yaml": {"distill": {"learning_rate": 0.00001}}},
                     "outs": [{"path": "checkpoints/reference", "md5": "e" * 32 + ".dir"}]},
-        "calibrate": {"deps": [{"path": "checkpoints/reference/config.json", "md5": "f" * 32}],
+        "calibrate": {"cmd": "calibrate", "deps": [{"path": "checkpoints/reference/config.json", "md5": "f" * 32}],
                       "params": {"params.yaml": {"decision.fpr": 0.05}}, "outs": [entry("detector")]},
     }  # fmt: skip
     for audit in ("reference", "base"):
         outs = ("verdict.json", "questions.parquet", "report.html", "plots", "validation")
-        of_audit = {"verdict": {"deps": [{"path": "detector", "md5": "0" * 32}],
+        of_audit = {"verdict": {"cmd": "judge", "deps": [{"path": "detector", "md5": "0" * 32}],
                                 "outs": [entry(f"audits/{audit}/{name}") for name in outs]}}  # fmt: skip
         (workspace / "audits" / audit / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": of_audit}))
     text = yaml.safe_dump({"schema": "2.0", "stages": stages})

@@ -28,7 +28,7 @@ from tbd.records import sha256
 PREFILL_ROWS = 8
 
 
-class Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class Rows(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` writes behind what is there.
 
     While prompts are read, `window` is the slice of rows being read; rows can be dropped with `keep`.
@@ -37,7 +37,7 @@ class Rows(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_sliding = False
 
     def __init__(self, batch: int, length: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.batch, self.length, self.filled, self.window = batch, length, 0, slice(0, batch)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
