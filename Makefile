@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --quiet --quiet
 PROJECT = --editable '.[world,test]'
 install = $(UV) --quiet --constraint constraints.txt $(1) || $(PIP) --constraint constraints.txt $(1)
 
-.PHONY: demo test quick check bench clean
+.PHONY: demo test quick lint unit bench clean
 
 demo: $(READY)
 	$(BIN)/tbd calibrate
@@ -19,16 +19,18 @@ demo: $(READY)
 	@echo "Browse:    $(BIN)/tbd ui, then http://127.0.0.1:5000"
 	@echo "Try your own checkpoint:  $(BIN)/tbd check FOLDER --benchmark benchmark --unseen unseen"
 
-test: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
 
 quick: $(READY)  # what needs no server, no model and no workspace with DVC
+	$(MAKE) --jobs 2 lint unit
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+unit: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 bench: $(READY)

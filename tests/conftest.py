@@ -42,7 +42,7 @@ SENTENCES = [
 TBD = ("TBD_WEBHOOK_URL", "TBD_WEBHOOK_SECRET")
 Breaking = Callable[[Path], None]
 
-LONGEST = ["flows/test_serve.py", "test_end_to_end.py", "flows/test_flows.py", "test_pipeline.py", "flows/test_watch.py"]
+LONGEST = ["flows/test_serve.py", "test_end_to_end.py", "flows/test_flows.py", "pipeline/test_pipeline.py", "flows/test_watch.py"]
 """files that start first, so that no worker ends long after the other; the second does without the workspace the first waits for"""
 MODELS = {"tiny_checkpoint", "make_checkpoint", "mlflow_server", "empty_store"}
 """fixtures that make a test slow"""

@@ -19,6 +19,7 @@ SOON = 30
 LATE = 180
 """seconds to come up"""
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+pytestmark = pytest.mark.slow
 TBD = (sys.executable, "-m", "tbd")
 
 
