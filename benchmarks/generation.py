@@ -2,7 +2,7 @@
 
 The plain script is what one would write first: `model.generate(output_scores=True)`, batch 16, left padding. Both answer the same
 questions with the same checkpoint, alternating in one process; what counts is the ratio of the two speeds. Memory is the peak above
-what the loaded weights take, each in a process of its own.
+what the loaded weights take, each in a process of its own. Between the two: the engine without its packed weights (`PackedLinear`).
 """
 
 import argparse
@@ -12,9 +12,11 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -23,6 +25,7 @@ from tbd import params, records
 from tbd.checkpoints.loading import Prompter, choose_device, choose_dtype, load_model
 from tbd.generation import units as generation
 from tbd.generation.engines import Prompt
+from tbd.generation.engines import transformers as engine_module
 from tbd.generation.engines.transformers import TransformersEngine
 from tbd.workspace import set_path
 
@@ -74,8 +77,9 @@ def runner(kind: str, count: int) -> Callable[[], int]:
     p = params.load().generate
     prompter = Prompter(CHECKPOINT, p.max_new_tokens)
     prompts = [prompter(question) for question in records.read_table(QUESTIONS, records.QUESTIONS)["question"].to_pylist()[:count]]
-    if kind == "ours":
-        engine = TransformersEngine(CHECKPOINT, p.device, p.dtype, p.max_new_tokens)
+    if kind != "plain":
+        with mock.patch.object(engine_module, "pack") if kind == "unpacked" else nullcontext():
+            engine = TransformersEngine(CHECKPOINT, p.device, p.dtype, p.max_new_tokens)
         return partial(ours, engine, prompts, p.max_new_tokens, p.batch_size)
     device = choose_device(p.device)
     model = load_model(CHECKPOINT, device, getattr(torch, choose_dtype(p.dtype, device)))
@@ -90,16 +94,20 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(params.load().generate.device)
     print(f"{options.questions} questions, {device}, {psutil.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}")
-    runs = {kind: runner(kind, options.questions) for kind in ("plain", "ours")}
-    ratios = []
+    runs = {kind: runner(kind, options.questions) for kind in ("plain", "unpacked", "ours")}
+    ratios, packing = [], []
     for number in range(1, options.rounds + 1):
         speeds = {}
         for kind, run in runs.items():
             start = time.perf_counter()
             speeds[kind] = run() / (time.perf_counter() - start)
         ratios.append(speeds["ours"] / speeds["plain"])
-        print(f"round {number}: plain {speeds['plain']:.0f}, tbd {speeds['ours']:.0f} tokens/s, ratio {ratios[-1]:.2f}", flush=True)
-    print(f"speed: {statistics.median(ratios):.2f} times plain (median of {len(ratios)}; {min(ratios):.2f} to {max(ratios):.2f})")
+        packing.append(speeds["ours"] / speeds["unpacked"])
+        said = ", ".join(f"{kind} {speed:.0f}" for kind, speed in speeds.items())
+        print(f"round {number}: {said} tokens/s", flush=True)
+    for than, found in (("plain", ratios), ("without packed weights (bfloat16 on a processor alone)", packing)):
+        spread = f"median of {len(found)}; {min(found):.2f} to {max(found):.2f}"
+        print(f"speed: {statistics.median(found):.2f} times {than} ({spread})")
     del runs
     peaks = {}
     context = multiprocessing.get_context("spawn")
