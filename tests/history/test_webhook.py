@@ -8,10 +8,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from tests.history.test_history import outcome
 
 from tbd.errors import InputError, TransientFault
 from tbd.history import webhook
+from tests.history.test_history import outcome
 from tests.receiver import Receiver
 
 SECRET = "whsec_" + base64.b64encode(b"a key of the receiver's").decode()

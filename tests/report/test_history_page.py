@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.report.test_report import HOSTILE, Page
 
 from tbd.history import FAILED, WORKS, Outcome
 from tbd.report import history_page, history_plot
 from tests.outcomes import again, failure, verdict
+from tests.report.test_report import HOSTILE, Page
 
 
 def text(*outcomes: Outcome) -> str:

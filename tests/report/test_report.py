@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tbd.report import audit as report
-from tbd.report import text
-from tbd.report import plots
+from tbd.report import plots, text
 
 HOSTILE = '<script>alert("1")</script>\' onload="x" {{ 7*7 }} \u202egnp.exe\u202c \x00\x1b[31m \ud800 <img src=http://evil.example/x>'
 
