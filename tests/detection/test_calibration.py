@@ -95,7 +95,7 @@ def test_the_best_on_the_choosing_half_is_chosen_and_the_first_of_equals() -> No
 def test_at_work_by_hand() -> None:
     negatives = np.array([math.nan, *np.arange(19.0)])
     found = calibration.at_work(np.array([20.0, 18.5, 3.0, math.nan]), np.array([19.0, 1.0]), negatives, 0.05, 0.95)
-    assert found.threshold == 18.0 and found.power == pytest.approx(2 / 3) and found.fpr_observed == 0.5
+    assert found.threshold == 18.0 and found.power == pytest.approx(2 / 3) and found.others_flagged == 0.5
     assert found.member_p_values == pytest.approx([1 / 20, 1 / 20, 17 / 20])
     assert found.negatives == list(np.arange(19.0))
     assert found.power_low == pytest.approx(0.0943, abs=1e-4) and found.power_high == pytest.approx(0.9916, abs=1e-4)
@@ -109,5 +109,5 @@ def test_at_work_by_hand() -> None:
 )
 def test_rates_at_work_are_rates(members: list[float], others: list[float], negatives: list[float], fpr: float) -> None:
     found = calibration.at_work(np.array(members), np.array(others), np.array(negatives), fpr, 0.95)
-    assert 0 <= found.power_low <= found.power <= found.power_high <= 1 and 0 <= found.fpr_observed <= 1
+    assert 0 <= found.power_low <= found.power <= found.power_high <= 1 and 0 <= found.others_flagged <= 1
     assert found.member_p_values == sorted(found.member_p_values) and found.negatives == sorted(negatives)
