@@ -160,7 +160,8 @@ def test_a_reference_with_too_few_unseen_questions_for_this_rate_has_no_power() 
 
 
 def test_unscored_questions_are_counted_and_left_out() -> None:
-    judgement = judge("a", audit(), table(both([math.nan, math.nan, *MIXED[2:]], [math.nan, *LOW[1:]])), detector(), DECISION, CALIBRATE)
+    scored = table(both([math.nan, math.nan, *MIXED[2:]], [math.nan, *LOW[1:]]))
+    judgement = judge("a", audit(), scored, detector(), DECISION, CALIBRATE)
     found = judgement.verdict
     assert found.unscored == 2 and any("2 of 40" in line for line in found.warnings) and found.verdict == "CONTAMINATED"
     assert np.isnan(judgement.p_values[:2]).all() and not judgement.flagged[:2].any()
