@@ -25,8 +25,8 @@ def verdict(number: int, said: str = "NO EVIDENCE", on: str = "maths", share: fl
 def failure(number: int, **changes: Any) -> Outcome:
     """`model-NUMBER` could not be read."""
     unknown = (
-        "fingerprint", "benchmark", "unseen", "audit", "flagged", "contamination_rate", "p_value", "power", "detector_version",
-        "git_commit",
+        "fingerprint", "benchmark", "unseen", "audit", "flagged", "contamination_rate", "p_value", "power",
+        "detector_version", "git_commit",
     )  # fmt: skip
     reason = "model.safetensors: cut off. Copy it again."
     return verdict(number, FAILED, **(dict.fromkeys(unknown) | {"reason": reason} | changes))

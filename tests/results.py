@@ -9,9 +9,9 @@ from tbd.detection.results import Detector, Verdict
 
 ALONE, WITH_BASE = "tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)", "logprob_ratio(m=8)"
 GENERATION = {
-    "engine": "transformers", "engine_version": "5.23.0", "torch_version": "2.13.0", "device": "cpu", "dtype": "bfloat16",
-    "template": "7" * 16, "vocabulary": "8" * 16, "decoding": "greedy", "end_token": "included", "max_new_tokens": 100,
-    "batch_size": 64,
+    "engine": "transformers", "engine_version": "5.23.0", "torch_version": "2.13.0", "device": "cpu",
+    "dtype": "bfloat16", "template": "7" * 16, "vocabulary": "8" * 16, "decoding": "greedy",
+    "end_token": "included", "max_new_tokens": 100, "batch_size": 64,
 }  # fmt: skip
 BENCHMARK, UNSEEN = {"name": "benchmark", "md5": "b" * 32, "n": 160}, {"name": "unseen", "md5": "c" * 32, "n": 120}
 LABELLED = {
@@ -33,7 +33,8 @@ def choice(identity: str = ALONE, auc: float = 0.94, **changes: Any) -> dict[str
 
 def provenance(**changes: Any) -> dict[str, Any]:
     return {
-        "checkpoint": "checkpoints/reference", "fingerprint": "c" * 64, "base": "checkpoints/base", "base_fingerprint": "d" * 64,
+        "checkpoint": "checkpoints/reference", "fingerprint": "c" * 64, "base": "checkpoints/base",
+        "base_fingerprint": "d" * 64,
         "benchmark": BENCHMARK, "unseen": UNSEEN, **GENERATION,
     } | changes  # fmt: skip
 
@@ -53,8 +54,10 @@ def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
         "audit": "release-7", "verdict": kind, "reasons": ["The first reason.", "The second reason."], "warnings": [],
         "checkpoint": "checkpoints/release-7", "checkpoint_fingerprint": "c" * 64,
         "base": "checkpoints/base", "base_fingerprint": "b" * 64, "benchmark": BENCHMARK, "unseen": UNSEEN,
-        "detector": {"version": "0123456789ab", "choice": "alone", "method": "tbd", "id": ALONE, "parameters": {"m": 100}},
-        "fpr": 0.05, "level": 0.05, "confidence": 0.95, "threshold": -0.12, "flagged": 33, "discoveries": 20, "unscored": 0,
+        "detector": {"version": "0123456789ab", "choice": "alone", "method": "tbd", "id": ALONE,
+                     "parameters": {"m": 100}},
+        "fpr": 0.05, "level": 0.05, "confidence": 0.95, "threshold": -0.12, "flagged": 33, "discoveries": 20,
+        "unscored": 0,
         "contamination_rate": {"estimate": 0.4875, "low": 0.35, "high": 0.6}, "p_value": 1.3e-9,
         "power": {"estimate": 0.7, "low": 0.53, "high": 0.83, "audit": "reference", "same_base": True},
         "exchangeability": 0.42, "generation": GENERATION, "labelled": None,

@@ -1,4 +1,4 @@
-"""Choosing the detector where contamination is known: one half of the questions chooses, every figure is from the other."""
+"""Choosing the detector where contamination is known: half of the questions choose, every figure is from the others."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -66,8 +66,8 @@ def contamination_rate(scores: Array, negatives: Array, storey_lambda: float) ->
     """Share of the benchmark that unseen questions cannot explain, by Storey: 1 - share(p > lambda) / expected share.
 
     A lower estimate: members the detector cannot tell from unseen questions do not count. In [0, 1]. Questions with a
-    p-value above `storey_lambda`, in (0, 1), are taken to be unseen. Source: Storey, JRSS B 64 (2002), with the expected
-    share taken from the discrete conformal p-values.
+    p-value above `storey_lambda`, in (0, 1), are taken to be unseen. Source: Storey, JRSS B 64 (2002), with the
+    expected share taken from the discrete conformal p-values.
     """
     p = conformal_p_values(_known(scores), negatives)
     n = len(negatives)

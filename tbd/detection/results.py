@@ -100,7 +100,7 @@ class Provenance(Generation):
 
 
 class Choice(Result):
-    """A chosen method, measured on the evaluation half of the reference's labelled questions; intervals at `confidence`."""
+    """A chosen method, measured on the labelled questions that did not choose it; intervals at `confidence`."""
 
     method: str
     """its name in params.yaml"""
@@ -111,7 +111,7 @@ class Choice(Result):
     auc_choice: float
     """area under the ROC curve on the half that chose, in [0, 1]; no estimate: the best of many is best by luck too"""
     auc: float
-    """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing, 1 = best"""
+    """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing"""
     auc_low: float
     """lower end of its interval (DeLong)"""
     auc_high: float
@@ -219,7 +219,7 @@ class Labelled(Result):
     others: int
     """of them, labelled 0"""
     auc: float
-    """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing, 1 = best"""
+    """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing"""
     auc_low: float
     """lower end of its interval (DeLong)"""
     auc_high: float
@@ -268,11 +268,11 @@ class Verdict(Result):
     confidence: float
     """of every interval, in (0, 1)"""
     threshold: float | None
-    """a question is flagged if its score is strictly above it; from this audit's own unseen questions; None: none can be"""
+    """a question is flagged if its score is strictly above it (by the audit's own unseen questions); None: none can be"""
     flagged: int
     """questions of the benchmark with a score above the threshold"""
     discoveries: int
-    """questions rejected by Benjamini-Hochberg at half the level: at most that share of them is expected to be unseen"""
+    """questions rejected by Benjamini-Hochberg at half the level: at most that share of them is expected to be false"""
     unscored: int
     """questions of the benchmark without a score, left out of everything"""
     contamination_rate: Estimate
@@ -313,7 +313,7 @@ def _read(path: Path, model: type[Model]) -> Model:
     if isinstance(schema, int) and schema != SCHEMA:
         if schema < SCHEMA:
             raise InputError(f"{path}: schema_version: made by an older tbd, run `dvc repro` again.")
-        raise InputError(f"{path}: schema_version: made by a newer tbd ({schema}, this one knows {SCHEMA}), update this one.")
+        raise InputError(f"{path}: schema_version: made by a newer tbd (schema {schema}), update this one.")
     try:
         return model.model_validate(tree)
     except ValidationError as error:

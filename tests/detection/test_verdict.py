@@ -28,8 +28,9 @@ LOW = np.linspace(-2, -1, 40).tolist()
 """scores of 40 questions that were not in the data"""
 MIXED = [*np.linspace(-0.5, -0.1, 20), *np.linspace(-2, -1, 20)]
 """a benchmark of which the first half was"""
-MADE = {"engine": "fake", "engine_version": "1", "device": "cpu", "dtype": "float32", "template": "none", "vocabulary": "bytes",
-        "decoding": "greedy", "end_token": "included", "max_new_tokens": 20, "batch_size": 16}  # fmt: skip
+MADE = {"engine": "fake", "engine_version": "1", "device": "cpu", "dtype": "float32", "template": "none",
+        "vocabulary": "bytes", "decoding": "greedy", "end_token": "included", "max_new_tokens": 20,
+        "batch_size": 16}  # fmt: skip
 IDENTITY = {**MADE, "fingerprint": "c" * 64, "base_fingerprint": "b" * 64}
 
 
@@ -95,8 +96,9 @@ def test_half_of_the_benchmark_was_in_the_data() -> None:
     rate = found["contamination_rate"]
     assert rate["low"] <= rate["estimate"] <= rate["high"] and rate["estimate"] > 0.3
     assert found["p_value"] < 1e-4 and found["exchangeability"] == 1.0
-    assert (found["power"]["estimate"], found["power"]["audit"], found["power"]["same_base"]) == (0.9, "reference", True)
-    assert found["power"]["low"] < 0.9 < found["power"]["high"]
+    power = found["power"]
+    assert power["low"] < power["estimate"] == 0.9 < power["high"]
+    assert power["audit"] == "reference" and power["same_base"] is True
     assert found["benchmark"] == {"name": "asked", "md5": "1" * 32, "n": 40} and found["fpr"] == 0.05
     assert found["checkpoint_fingerprint"] == "c" * 64 and found["base_fingerprint"] == "b" * 64
     assert found["generation"] == {"torch_version": None} | MADE
@@ -199,7 +201,8 @@ def test_with_labels_every_question_counts_except_on_the_reference() -> None:
     assert found["auc"] == 1.0 and found["members_flagged"] == 1.0 and found["others_flagged"] == pytest.approx(1 / 20)
     assert found["members_flagged_low"] < 1.0 == found["members_flagged_high"] and found["auc_low"] < 1.0
 
-    chose = detector(benchmark={"name": "asked", "md5": "1" * 32, "n": 40})  # the same answers, whatever the audit is called
+    # the same answers, whatever the audit is called
+    chose = detector(benchmark={"name": "asked", "md5": "1" * 32, "n": 40})
     of_reference = decided(table(both(MIXED), LABELS), chose, name="under-another-name")["labelled"]
     assert of_reference["questions"] == "evaluation half" and (of_reference["members"], of_reference["others"]) == (10, 10)
     # the half that did not choose the detector: as the calibrate stage drew it, from the detector's own seed
@@ -239,8 +242,8 @@ def test_the_interval_of_the_rate_is_drawn_with_the_parameters() -> None:
     scored, entry = table(both(MIXED)), audit()
     few = CALIBRATE.model_copy(update={"bootstrap": 100})
     other = CALIBRATE.model_copy(update={"seed": 1})
-    first, fewer, seeded = (judge("a", entry, scored, detector(), DECISION, c).verdict for c in (CALIBRATE, few, other))
-    assert first.contamination_rate != fewer.contamination_rate and first.contamination_rate != seeded.contamination_rate
     away = DECISION.model_copy(update={"storey_lambda": 0.8})
-    another = judge("a", entry, scored, detector(), away, CALIBRATE).verdict
-    assert another.contamination_rate.estimate != first.contamination_rate.estimate
+    asked = [(DECISION, CALIBRATE), (DECISION, few), (DECISION, other), (away, CALIBRATE)]
+    rates = [judge("a", entry, scored, detector(), *each).verdict.contamination_rate for each in asked]
+    assert rates[0].estimate == rates[1].estimate == rates[2].estimate != rates[3].estimate
+    assert rates[0] != rates[1] != rates[2] != rates[0]

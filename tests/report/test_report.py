@@ -17,7 +17,10 @@ from tests.results import LABELLED, detector
 HOSTILE = '<script>alert("1")</script>\' onload="x" {{ 7*7 }} \u202egnp.exe\u202c \x00\x1b[31m \ud800 <img src=http://evil.example/x>'
 
 
-SETS = {"benchmark": {"name": "maths", "md5": "1" * 32, "n": 80}, "unseen": {"name": "maths-fresh", "md5": "2" * 32, "n": 79}}
+SETS = {
+    "benchmark": {"name": "maths", "md5": "1" * 32, "n": 80},
+    "unseen": {"name": "maths-fresh", "md5": "2" * 32, "n": 79},
+}
 
 
 def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
@@ -99,7 +102,8 @@ def test_headline_numbers() -> None:
 def test_how_to_re_run_it() -> None:
     page = shown(verdict(audit="a b"))
     assert "tbd verify 'a b'" in page and "dvc repro 'verdict@a b'" in page
-    for value in ("c" * 64, "b" * 64, "1" * 32, "2" * 32, "0123456789ab", "bfloat16", "transformers 5.23.0 with torch 2.13.0"):
+    made = "transformers 5.23.0 with torch 2.13.0"
+    for value in ("c" * 64, "b" * 64, "1" * 32, "2" * 32, "0123456789ab", "bfloat16", made):
         assert value in page
 
 
