@@ -268,7 +268,7 @@ class Verdict(Result):
     confidence: float
     """of every interval, in (0, 1)"""
     threshold: float | None
-    """a question is flagged if its score is strictly above it (by the audit's own unseen questions); None: none can be"""
+    """a question is flagged if its score is strictly above it (by this audit's unseen questions); None: none is"""
     flagged: int
     """questions of the benchmark with a score above the threshold"""
     discoveries: int
