@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.hooks import TOLD
 from flows.stages import walk
-from tbd import records
+from tbd.detection.results import read_detector
 from tbd.mlflow_store import TrackingDown
 from tbd.pipeline.workspace_lock import workspace
 from tbd.report import summary
@@ -22,7 +22,7 @@ def calibrate() -> None:
     with workspace(get_run_logger().info, math.inf):
         walk("calibrate")
         record_calibration()
-        detector = records.read_json(DETECTOR)
+        detector = read_detector(DETECTOR)
     create_markdown_artifact(summary.detector_markdown(detector), key="detector", description="The chosen detector")
 
 

@@ -14,7 +14,8 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 
 from flows.stages import UNREACHABLE, retrying, slug
-from tbd import audits, history, params, records
+from tbd import audits, history, params
+from tbd.detection.results import read_verdict
 from tbd.errors import InputError, TransientFault
 from tbd.history import FAILED, History, Outcome, outbox, webhook
 from tbd.locks import locked
@@ -121,7 +122,8 @@ def _superseded(outcome: Outcome) -> bool:
 def show(outcome: Outcome) -> None:
     """Artifacts in Prefect: the outcome in words, and the table of all."""
     if outcome.audit is not None and outcome.same_as is None:
-        key, text = f"verdict-{outcome.audit}", summary.verdict_markdown(records.read_json(AUDITS / outcome.audit / "verdict.json"))
+        verdict = read_verdict(AUDITS / outcome.audit / "verdict.json")
+        key, text = f"verdict-{outcome.audit}", summary.verdict_markdown(verdict)
     else:
         key, text = f"outcome-{outcome.checkpoint}", summary.outcome_markdown(outcome)
     try:

@@ -185,8 +185,9 @@ def _distill(options: argparse.Namespace) -> int:
 
 def _calibrate(options: argparse.Namespace) -> int:
     from flows.calibrate import calibrate
-    from tbd import params, records
+    from tbd import params
     from tbd.commands import checks
+    from tbd.detection.results import read_detector
     from tbd.mlflow_store import store
     from tbd.report import summary
     from tbd.workspace import DETECTOR
@@ -194,13 +195,13 @@ def _calibrate(options: argparse.Namespace) -> int:
     store()  # a wrong address is better told before hours of generation than after
     checks.ready([params.load().calibrate.reference])
     _run(calibrate)
-    print("\n" + summary.detector_markdown(records.read_json(DETECTOR)))
+    print("\n" + summary.detector_markdown(read_detector(DETECTOR)))
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    from tbd import records
     from tbd.commands import checks
+    from tbd.detection.results import read_verdict
     from tbd.mlflow_store import store
     from tbd.pipeline.workspace_lock import workspace
     from tbd.report import summary
@@ -231,15 +232,15 @@ def _check(options: argparse.Namespace) -> int:
 
         with workspace():
             _run(check, *asked)
-    verdicts = [records.read_json(AUDITS / name / "verdict.json") for name in names]
+    verdicts = [read_verdict(AUDITS / name / "verdict.json") for name in names]
     print("\n" + summary.table(verdicts) + "\n")
     for verdict in verdicts:
-        for line in (*verdict["reasons"], *verdict["warnings"]):
-            print(f"{verdict['audit']}: {line}")
+        for line in (*verdict.reasons, *verdict.warnings):
+            print(f"{verdict.audit}: {line}")
     for name in names:
         print(f"report: {AUDITS / name / 'report.html'}")
     print("browse: tbd ui    recompute: tbd verify AUDIT")
-    return int(any(verdict["verdict"].lower() in options.fail_on for verdict in verdicts))
+    return int(any(verdict.verdict.lower() in options.fail_on for verdict in verdicts))
 
 
 def _watch(options: argparse.Namespace) -> int:

@@ -110,6 +110,8 @@ class Decision(Section):
     """below this share of planted members found, absence of evidence says nothing"""
     confidence: float = Fraction
     """of every interval"""
+    storey_lambda: float = Fraction
+    """of the contamination rate: questions with a p-value above it are taken to be unseen"""
 
 
 class Rule(Section):

@@ -16,15 +16,18 @@ def verdict(number: int, said: str = "NO EVIDENCE", on: str = "maths", share: fl
         "checkpoint": name, "place": f"incoming/{name}", "origin": f"incoming/{name}", "version": "v", "fingerprint": "c" * 64,
         "benchmark": {"name": on, "md5": "b" * 32, "n": 160}, "unseen": {"name": "unseen", "md5": "d" * 32, "n": 120},
         "audit": f"{name}-{on}", "flagged": 8, "p_value": 0.25, "power": 0.7, "fpr": 0.05, "confidence": 0.95,
-        "rate": {"estimate": share, "low": max(0.0, share - 0.1), "high": share + 0.12}, "detector_version": "0123456789ab",
-        "tbd_version": "0.2.0", "git_commit": "e" * 40, "git_dirty": False,
+        "contamination_rate": {"estimate": share, "low": max(0.0, share - 0.1), "high": share + 0.12},
+        "detector_version": "0123456789ab", "tbd_version": "0.2.0", "git_commit": "e" * 40, "git_dirty": False,
     }  # fmt: skip
     return Outcome.model_validate(about | changes)
 
 
 def failure(number: int, **changes: Any) -> Outcome:
     """`model-NUMBER` could not be read."""
-    unknown = ("fingerprint", "benchmark", "unseen", "audit", "flagged", "rate", "p_value", "power", "detector_version", "git_commit")
+    unknown = (
+        "fingerprint", "benchmark", "unseen", "audit", "flagged", "contamination_rate", "p_value", "power",
+        "detector_version", "git_commit",
+    )  # fmt: skip
     reason = "model.safetensors: cut off. Copy it again."
     return verdict(number, FAILED, **(dict.fromkeys(unknown) | {"reason": reason} | changes))
 

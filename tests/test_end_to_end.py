@@ -119,7 +119,8 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
     check = ["check", "models/mine", "--base", "checkpoints/base", "--benchmark", "exam", "--unseen", "unseen"]
     tbd(workspace, *check, "--fail-on", "contaminated", code=1)
     verdict = workspace.verdict("mine-exam")
-    assert verdict["verdict"] == "CONTAMINATED" and verdict["benchmark"]["name"] == "exam" and verdict["power_reference"]["same_base"]
+    assert verdict["verdict"] == "CONTAMINATED" and verdict["benchmark"]["name"] == "exam"
+    assert verdict["power"]["same_base"]
     assert verdict["labelled"]["questions"] == "all" and verdict["labelled"]["auc"] > 0.7
     assert (verdict["labelled"]["members"], verdict["labelled"]["others"]) == (10, 10)
     assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 3}

@@ -28,7 +28,14 @@ TREE: dict[str, Any] = {
     "generate": {"engine": "fake", "device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size": 4},
     "score": {"methods": {"tbd": {"m": [8, 100]}}},
     "calibrate": {"reference": "reference", "bootstrap": 100, "seed": 0},
-    "decision": {"fpr": 0.05, "level": 0.05, "exchangeability": 0.01, "min_power": 0.2, "confidence": 0.95},
+    "decision": {
+        "fpr": 0.05,
+        "level": 0.05,
+        "exchangeability": 0.01,
+        "min_power": 0.2,
+        "confidence": 0.95,
+        "storey_lambda": 0.5,
+    },
     "watch": {
         "sources": ["incoming"],
         "settle": 30,

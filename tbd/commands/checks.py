@@ -15,6 +15,7 @@ from tbd import audits, checkpoints, params, records, scores, sources
 from tbd.audits import Audit
 from tbd.commands.sets import pipeline_outputs, questions
 from tbd.detection import decisions
+from tbd.detection.results import read_detector, read_verdict
 from tbd.detection.verdict import judge
 from tbd.errors import InputError, TransientFault
 from tbd.history import History, outbox
@@ -176,7 +177,7 @@ def verify(name: str) -> list[str]:
         if not path.is_file() or records.md5(path) != digest
     ]
     try:
-        stored = records.read_json(folder / "verdict.json")
+        stored = read_verdict(folder / "verdict.json").model_dump(mode="json")
         sets = {key: records.read_table(set_path(key), records.QUESTIONS) for key in (audit.benchmark, audit.unseen)}
         generations = {"checkpoint": records.read_table(folder / "generations.parquet", records.GENERATIONS)}
         if len(base := records.read_table(folder / "base_generations.parquet", records.GENERATIONS)):
@@ -185,14 +186,15 @@ def verify(name: str) -> list[str]:
         kept = records.read_table(folder / "scores.parquet", records.SCORES)
         if not table.to_pandas().equals(kept.to_pandas()):
             differences.append(f"{folder}/scores.parquet: other scores than its generations give")
-        found = judge(name, audit, ScoreTable(name, table), records.read_json(DETECTOR), p.decision, p.calibrate.seed).verdict
+        judgement = judge(name, audit, ScoreTable(name, table), read_detector(DETECTOR), p.decision, p.calibrate)
     except (InputError, KeyError, ValueError) as error:
         if not differences:
             raise
         return [*differences, str(error)]  # a file that was tampered with need not be readable
-    for key in sorted(found.keys() | stored.keys()):
-        if found.get(key) != stored.get(key):
-            differences.append(f"{folder}/verdict.json: {key}: {_short(stored.get(key))} on disk, {_short(found.get(key))} recomputed")
+    for key, value in sorted(judgement.verdict.model_dump(mode="json").items()):
+        if value != stored[key]:
+            two = f"{_short(stored[key])} on disk, {_short(value)} recomputed"
+            differences.append(f"{folder}/verdict.json: {key}: {two}")
     return differences
 
 

@@ -1,1 +1,1 @@
-"""The statistics: arrays of scores in, a detector or a verdict out. Knows no files, no models and no servers."""
+"""The statistics: scores in, a detector or a verdict out, and how those are written. Knows no models and no servers."""

@@ -6,19 +6,16 @@ unscored questions out and count them.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu
 
 from tbd.detection.intervals import Interval, bootstrap
+from tbd.detection.results import Ruling
 
 Array = NDArray[np.float64]
-Verdict = Literal["CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE"]
-
-STOREY = 0.5
-"""lambda of Storey's estimate: p-values above it are taken to be non-members'"""
 
 
 def _known(scores: ArrayLike) -> Array:
@@ -65,21 +62,30 @@ def differs(scores: ArrayLike, negatives: ArrayLike) -> float:
     return float(mannwhitneyu(_known(scores), _known(negatives), alternative="two-sided").pvalue)
 
 
-def contamination_rate(scores: Array, negatives: Array) -> float:
-    """Share of the benchmark that cannot be explained as unseen, by Storey's estimate: 1 - share(p > 1/2) / expected share.
+def contamination_rate(scores: Array, negatives: Array, storey_lambda: float) -> float:
+    """Share of the benchmark that unseen questions cannot explain, by Storey: 1 - share(p > lambda) / expected share.
 
-    A lower estimate: members the detector cannot tell from unseen questions do not count. In [0, 1]. Source: Storey, JRSS B 64
-    (2002), with the expected share taken from the discrete conformal p-values.
+    A lower estimate: members the detector cannot tell from unseen questions do not count. In [0, 1]. Questions with a
+    p-value above `storey_lambda`, in (0, 1), are taken to be unseen. Source: Storey, JRSS B 64 (2002), with the
+    expected share taken from the discrete conformal p-values.
     """
     p = conformal_p_values(_known(scores), negatives)
     n = len(negatives)
-    expected = (n + 1 - np.floor(STOREY * (n + 1))) / (n + 1)
-    return float(np.clip(1 - (p > STOREY).mean() / expected, 0, 1))
+    expected = (n + 1 - np.floor(storey_lambda * (n + 1))) / (n + 1)
+    return float(np.clip(1 - (p > storey_lambda).mean() / expected, 0, 1))
 
 
-def rate_interval(scores: Array, negatives: Array, rng: np.random.Generator, resamples: int, confidence: float) -> Interval:
+def contamination_interval(
+    scores: Array,
+    negatives: Array,
+    storey_lambda: float,
+    rng: np.random.Generator,
+    resamples: int,
+    confidence: float,
+) -> Interval:
     """Bootstrap interval of `contamination_rate`, over the benchmark's questions and the negatives."""
-    return bootstrap(contamination_rate, [scores, negatives], rng, resamples, confidence)
+    rate = partial(contamination_rate, storey_lambda=storey_lambda)
+    return bootstrap(rate, [scores, negatives], rng, resamples, confidence)
 
 
 def negatives_needed(fpr: float) -> int:
@@ -112,7 +118,7 @@ class Evidence:
 
 def decide(
     evidence: Evidence, *, fpr: float, level: float, exchangeability_level: float, min_power: float
-) -> tuple[Verdict, list[str]]:
+) -> tuple[Ruling, list[str]]:
     """The verdict and its reasons, in the order they were looked at.
 
     CONTAMINATED on a benchmark that was not in the data has probability at most `level`: two routes, each at half of it. The

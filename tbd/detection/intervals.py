@@ -15,7 +15,7 @@ from tbd.detection.metrics import auc
 Interval = tuple[float, float]
 
 
-def delong(scores: ArrayLike, labels: ArrayLike, confidence: float = 0.95) -> Interval:
+def delong(scores: ArrayLike, labels: ArrayLike, confidence: float) -> Interval:
     """Interval of the AUC by DeLong's variance, on the logit scale so that it stays inside [0, 1].
 
     At an AUC of exactly 0 or 1, where that variance is 0, the far end comes from the rule of three on the smaller class.
@@ -38,7 +38,7 @@ def delong(scores: ArrayLike, labels: ArrayLike, confidence: float = 0.95) -> In
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
-def proportion(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+def proportion(successes: int, trials: int, confidence: float) -> Interval:
     """Exact (Clopper-Pearson) interval of a proportion; (0, 1) without trials."""
     if trials == 0:
         return (0.0, 1.0)
@@ -50,8 +50,8 @@ def bootstrap(
     metric: Callable[..., float],
     samples: list[NDArray[np.float64]],
     rng: np.random.Generator,
-    resamples: int = 2000,
-    confidence: float = 0.95,
+    resamples: int,
+    confidence: float,
 ) -> Interval:
     """Percentile interval of `metric(*samples)`, each sample resampled with replacement by itself (stratified)."""
     draws = [metric(*(sample[rng.integers(0, len(sample), len(sample))] for sample in samples)) for _ in range(resamples)]

@@ -32,14 +32,14 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def roc(scores: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]:
-    """False- and true-positive rates and the thresholds (score >= threshold is positive), from (0, 0) to (1, 1)."""
+    """False- and true-positive rates from (0, 0) to (1, 1), and the lowest score that is positive at each point."""
     members, others = _split(scores, labels)
-    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([members, others]))[::-1]])
+    lowest = np.concatenate([[np.inf], np.unique(np.concatenate([members, others]))[::-1]])
 
-    def share(scores: Array) -> Array:  # at or above each threshold
-        return (len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")) / len(scores)
+    def share(scores: Array) -> Array:  # at or above each of `lowest`
+        return (len(scores) - np.searchsorted(np.sort(scores), lowest, side="left")) / len(scores)
 
-    return share(others), share(members), thresholds
+    return share(others), share(members), lowest
 
 
 def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, target: float, convention: str = "at most") -> float:

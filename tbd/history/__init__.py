@@ -27,7 +27,7 @@ class Line(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)  # a later version may write more fields
 
 
-class Rate(Line):
+class Estimate(Line):
     estimate: float
     low: float
     high: float
@@ -77,12 +77,14 @@ class Outcome(Line):
     """the audit that judged these weights before, under another name"""
 
     flagged: int | None = None
-    rate: Rate | None = None
+    contamination_rate: Estimate | None = Field(
+        default=None, validation_alias=AliasChoices("contamination_rate", "rate")
+    )  # until 0.2.0: rate
     p_value: float | None = None
     power: float | None = None
     fpr: float | None = None
     confidence: float | None = None
-    """of the interval of `rate`"""
+    """of the interval of `contamination_rate`"""
     detector_version: str | None = None
     tbd_version: str | None = None
     git_commit: str | None = None

@@ -12,7 +12,7 @@ from typing import Any
 from tbd import __version__, audits
 from tbd.errors import InputError
 from tbd.params import load_yaml
-from tbd.records import md5, read_json, sha256
+from tbd.records import md5, sha256
 from tbd.workspace import AUDITS, SETS
 
 DOCS_LIMIT = 20_000_000
@@ -107,9 +107,6 @@ class LockFile:
                 raise InputError(f"{out}: not what the pipeline made (see dvc.lock). {self._again()}")
             self._good.add(out)
         return path
-
-    def json(self, path: str) -> Any:
-        return read_json(self.workspace / self.checked(path))
 
     def csv(self, path: str) -> Any:
         import pandas as pd

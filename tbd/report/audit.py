@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tbd.detection.results import Detector, Verdict
 from tbd.records import atomic
 from tbd.report.text import count, level, missing, number, p_value, percent, plain, score, shorten, span
 
@@ -69,13 +70,13 @@ def environment() -> Environment:
 
 
 def render(
-    verdict: Mapping[str, Any], detector: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], plots: Mapping[str, Path]
+    verdict: Verdict, detector: Detector, questions: Sequence[Mapping[str, Any]], plots: Mapping[str, Path]
 ) -> str:
     """The report as HTML5.
 
     Args:
-        verdict: what `verdict.json` holds.
-        detector: what `detector.json` holds.
+        verdict: what was decided.
+        detector: what it was decided with.
         questions: the benchmark, one mapping a question: question_id, question, score, p_value, flagged, label (1, 0 or None).
         plots: PNG files by name, of `FIGURES`; other names are not shown.
     """
@@ -84,25 +85,25 @@ def render(
     template = environment().get_template("report.html.j2")
     return template.render(
         v=verdict,
-        n=verdict["benchmark"]["n"],
+        n=verdict.benchmark.n,
         detector=detector,
-        choice=detector["choices"].get(verdict["detector"]["choice"]),
-        warnings=list(dict.fromkeys([*verdict["warnings"], *detector["warnings"]])),
+        choice=getattr(detector.choices, verdict.detector.choice),
+        warnings=list(dict.fromkeys([*verdict.warnings, *detector.warnings])),
         flagged=flagged[:ROWS],
         more_flagged=len(flagged[ROWS:]),
         flagged_members=sum(row["label"] == 1 for row in flagged),
         unscored=unscored[:UNSCORED_ROWS],
         more_unscored=len(unscored[UNSCORED_ROWS:]),
         labels=any(not missing(row["label"]) for row in questions),
-        on_reference=verdict["audit"] == detector["reference"],
+        on_reference=verdict.audit == detector.reference,
         figures=[(*FIGURES[name], embedded(plots[name])) for name in FIGURES if name in plots],
     )
 
 
 def write(
     path: Path,
-    verdict: Mapping[str, Any],
-    detector: Mapping[str, Any],
+    verdict: Verdict,
+    detector: Detector,
     questions: Sequence[Mapping[str, Any]],
     plots: Mapping[str, Path],
 ) -> Path:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from tbd.history import FAILED, Outcome, Rate
+from tbd.history import FAILED, Estimate, Outcome
 from tbd.records import atomic
 from tbd.report import audit as report
 from tbd.report import history_plot, summary
@@ -34,7 +34,7 @@ KINDS = {
     FAILED: ("failed", "×", "Could not be audited or looked at, so nothing is known of them."),
 }
 """by outcome: its colour, its mark (as in the figures) and what it means"""
-NONE = Rate(estimate=math.nan, low=math.nan, high=math.nan)
+NONE = Estimate(estimate=math.nan, low=math.nan, high=math.nan)
 
 
 class Benchmark(NamedTuple):
@@ -100,7 +100,7 @@ def write(path: Path, outcomes: Sequence[Outcome]) -> Path:
 
 
 def _benchmark(name: str, drawn: list[Outcome], outcomes: Sequence[Outcome], now: Sequence[Outcome]) -> Benchmark:
-    rates = [o.rate or NONE for o in drawn]
+    rates = [o.contamination_rate or NONE for o in drawn]
     with tempfile.TemporaryDirectory() as temporary:
         figure = history_plot.rates(
             Path(temporary) / "rates.png",

@@ -136,7 +136,8 @@ def scores(
 ) -> Path:
     """Distributions of the benchmark's and the unseen questions' scores, one dot a question below, and the flag threshold.
 
-    `labels` (1 member, 0 not, None unknown) splits the benchmark; a `threshold` of None draws no line.
+    `labels` (1 member, 0 not, None unknown) splits the benchmark. A question is flagged if its score is strictly above
+    `threshold`; None draws no line.
     """
     parts = groups(benchmark_scores, unseen_scores, labels)
 
@@ -149,9 +150,8 @@ def scores(
             bottom.scatter(part.scores, spread(len(part.scores)) - row, s=16, color=part.colour, alpha=0.6, linewidths=0)
         if threshold is not None and np.isfinite(threshold):
             for axes in (top, bottom):
-                axes.axvline(
-                    threshold, color=INK, linestyle="--", linewidth=1.5, label="flagged from here on" if axes is top else None
-                )
+                label = "flagged above this" if axes is top else None
+                axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.5, label=label)
         top.set_ylabel("% of the group's questions")
         top.tick_params(bottom=False)
         bottom.set_ylim(0.6 - max(len(parts), 1), 0.6)
@@ -266,7 +266,8 @@ def interactive_audit(
     )
     figure.add_hline(counts.sum() / BINS, **DASHED, row=3, col=1)
     figure.add_vrect(0, fpr, fillcolor=MEMBER, opacity=0.15, line_width=0, row=3, col=1)
-    figure.update_xaxes(title_text=f"{SCORE_AXIS}<br>{html.escape(method_id)}; dashed: flagged from here on", row=2, col=1)
+    reading = f"{SCORE_AXIS}<br>{html.escape(method_id)}; dashed: flagged above this"
+    figure.update_xaxes(title_text=reading, row=2, col=1)
     figure.update_xaxes(title_text=f"p-value; shaded: flagged (at most {fpr:g}), dashed: expected if none had been seen", row=3, col=1)
     figure.update_xaxes(range=[0, 1], row=3, col=1)
     figure.update_yaxes(title_text="% of the group", row=1, col=1)
@@ -275,14 +276,11 @@ def interactive_audit(
     return _write_html(path, figure, "audit", "Scores and p-values", barmode="overlay", height=900)
 
 
-def interactive_roc(
-    path: Path, curves: Mapping[str, Curve], target_fpr: float, thresholds: Mapping[str, ArrayLike] | None = None
-) -> Path:
-    """`roc` in one HTML file; a point shows its rates and, where `thresholds` has its curve's, the score flagged from there on."""
+def interactive_roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) -> Path:
+    """`roc` in one HTML file; a point shows its rates."""
     figure = go.Figure()
     for k, (name, curve) in enumerate(curves.items()):
         x, y = _finite(curve)
-        at = np.asarray((thresholds or {}).get(name, []), float)
         figure.add_scatter(
             x=x,
             y=y,
@@ -290,8 +288,7 @@ def interactive_roc(
             line={"shape": "hv", "color": CURVES[k % len(CURVES)], "width": 2.5},
             mode="lines+markers",
             marker={"size": 4},
-            text=[f"<br>score at least {t:.4g}" for t in at] if len(at) == len(x) else [""] * len(x),
-            hovertemplate="false-positive rate %{x:.3f}<br>true-positive rate %{y:.3f}%{text}",
+            hovertemplate="false-positive rate %{x:.3f}<br>true-positive rate %{y:.3f}",
         )
     figure.add_scatter(x=[0, 1], y=[0, 1], name="guessing", mode="lines", line={"color": UNSEEN, "width": 1}, hoverinfo="skip")
     figure.add_vline(target_fpr, **DASHED)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import UTC
-from typing import Any
 
 from tabulate import tabulate
 
+from tbd.detection.results import Detector, Verdict
 from tbd.history import FAILED, WORKS, Outcome
-from tbd.report.text import plain
+from tbd.report.text import interval, plain
 
 WIDTH = 160
 """columns that the table of a history takes at most, unless benchmarks have long names"""
@@ -17,26 +17,21 @@ DETAIL = 30
 """columns left to the detail at least"""
 
 
-def interval(values: dict[str, Any], key: str, form: str = ".2f") -> str:
-    """`0.94 [0.88, 0.98]`."""
-    return f"{values[key]:{form}} [{values[f'{key}_low']:{form}}, {values[f'{key}_high']:{form}}]"
-
-
-def row(verdict: dict[str, Any]) -> dict[str, str]:
+def row(verdict: Verdict) -> dict[str, str]:
     """One audit in one line."""
-    rate, labelled = verdict["rate"], verdict.get("labelled")
+    rate, power, labelled = verdict.contamination_rate, verdict.power, verdict.labelled
     return {
-        "audit": verdict["audit"],
-        "verdict": verdict["verdict"],
-        "flagged": f"{verdict['flagged']} of {verdict['benchmark']['n']}",
-        "contaminated share": f"{rate['estimate']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]",
-        "p-value": f"{verdict['p_value']:.2g}",
-        "power": "unknown" if verdict["power"] is None else interval(verdict, "power"),
-        "AUC (labels)": interval(labelled, "auc", ".3f") if labelled else "",
+        "audit": verdict.audit,
+        "verdict": verdict.verdict,
+        "flagged": f"{verdict.flagged} of {verdict.benchmark.n}",
+        "contamination rate": interval(rate.estimate, rate.low, rate.high),
+        "p-value": f"{verdict.p_value:.2g}",
+        "power": interval(power.estimate, power.low, power.high) if power else "unknown",
+        "AUC (labels)": interval(labelled.auc, labelled.auc_low, labelled.auc_high, ".3f") if labelled else "",
     }
 
 
-def table(verdicts: list[dict[str, Any]]) -> str:
+def table(verdicts: list[Verdict]) -> str:
     """The table that `tbd check` prints."""
     return str(tabulate([row(verdict) for verdict in verdicts], headers="keys", disable_numparse=True))
 
@@ -75,6 +70,7 @@ def history_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _history_row(o: Outcome) -> dict[str, str]:
+    rate = o.contamination_rate
     if o.same_as is not None:
         detail = f"same weights as {o.same_as}"
     elif o.outcome == FAILED or o.p_value is None or o.flagged is None or o.benchmark is None:
@@ -86,7 +82,7 @@ def _history_row(o: Outcome) -> dict[str, str]:
         "checkpoint": _cut(o.checkpoint, NARROW, end=True),
         "benchmark": _cut(o.benchmark.name, NARROW) if o.benchmark else "",
         "outcome": _cut(o.outcome, NARROW),
-        "contaminated share": f"{o.rate.estimate:.2f} [{o.rate.low:.2f}, {o.rate.high:.2f}]" if o.rate else "",
+        "contamination rate": interval(rate.estimate, rate.low, rate.high) if rate else "",
         "audit": _cut(o.audit or "", NARROW, end=True),
         "detail": detail + ("; had failed before" if o.recovered else ""),
     }
@@ -100,15 +96,15 @@ def _cut(text: str, width: int, end: bool = False) -> str:
     return "…" + text[1 - width :] if end else text[: width - 1] + "…"
 
 
-def verdict_markdown(verdict: dict[str, Any]) -> str:
+def verdict_markdown(verdict: Verdict) -> str:
     """A Prefect artifact. Names come from files, so they are fenced as code."""
     lines = [
-        f"# {verdict['verdict']}",
-        f"Audit `{verdict['audit']}`: checkpoint {code(verdict['checkpoint'])} on benchmark `{verdict['benchmark']['name']}`.",
-        *verdict["reasons"],
+        f"# {verdict.verdict}",
+        f"Audit `{verdict.audit}`: checkpoint {code(verdict.checkpoint)} on benchmark `{verdict.benchmark.name}`.",
+        *verdict.reasons,
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in row(verdict).items() if value),
-        *(f"> {warning}" for warning in verdict["warnings"]),
-        f"Report: `audits/{verdict['audit']}/report.html`",
+        *(f"> {warning}" for warning in verdict.warnings),
+        f"Report: `audits/{verdict.audit}/report.html`",
     ]
     return "\n\n".join(lines)
 
@@ -123,17 +119,18 @@ def code(text: str) -> str:
     return "`" + plain(text).replace("`", "'") + "`"
 
 
-def detector_markdown(detector: dict[str, Any]) -> str:
+def detector_markdown(detector: Detector) -> str:
     """A Prefect artifact: the chosen methods with their intervals."""
     rows = [
         {
             "needs": "checkpoint and base" if choice == "with_base" else "checkpoint alone",
-            "method": f"`{chosen['id']}`",
-            "AUC": interval(chosen, "auc", ".3f"),
-            f"TPR at {detector['fpr']:.0%} FPR": f"{chosen['tpr_at_fpr']:.2f} [{chosen['tpr_low']:.2f}, {chosen['tpr_high']:.2f}]",
-            "power": interval(chosen, "power"),
+            "method": f"`{chosen.id}`",
+            "AUC": interval(chosen.auc, chosen.auc_low, chosen.auc_high, ".3f"),
+            f"TPR at {detector.fpr:.0%} FPR": interval(chosen.tpr_at_fpr, chosen.tpr_low, chosen.tpr_high),
+            "power": interval(chosen.power, chosen.power_low, chosen.power_high),
         }
-        for choice, chosen in detector["choices"].items()
+        for choice, chosen in detector.choices
         if chosen
     ]
-    return f"# Detector {detector['version']}\n\n" + str(tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
+    table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    return f"# Detector {detector.version}\n\n{table}"

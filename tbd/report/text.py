@@ -85,6 +85,15 @@ def count(expected: float) -> str:
     return f"{expected:.0f}" if expected >= 10 else f"{round(expected, 1):g}"
 
 
+def interval(estimate: float, low: float, high: float, form: str = ".2f") -> str:
+    """A number with its interval.
+
+    >>> interval(0.9412, 0.88, 0.98)
+    '0.94 [0.88, 0.98]'
+    """
+    return f"{estimate:{form}} [{low:{form}}, {high:{form}}]"
+
+
 def span(low: float | None, high: float | None, as_percent: bool = True) -> str:
     """An interval in words, "35% to 60%"."""
     if low is None or high is None or missing(low) or missing(high):

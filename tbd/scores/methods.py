@@ -24,16 +24,16 @@ Scores = NDArray[np.float64]
 Function = Callable[..., Scores]
 
 METHODS: dict[str, Function] = {}
-NEEDS_BASE: set[str] = set()
+WITH_BASE: set[str] = set()
 
 
-def method(*, needs_base: bool = False) -> Callable[[Function], Function]:
+def method(*, with_base: bool = False) -> Callable[[Function], Function]:
     """Register a function as a method under its own name."""
 
     def register(function: Function) -> Function:
         METHODS[function.__name__] = function
-        if needs_base:
-            NEEDS_BASE.add(function.__name__)
+        if with_base:
+            WITH_BASE.add(function.__name__)
         return function
 
     return register
@@ -89,7 +89,7 @@ def lowest_token(x: Tokens) -> Scores:
     return np.asarray(np.nanmin(x.logprobs, axis=1))
 
 
-@method(needs_base=True)
+@method(with_base=True)
 def logprob_ratio(x: Tokens) -> Scores:
     """Mean l_i divided by minus the mean log-prob the *base* model gives to the same tokens. In (-inf, 0].
 
@@ -117,14 +117,15 @@ class Method:
         return f"{self.name}({inside})"
 
     @property
-    def needs_base(self) -> bool:
-        return self.name in NEEDS_BASE
+    def with_base(self) -> bool:
+        """Whether it compares with the base model's log-probs, and is nothing without them."""
+        return self.name in WITH_BASE
 
     def __call__(self, x: Tokens) -> tuple[Scores, list[str | None]]:
         """(n,) scores, higher = member, and for each NaN its reason. Vectorised over answers of different lengths."""
         cut = x.first(self.m)
         empty = ~np.any(~np.isnan(cut.logprobs), axis=1)
-        if self.needs_base and x.base_logprobs is None:
+        if self.with_base and x.base_logprobs is None:
             return np.full(len(empty), np.nan), ["no base model"] * len(empty)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", RuntimeWarning)  # nanmean of an empty row is the NaN we want

@@ -26,7 +26,7 @@ def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], meth
         x = tokens(answers)
         label = [labels[identity] for identity in answers["question_id"].to_pylist()]
         for method in methods:
-            if method.needs_base and x.base_logprobs is None:
+            if method.with_base and x.base_logprobs is None:
                 continue
             values, reasons = method(x)
             same = [[value] * len(values) for value in (of, method.id)]

@@ -1,14 +1,13 @@
 """Stage `verdict@A`: verdict.json, the table of questions, the plots and the report of one audit."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from tbd import audits, params, records, stages
 from tbd.audits import Audit
-from tbd.detection import metrics
+from tbd.detection import metrics, results
+from tbd.detection.results import Detector
 from tbd.detection.verdict import Judgement, judge
 from tbd.report import audit as report
 from tbd.report import plots
@@ -19,14 +18,16 @@ from tbd.workspace import AUDITS, DETECTOR, set_path
 def main(name: str) -> None:
     p = params.load()
     audit = audits.get(name)
-    detector = records.read_json(DETECTOR)
+    detector = results.read_detector(DETECTOR)
     scored = ScoreTable(name)
-    judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed)
+    judgement = judge(name, audit, scored, detector, p.decision, p.calibrate)
     write(name, audit, judgement, scored.labels(audit.benchmark), detector)
-    print(f"{name}: {judgement.verdict['verdict']}. {' '.join(judgement.verdict['reasons'])}", flush=True)
+    print(f"{name}: {judgement.verdict.verdict}. {' '.join(judgement.verdict.reasons)}", flush=True)
 
 
-def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8] | None, detector: dict[str, Any]) -> None:
+def write(
+    name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8] | None, detector: Detector
+) -> None:
     """Everything a reader looks at, verdict.json last."""
     folder, verdict = AUDITS / name, judgement.verdict
     questions = records.read_table(set_path(audit.benchmark), records.QUESTIONS)
@@ -42,21 +43,29 @@ def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8]
     ids = questions["question_id"].to_pylist()
     labels = None if known is None else known.tolist()
     benchmark, unseen, p_values = judgement.scores, judgement.unseen_scores, judgement.p_values
-    method = verdict["detector"]["id"]
+    method = verdict.detector.id
     drawn = {"scores": folder / "plots" / "scores.png", "p_values": folder / "plots" / "p_values.png"}
-    plots.scores(drawn["scores"], benchmark, unseen, labels, verdict["threshold"], method)
-    plots.p_values(drawn["p_values"], p_values, verdict["fpr"])
+    plots.scores(drawn["scores"], benchmark, unseen, labels, verdict.threshold, method)
+    plots.p_values(drawn["p_values"], p_values, verdict.fpr)
     if known is not None:
         scored = ~np.isnan(benchmark)
         drawn["roc"] = folder / "plots" / "roc.png"
-        plots.roc(drawn["roc"], {method: metrics.roc(benchmark[scored], known[scored])[:2]}, verdict["fpr"])
+        plots.roc(drawn["roc"], {method: metrics.roc(benchmark[scored], known[scored])[:2]}, verdict.fpr)
     plots.interactive_audit(
-        folder / "plots" / "interactive.html", ids, benchmark, p_values, unseen, labels, verdict["threshold"], verdict["fpr"], method
+        folder / "plots" / "interactive.html",
+        ids,
+        benchmark,
+        p_values,
+        unseen,
+        labels,
+        verdict.threshold,
+        verdict.fpr,
+        method,
     )
     texts = questions["question"].to_pylist()
     rows = [row | {"question": text} for row, text in zip(table.to_pylist(), texts, strict=True)]
     report.write(folder / "report.html", verdict, detector, rows, drawn)
-    records.write_json(folder / "verdict.json", verdict)
+    results.write(folder / "verdict.json", verdict)
 
 
 if __name__ == "__main__":

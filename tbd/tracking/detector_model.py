@@ -16,7 +16,8 @@ import pandas as pd
 
 from tbd import scores
 from tbd.detection.decisions import conformal_p_values
-from tbd.records import read_json
+from tbd.detection.results import Detector, read_detector
+from tbd.report.text import interval
 from tbd.scores.tokens import Tokens, pad
 
 MODEL = "tbd-detector"
@@ -27,10 +28,10 @@ DESCRIPTION = "Token log-probs of the reference's answers in; score, p-value and
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "scipy")
 
 
-class Detector:
+class DetectorModel:
     """What `mlflow.pyfunc.load_model` wraps."""
 
-    def __init__(self, detector: dict[str, Any]) -> None:
+    def __init__(self, detector: Detector) -> None:
         self.detector = detector
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -46,17 +47,18 @@ class Detector:
             ValueError: the log-probs come from something else than the detector was calibrated on, or some lack the base's.
         """
         for key in PROVENANCE:
-            stated, own = (params or {}).get(key), self.detector["provenance"][key]
+            stated, own = (params or {}).get(key), getattr(self.detector.provenance, key)
             if stated and stated != own:
                 raise ValueError(
                     f"{key} {stated!r} is not the {own!r} this detector was calibrated on: thresholds do not transfer. "
                     "Audit the other checkpoint with `tbd check`."
                 )
         base = _base_logprobs(model_input)
-        choice = self.detector["choices"]["with_base" if base is not None else "alone"] or self.detector["choices"]["alone"]
-        score, _ = scores.parse(choice["id"])(Tokens(pad(list(model_input["logprobs"])), base))
-        p_value = conformal_p_values(score, choice["negatives"])
-        flagged = np.nan_to_num(p_value, nan=1.0) <= self.detector["fpr"]
+        choices = self.detector.choices
+        choice = (choices.with_base if base is not None else None) or choices.alone
+        score, _ = scores.parse(choice.id)(Tokens(pad(list(model_input["logprobs"])), base))
+        p_value = conformal_p_values(score, choice.negatives)
+        flagged = np.nan_to_num(p_value, nan=1.0) <= self.detector.fpr
         return pd.DataFrame({"score": score, "p_value": p_value, "flagged": flagged})
 
 
@@ -73,9 +75,9 @@ def _base_logprobs(model_input: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.flo
     return pad(list(model_input["base_logprobs"]))
 
 
-def _load_pyfunc(path: str) -> Detector:
+def _load_pyfunc(path: str) -> DetectorModel:
     """MLflow's entry point: `path` is the `detector.json` kept in the model."""
-    return Detector(read_json(Path(path)))
+    return DetectorModel(read_detector(Path(path)))
 
 
 def save(detector: Path, folder: Path, model_id: str, run_id: str) -> None:
@@ -91,7 +93,7 @@ def save(detector: Path, folder: Path, model_id: str, run_id: str) -> None:
         Schema([ColSpec("double", "score"), ColSpec("double", "p_value"), ColSpec("boolean", "flagged")]),
         ParamSchema([ParamSpec(key, "string", "") for key in PROVENANCE]),
     )
-    provenance = read_json(detector)["provenance"]
+    provenance = read_detector(detector).provenance
     example = pd.DataFrame({"logprobs": [[-0.01, -0.2, 0.0], [-1.5, -0.7]], "base_logprobs": [[-0.5, -0.9, -0.1], [-1.4, -0.8]]})
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / "tbd"
@@ -103,7 +105,7 @@ def save(detector: Path, folder: Path, model_id: str, run_id: str) -> None:
             code_paths=[str(code)],
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             signature=signature,
-            input_example=(example, {key: provenance[key] for key in PROVENANCE}),
+            input_example=(example, {key: getattr(provenance, key) for key in PROVENANCE}),
             pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         )
 
@@ -112,7 +114,7 @@ def log(client: Any, experiment: str, run_id: str, detector: Path) -> str:
     """Log the model as an output of a run; returns the logged model's id."""
     from mlflow.entities import LoggedModelOutput
 
-    tags = {"detector_version": read_json(detector)["version"]}
+    tags = {"detector_version": read_detector(detector).version}
     model_id = str(client.create_logged_model(experiment, name="detector", source_run_id=run_id, tags=tags).model_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
@@ -132,14 +134,14 @@ def register(client: Any, run_id: str, detector: Path, description: str) -> None
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    found = read_json(detector)
-    versions = client.search_model_versions(f"name = '{MODEL}' and tags.detector_version = '{found['version']}'")
+    found = read_detector(detector)
+    versions = client.search_model_versions(f"name = '{MODEL}' and tags.detector_version = '{found.version}'")
     if versions:
         version = max(int(each.version) for each in versions)
     else:
-        best = found["choices"]["with_base"] or found["choices"]["alone"]
-        auc = f"{best['auc']:.2f} [{best['auc_low']:.2f}, {best['auc_high']:.2f}]"
-        tags = {"detector_version": found["version"], "method": best["id"], "auc": auc}
+        best = found.choices.with_base or found.choices.alone
+        auc = interval(best.auc, best.auc_low, best.auc_high)
+        tags = {"detector_version": found.version, "method": best.id, "auc": auc}
         model_id = client.get_run(run_id).outputs.model_outputs[0].model_id
         # not models:/ID, which an SQL store looks up in the process's default store instead of its own
         source = client.get_logged_model(model_id).artifact_location

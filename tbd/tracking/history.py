@@ -26,9 +26,9 @@ WORKSPACE_ID = Path(".tbd/workspace-id")
 AUDITED = "Audited by tbd: was a benchmark in the data it was distilled on?"
 """how a description begins that is ours to write; another stays its owner's"""
 SERIES: dict[str, Callable[[Outcome], float | None]] = {
-    "contamination_rate": lambda o: o.rate.estimate if o.rate else None,
-    "contamination_rate_low": lambda o: o.rate.low if o.rate else None,
-    "contamination_rate_high": lambda o: o.rate.high if o.rate else None,
+    "contamination_rate": lambda o: o.contamination_rate.estimate if o.contamination_rate else None,
+    "contamination_rate_low": lambda o: o.contamination_rate.low if o.contamination_rate else None,
+    "contamination_rate_high": lambda o: o.contamination_rate.high if o.contamination_rate else None,
     "flagged_share": lambda o: o.flagged / o.benchmark.n if o.flagged is not None and o.benchmark and o.benchmark.n else None,
 }
 """metrics of the history, each a series a benchmark"""
@@ -103,7 +103,7 @@ def _failure_tags(outcome: Outcome) -> dict[str, str]:
 
 def _tag(client: Any, name: str, version: str, outcome: Outcome, run_id: str) -> None:
     found = client.get_model_version(name, version)
-    benchmark, rate, failed = outcome.benchmark, outcome.rate, outcome.outcome == FAILED
+    benchmark, rate, failed = outcome.benchmark, outcome.contamination_rate, outcome.outcome == FAILED
     known = {
         "verdict": outcome.outcome,
         "contamination_rate": f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]" if rate else None,
@@ -185,9 +185,9 @@ def _history_table(outcomes: Sequence[Outcome]) -> str:
             "checkpoint": plain(o.checkpoint),
             "benchmark": o.benchmark.name if o.benchmark else None,
             "outcome": o.outcome,
-            "contamination_rate": o.rate.estimate if o.rate else None,
-            "low": o.rate.low if o.rate else None,
-            "high": o.rate.high if o.rate else None,
+            "contamination_rate": o.contamination_rate.estimate if o.contamination_rate else None,
+            "low": o.contamination_rate.low if o.contamination_rate else None,
+            "high": o.contamination_rate.high if o.contamination_rate else None,
             **{key: getattr(o, key) for key in ("p_value", "flagged", "audit", "same_as", "detector_version", "git_commit")},
             "reason": CREDENTIALS.sub("://", plain(o.reason)),
         }

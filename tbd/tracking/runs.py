@@ -5,7 +5,6 @@ becomes FINISHED last, carries a digest of its state as a tag, and the same stat
 """
 
 import json
-import math
 import shutil
 import tempfile
 import time
@@ -17,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tbd import audits
+from tbd.detection.results import Choice, Detector, Provenance, Verdict, read_detector, read_verdict
 from tbd.errors import InputError
 from tbd.mlflow_store import CREDENTIALS, artifact_root, reaching, store
 from tbd.pipeline.lock_file import LockFile
 from tbd.records import VERDICT_QUESTIONS, read_table
+from tbd.report.text import interval
 from tbd.workspace import set_path
 
 CALIBRATIONS = "tbd calibrations"
@@ -107,50 +108,50 @@ def recorded(states: Sequence[str], workspace: Path = Path()) -> bool:
 
 def _calibration(workspace: Path) -> Record:
     lock = LockFile(workspace, "calibrate")
-    detector = lock.json("detector/detector.json")
-    provenance, choices = detector["provenance"], detector["choices"]
-    best_name = "with_base" if choices["with_base"] else "alone"
-    best = choices[best_name]
+    detector = read_detector(workspace / lock.checked("detector/detector.json"))
+    provenance, choices = detector.provenance, detector.choices
+    best = choices.with_base or choices.alone
     metrics = _choice_metrics(best)
-    for name, choice in choices.items():
-        metrics |= {f"{name}.{key}": value for key, value in _choice_metrics(choice or {}).items()}
-    metrics["unscored"] = detector["questions"]["unscored"]
+    for name, choice in choices:
+        if choice:
+            metrics |= {f"{name}.{key}": value for key, value in _choice_metrics(choice).items()}
+    metrics["unscored"] = detector.questions.unscored
     tags = {
-        "detector_version": detector["version"],
-        "checkpoint_fingerprint": provenance["fingerprint"],
-        "base_fingerprint": provenance["base_fingerprint"],
+        "detector_version": detector.version,
+        "checkpoint_fingerprint": provenance.fingerprint,
+        "base_fingerprint": provenance.base_fingerprint,
         **lock.tags(),
     }
     params = {
-        "detector": best["id"],
-        "detector_version": detector["version"],
-        "choice": best_name,
-        "fpr": detector["fpr"],
-        "alone": choices["alone"]["id"],
-        "with_base": (choices["with_base"] or {}).get("id"),
-        **{key: value for key, value in provenance.items() if not isinstance(value, dict)},
+        "detector": best.id,
+        "detector_version": detector.version,
+        "choice": "with_base" if choices.with_base else "alone",
+        "fpr": detector.fpr,
+        "alone": choices.alone.id,
+        "with_base": choices.with_base.id if choices.with_base else None,
+        **provenance.model_dump(mode="json", exclude={"benchmark", "unseen"}),
         **lock.params(),
     }
-    questions = detector["questions"]["evaluation"]
-    others = f" Log-probs of the checkpoint alone: `{choices['alone']['id']}`, AUC {_interval(choices['alone'], 'auc')}."
+    questions = detector.questions.evaluation
+    auc, power = _auc(best), interval(best.power, best.power_low, best.power_high, ".0%")
+    alone = f" Log-probs of the checkpoint alone: `{choices.alone.id}`, AUC {_auc(choices.alone)}."
     description = (
-        f"**AUC {_interval(best, 'auc')}** for `{best['id']}` on {questions['members']} members and {questions['others']} other "
-        f"questions that chose nothing, checkpoint `{provenance['checkpoint']}`. "
-        f"At a false-positive rate of {detector['fpr']:g} it finds {_interval(best, 'power', percent=True)} of planted members."
-        + (others if best_name == "with_base" else "")
+        f"**AUC {auc}** for `{best.id}` on {questions.members} members and {questions.others} other "
+        f"questions that chose nothing, checkpoint `{provenance.checkpoint}`. "
+        f"At a false-positive rate of {detector.fpr:g} it finds {power} of planted members."
+        + (alone if choices.with_base else "")
         + _warnings(detector)
     )
-    sets = [(it, provenance[it]["name"], provenance[it]["md5"], provenance[it]["n"]) for it in ("benchmark", "unseen")]
-    sets += lock.members()
+    sets = [*_sets(provenance), *lock.members()]
     docs = lock.optional("data/validation/docs", "validation/docs")
     files = lock.files({"detector/plots": "plots", "detector/roc.csv": "roc.csv", "detector/detector.json": "detector.json"})
     return Record(
         experiment=CALIBRATIONS,
-        name=f"{best['method']}(m={best['parameters']['m']}) AUC {_interval(best, 'auc')}",
+        name=f"{best.method}(m={best.parameters['m']}) AUC {auc}",
         description=description,
         state=lock.state("detector/detector.json"),
         params=params,
-        metrics=_finite(metrics, "detector/detector.json"),
+        metrics=_known(metrics),
         tags=tags,
         datasets=sets,
         files=files | docs,
@@ -163,87 +164,86 @@ def _check(audit: str, workspace: Path) -> Record:
     audits.get(audit, workspace)
     lock = LockFile(workspace, f"verdict@{audit}")
     folder = f"audits/{audit}"
-    verdict = lock.json(f"{folder}/verdict.json")
-    benchmark, rate, detector = verdict["benchmark"], verdict["rate"], verdict["detector"]
+    verdict = read_verdict(workspace / lock.checked(f"{folder}/verdict.json"))
+    benchmark, rate, power, detector = verdict.benchmark, verdict.contamination_rate, verdict.power, verdict.detector
+    direct = {"flagged", "discoveries", "unscored", "p_value", "threshold", "exchangeability"}
     metrics = {
-        "contamination_rate": rate["estimate"],
-        "contamination_rate_low": rate["low"],
-        "contamination_rate_high": rate["high"],
-        "flagged_share": verdict["flagged"] / benchmark["n"],
-        "questions": benchmark["n"],
-        **{key: verdict[key] for key in ("flagged", "discoveries", "unscored", "p_value", "power", "threshold")},
-        **{key: verdict.get(key) for key in ("power_low", "power_high", "exchangeability")},
-        **{key: value for key, value in verdict.get("labelled", {}).items() if key != "questions"},
+        "contamination_rate": rate.estimate,
+        "contamination_rate_low": rate.low,
+        "contamination_rate_high": rate.high,
+        "flagged_share": verdict.flagged / benchmark.n,
+        "questions": benchmark.n,
+        **verdict.model_dump(include=direct),
+        **(verdict.labelled.model_dump(exclude={"questions"}) if verdict.labelled else {}),
     }
+    if power:
+        metrics |= {"power": power.estimate, "power_low": power.low, "power_high": power.high}
     tags = {
-        "verdict": verdict["verdict"],
+        "verdict": verdict.verdict,
         "audit": audit,
-        "detector_version": detector["version"],
-        "checkpoint_fingerprint": verdict["checkpoint_fingerprint"],
-        "base_fingerprint": verdict["base_fingerprint"],
+        "detector_version": detector.version,
+        "checkpoint_fingerprint": verdict.checkpoint_fingerprint,
+        "base_fingerprint": verdict.base_fingerprint,
         **lock.tags(),
     }
     params = {
         "audit": audit,
-        "detector": detector["id"],
-        "detector_version": detector["version"],
-        "choice": detector["choice"],
-        **{key: verdict[key] for key in ("fpr", "level", "confidence", "checkpoint", "base")},
-        "benchmark": benchmark["name"],
-        "unseen": verdict["unseen"]["name"],
-        **verdict["generation"],
+        "detector": detector.id,
+        "detector_version": detector.version,
+        "choice": detector.choice,
+        **verdict.model_dump(include={"fpr", "level", "confidence", "checkpoint", "base"}),
+        "benchmark": benchmark.name,
+        "unseen": verdict.unseen.name,
+        **verdict.generation.model_dump(mode="json"),
         **lock.params(),
     }
-    known = verdict["power"] is not None
-    power = f"the detector finds {_interval(verdict, 'power', percent=True)} of planted members" if known else "its power is not known"
-    checkpoint = verdict["checkpoint"].replace("`", "'")
+    finds = "its power is not known"
+    if power:
+        finds = f"the detector finds {interval(power.estimate, power.low, power.high, '.0%')} of planted members"
+    checkpoint = verdict.checkpoint.replace("`", "'")
     description = (
-        f"**{verdict['verdict']}: {rate['estimate']:.0%} [{rate['low']:.0%}, {rate['high']:.0%}] of `{benchmark['name']}`** "
-        f"cannot be explained as unseen by `{checkpoint}` (p = {verdict['p_value']:.2g}). "
-        f"{verdict['flagged']} of {benchmark['n']} questions are flagged at a false-positive rate of {verdict['fpr']:g}; "
-        f"on the reference {power}.\n\n" + "\n".join(f"- {reason}" for reason in verdict["reasons"]) + _warnings(verdict)
+        f"**{verdict.verdict}: {interval(rate.estimate, rate.low, rate.high, '.0%')} of `{benchmark.name}`** "
+        f"cannot be explained as unseen by `{checkpoint}` (p = {verdict.p_value:.2g}). "
+        f"{verdict.flagged} of {benchmark.n} questions are flagged at a false-positive rate of {verdict.fpr:g}; "
+        f"on the reference {finds}.\n\n" + "\n".join(f"- {reason}" for reason in verdict.reasons) + _warnings(verdict)
     )
     files = {f"{folder}/{name}": name for name in ("plots", "report.html", "verdict.json")}
     docs = lock.optional(f"{folder}/validation", "validation")
     table = read_table(workspace / lock.checked(f"{folder}/questions.parquet"), VERDICT_QUESTIONS).to_pandas()
     return Record(
         experiment=CHECKS,
-        name=f"{audit} on {benchmark['name']}: {verdict['verdict']}",
+        name=f"{audit} on {benchmark.name}: {verdict.verdict}",
         description=description,
         state=lock.state(f"{folder}/verdict.json"),
         params=params,
-        metrics=_finite(metrics, f"{folder}/verdict.json"),
+        metrics=_known(metrics),
         tags=tags,
-        datasets=[(key, verdict[key]["name"], verdict[key]["md5"], verdict[key]["n"]) for key in ("benchmark", "unseen")],
+        datasets=_sets(verdict),
         files=lock.files(files) | docs,
         tables={"questions.json": table.sort_values("p_value", kind="stable")},
     )
 
 
-def _choice_metrics(choice: dict[str, Any]) -> dict[str, Any]:
-    names = ("auc", "auc_low", "auc_high", "tpr_at_fpr", "tpr_low", "tpr_high", "fpr_observed", "power", "power_low", "power_high")
-    return {key: choice.get(key) for key in (*names, "threshold")}
+def _choice_metrics(choice: Choice) -> dict[str, Any]:
+    names = {"auc", "auc_low", "auc_high", "tpr_at_fpr", "tpr_low", "tpr_high", "threshold"}
+    return choice.model_dump(include=names | {"power", "power_low", "power_high", "others_flagged"})
 
 
-def _interval(values: dict[str, Any], key: str, percent: bool = False) -> str:
-    """`0.94 [0.88, 0.98]`, or the point alone where no interval is known."""
-    form = ".0%" if percent else ".2f"
-    low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
-    point = format(values[key], form)
-    return point if low is None or high is None else f"{point} [{low:{form}}, {high:{form}}]"
+def _auc(choice: Choice) -> str:
+    return interval(choice.auc, choice.auc_low, choice.auc_high)
 
 
-def _warnings(result: dict[str, Any]) -> str:
-    return "".join(f"\n- Warning: {line}" for line in result["warnings"])
+def _sets(result: Verdict | Provenance) -> list[tuple[str, str, str, int | None]]:
+    sets = {"benchmark": result.benchmark, "unseen": result.unseen}
+    return [(context, asked.name, asked.md5, asked.n) for context, asked in sets.items()]
 
 
-def _finite(metrics: dict[str, Any], where: str) -> dict[str, float]:
-    """What is known, as numbers. MLflow would store an infinity as a huge number, so it is refused here."""
-    known = {key: float(value) for key, value in metrics.items() if value is not None}
-    for key, value in known.items():
-        if not math.isfinite(value):
-            raise InputError(f"{where}: {key} is {value}, not a finite number: not recorded.")
-    return known
+def _warnings(result: Verdict | Detector) -> str:
+    return "".join(f"\n- Warning: {line}" for line in result.warnings)
+
+
+def _known(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if value is not None}
 
 
 # --- sending ----------------------------------------------------------------------------------------------------------------------

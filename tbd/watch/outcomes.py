@@ -5,7 +5,8 @@ from typing import Any
 
 from tbd import __version__, audits, history, records
 from tbd.audits import Audit
-from tbd.history import FAILED, History, Outcome
+from tbd.detection.results import read_verdict
+from tbd.history import FAILED, Estimate, History, Outcome, QuestionSet
 from tbd.pipeline.lock_file import LockFile
 from tbd.sources import Found
 from tbd.watch.decide import Same
@@ -19,23 +20,28 @@ def verdict(audit: str, found: Found | None = None) -> Outcome:
     """
     entry = audits.get(audit)
     lock = LockFile(Path(), f"verdict@{audit}")
-    said = lock.json(str(AUDITS / audit / "verdict.json"))
+    said = read_verdict(Path(lock.checked(str(AUDITS / audit / "verdict.json"))))
     found = found or _found(entry)
     return Outcome(
         state=lock.state(str(AUDITS / audit / "verdict.json")),
         time=history.now(),
-        outcome=said["verdict"],
-        reason=" ".join(said["reasons"]),
+        outcome=said.verdict,
+        reason=" ".join(said.reasons),
         checkpoint=found.name,
         place=found.place,
         origin=found.origin,
         version=found.version,
-        fingerprint=entry.checkpoint_fingerprint or said["checkpoint_fingerprint"],
-        benchmark=said["benchmark"],
-        unseen=said["unseen"],
+        fingerprint=entry.checkpoint_fingerprint or said.checkpoint_fingerprint,
+        benchmark=QuestionSet(**said.benchmark.model_dump()),
+        unseen=QuestionSet(**said.unseen.model_dump()),
         audit=audit,
-        **{key: said[key] for key in ("flagged", "rate", "p_value", "power", "fpr", "confidence")},
-        detector_version=said["detector"]["version"],
+        flagged=said.flagged,
+        contamination_rate=Estimate(**said.contamination_rate.model_dump()),
+        p_value=said.p_value,
+        power=said.power.estimate if said.power else None,
+        fpr=said.fpr,
+        confidence=said.confidence,
+        detector_version=said.detector.version,
         **code(lock),
     )
 

@@ -1,6 +1,7 @@
 """Choosing the detector: on hand-made scores, and properties that must hold for any."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from tbd.detection import calibration
 from tbd.detection.calibration import Performance
 from tbd.detection.decisions import conformal_p_values, negatives_needed
+from tbd.errors import InputError
+from tests.detection.test_verdict import CALIBRATE, DECISION, LOW, audit, table
 
 LABELS = np.array([1] * 6 + [0] * 5, np.int8)
 
@@ -95,7 +98,7 @@ def test_the_best_on_the_choosing_half_is_chosen_and_the_first_of_equals() -> No
 def test_at_work_by_hand() -> None:
     negatives = np.array([math.nan, *np.arange(19.0)])
     found = calibration.at_work(np.array([20.0, 18.5, 3.0, math.nan]), np.array([19.0, 1.0]), negatives, 0.05, 0.95)
-    assert found.threshold == 18.0 and found.power == pytest.approx(2 / 3) and found.fpr_observed == 0.5
+    assert found.threshold == 18.0 and found.power == pytest.approx(2 / 3) and found.others_flagged == 0.5
     assert found.member_p_values == pytest.approx([1 / 20, 1 / 20, 17 / 20])
     assert found.negatives == list(np.arange(19.0))
     assert found.power_low == pytest.approx(0.0943, abs=1e-4) and found.power_high == pytest.approx(0.9916, abs=1e-4)
@@ -109,5 +112,62 @@ def test_at_work_by_hand() -> None:
 )
 def test_rates_at_work_are_rates(members: list[float], others: list[float], negatives: list[float], fpr: float) -> None:
     found = calibration.at_work(np.array(members), np.array(others), np.array(negatives), fpr, 0.95)
-    assert 0 <= found.power_low <= found.power <= found.power_high <= 1 and 0 <= found.fpr_observed <= 1
+    assert 0 <= found.power_low <= found.power <= found.power_high <= 1 and 0 <= found.others_flagged <= 1
     assert found.member_p_values == sorted(found.member_p_values) and found.negatives == sorted(negatives)
+
+
+# --- the detector -----------------------------------------------------------------------------------------------------
+
+GOOD, BAD, RATIO = "mean_logprob(m=20)", "lowest_token(m=20)", "logprob_ratio(m=10)"
+TRUTH = [1] * 20 + [0] * 20
+APART = [*np.linspace(-0.5, -0.1, 20), *np.linspace(-2, -1, 20)]
+MIXED_UP = [-1.0, -2.0] * 20
+
+
+def chosen(
+    *methods: str, labels: list[int] | None = TRUTH, unseen: list[float] = LOW, **of: list[float]
+) -> calibration.Calibration:
+    """The detector among these methods; `good`, `bad` and `ratio` are their scores."""
+    scores = {GOOD: of.get("good", APART), BAD: of.get("bad", MIXED_UP), RATIO: of.get("ratio", MIXED_UP)}
+    reference = table({("checkpoint", method): (scores[method], unseen) for method in methods}, labels)
+    return calibration.calibrate(reference, audit(), CALIBRATE, DECISION)
+
+
+def test_the_best_method_with_and_without_a_base() -> None:
+    found = chosen(BAD, GOOD, RATIO)
+    detector = found.detector
+    assert detector.choices.alone.id == GOOD and detector.choices.with_base is not None
+    assert detector.choices.with_base.id == GOOD  # the best of all, whether it looks at the base or not
+    assert detector.choices.alone.parameters == {"m": 20} and detector.choices.alone.auc == 1.0
+    assert list(found.methods) == [BAD, GOOD, RATIO] and set(found.curves) == {"alone", "with_base"}
+    assert detector.provenance.fingerprint == "c" * 64 and detector.provenance.benchmark.n == 40
+    assert detector.questions.evaluation.members == detector.questions.choice.others == 10 and detector.warnings == []
+    compared = chosen(BAD, RATIO, ratio=APART).detector.choices
+    assert compared.alone.id == BAD and compared.with_base is not None and compared.with_base.id == RATIO
+    assert chosen(GOOD).detector.choices.with_base is None
+
+
+def test_the_version_is_of_everything_in_the_detector() -> None:
+    first, same, other = (chosen(GOOD, good=scores).detector for scores in (APART, APART, [*APART[:-1], -0.2]))
+    assert first == same and len(first.version) == 12 and first.version != other.version
+
+
+def test_questions_without_a_score_are_told() -> None:
+    detector = chosen(GOOD, good=[math.nan, *APART[1:]]).detector
+    assert detector.questions.unscored == 1
+    assert detector.warnings == ["1 of 40 labelled questions have no score and are left out."]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"labels": None}, "benchmark 'asked' of the reference: needs labels, 1 and 0"),
+        ({"labels": [1] + [0] * 39}, "1 of its questions has the rarer label"),
+        ({"unseen": LOW[:18]}, r"decision\.fpr: 0\.05 needs 19 unseen questions and 'new' has 18: add 1"),
+    ],
+)
+def test_a_reference_that_cannot_calibrate_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        chosen(GOOD, **arguments)
+    with pytest.raises(InputError, match="every method needs a base model"):
+        chosen(RATIO)

@@ -1,5 +1,7 @@
 """Decisions: values worked by hand, every branch, and error rates by simulation."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,12 +12,12 @@ from tbd.detection.decisions import (
     Evidence,
     benjamini_hochberg,
     conformal_p_values,
+    contamination_interval,
     contamination_rate,
     decide,
     differs,
     exceeds,
     negatives_needed,
-    rate_interval,
 )
 
 RULES = {"fpr": 0.05, "level": 0.05, "exchangeability_level": 0.01, "min_power": 0.2}
@@ -31,14 +33,17 @@ def test_all_tied_is_no_evidence_at_all() -> None:
     assert conformal_p_values([0.0, 0.0], np.zeros(19)).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("function", [conformal_p_values, exceeds, differs, contamination_rate])
+rate = partial(contamination_rate, storey_lambda=0.5)
+
+
+@pytest.mark.parametrize("function", [conformal_p_values, exceeds, differs, rate])
 @pytest.mark.parametrize("negatives", [[1.0, np.nan], []])
 def test_nan_among_the_negatives_is_refused(function, negatives) -> None:
     with pytest.raises(ValueError, match="unscored"):
         function(np.array([1.0, 2.0]), np.array(negatives))
 
 
-@pytest.mark.parametrize("function", [exceeds, differs, contamination_rate])
+@pytest.mark.parametrize("function", [exceeds, differs, rate])
 @pytest.mark.parametrize("scores", [[1.0, np.nan], []])
 def test_nan_among_scores_taken_together_is_refused(function, scores) -> None:
     with pytest.raises(ValueError, match="unscored"):
@@ -189,8 +194,8 @@ def test_contamination_rate_finds_the_share(share: float) -> None:
         members = int(share * n)
         scores = np.r_[rng.normal(9, 1, members), rng.normal(0, 1, n - members)]  # members far above everything
         negatives = rng.normal(size=100)
-        rates.append(contamination_rate(scores, negatives))
-        low, high = rate_interval(scores, negatives, rng, 100, 0.95)
+        rates.append(rate(scores, negatives))
+        low, high = contamination_interval(scores, negatives, 0.5, rng, 100, 0.95)
         held += low - 1e-12 <= share <= high + 1e-12
     # Cut off at 0 it is biased upward there, by at most its own standard deviation.
     assert np.mean(rates) == pytest.approx(share, abs=0.08 if share == 0 else 0.03)
@@ -199,11 +204,14 @@ def test_contamination_rate_finds_the_share(share: float) -> None:
 
 def test_contamination_rate_is_a_lower_estimate() -> None:
     rng = np.random.default_rng(7)
-    rates = [contamination_rate(np.r_[rng.normal(0.5, 1, 50), rng.normal(0, 1, 50)], rng.normal(size=200)) for _ in range(60)]
+    weak = [np.r_[rng.normal(0.5, 1, 50), rng.normal(0, 1, 50)] for _ in range(60)]
+    rates = [rate(scores, rng.normal(size=200)) for scores in weak]
     assert 0.05 < np.mean(rates) < 0.4  # of the 0.5 there is: weak members pass for unseen
 
 
 @pytest.mark.parametrize("n", [19, 20, 39, 40, 100])
 def test_contamination_rate_counts_discrete_p_values_right(n: int) -> None:
     """One score in each of the n + 1 gaps between negatives is what unseen questions look like: exactly 0."""
-    assert contamination_rate(np.arange(n + 1) - 0.5, np.arange(n, dtype=float)) == pytest.approx(0, abs=1e-12)
+    gaps, negatives = np.arange(n + 1) - 0.5, np.arange(n, dtype=float)
+    for above in (0.25, 0.5, 0.9):
+        assert contamination_rate(gaps, negatives, above) == pytest.approx(0, abs=1e-12)

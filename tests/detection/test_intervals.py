@@ -33,7 +33,7 @@ def test_delong_holds_the_truth_about_as_often_as_it_says() -> None:
     rng, runs = np.random.default_rng(1), 400
     truth = norm.cdf(1.0 / np.sqrt(2))  # members N(1, 1), others N(0, 1)
     labels = np.repeat([1, 0], 40)
-    found = [delong(rng.normal(labels, 1), labels) for _ in range(runs)]
+    found = [delong(rng.normal(labels, 1), labels, 0.95) for _ in range(runs)]
     held = np.mean([low <= truth <= high for low, high in found])
     assert 0.92 <= held <= 0.98
     assert all(0 <= low < high <= 1 for low, high in found)
@@ -42,23 +42,23 @@ def test_delong_holds_the_truth_about_as_often_as_it_says() -> None:
 @pytest.mark.parametrize(("sign", "area"), [(1, 1.0), (-1, 0.0)])
 def test_perfect_separation_is_not_certainty(sign: int, area: float) -> None:
     scores, labels = sign * np.arange(50), np.repeat([0, 1], [20, 30])
-    low, high = delong(scores, labels)
+    low, high = delong(scores, labels, 0.95)
     assert auc(scores, labels) == area and low <= area <= high
     assert high - low == pytest.approx(3 / 20, abs=0.01)  # the rule of three on the smaller class
 
 
 def test_one_member_says_next_to_nothing() -> None:
-    low, high = delong([2.0, 1.0, 3.0, 0.0], [1, 0, 0, 0])
+    low, high = delong([2.0, 1.0, 3.0, 0.0], [1, 0, 0, 0], 0.95)
     assert high - low > 0.9
 
 
 def test_proportion_is_exact() -> None:
-    assert proportion(0, 10) == pytest.approx((0, 1 - 0.025**0.1))  # closed form: (1 - p)^10 = 0.025
-    assert proportion(10, 10) == pytest.approx((0.025**0.1, 1))
-    assert proportion(0, 0) == (0.0, 1.0)
+    assert proportion(0, 10, 0.95) == pytest.approx((0, 1 - 0.025**0.1))  # closed form: (1 - p)^10 = 0.025
+    assert proportion(10, 10, 0.95) == pytest.approx((0.025**0.1, 1))
+    assert proportion(0, 0, 0.95) == (0.0, 1.0)
     rng = np.random.default_rng(2)
     for p, n in ((0.05, 40), (0.5, 20), (0.9, 60)):
-        low, high = np.array([proportion(k, n) for k in range(n + 1)]).T
+        low, high = np.array([proportion(k, n, 0.95) for k in range(n + 1)]).T
         hits = rng.binomial(n, p, 4000)
         assert np.mean((low[hits] <= p) & (p <= high[hits])) >= 0.945
 
@@ -71,10 +71,10 @@ def test_bootstrap_is_repeatable_stratified_and_about_right() -> None:
         return auc(np.r_[one, two], np.repeat([1, 0], [40, 60]))
 
     def interval(seed: int) -> tuple[float, float]:
-        return bootstrap(area, [members, others], np.random.default_rng(seed), 400)
+        return bootstrap(area, [members, others], np.random.default_rng(seed), 400, 0.95)
 
     assert interval(0) == interval(0) != interval(1)
-    near = delong(np.r_[members, others], np.repeat([1, 0], [40, 60]))
+    near = delong(np.r_[members, others], np.repeat([1, 0], [40, 60]), 0.95)
     assert interval(0) == pytest.approx(near, abs=0.03)
 
 

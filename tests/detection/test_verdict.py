@@ -14,19 +14,24 @@ from hypothesis import strategies as st
 from tbd import records
 from tbd.audits import Audit
 from tbd.detection import calibration
-from tbd.detection.verdict import Judgement, judge
+from tbd.detection.results import Detector, Verdict
+from tbd.detection.verdict import judge
 from tbd.errors import InputError
-from tbd.params import Decision
+from tbd.params import Calibrate, Decision
 from tbd.scores.table import ScoreTable
+from tests import results
 
 ALONE, RATIO = "mean_logprob(m=20)", "logprob_ratio(m=10)"
-DECISION = Decision(fpr=0.05, level=0.05, exchangeability=0.01, min_power=0.2, confidence=0.95)
+DECISION = Decision(fpr=0.05, level=0.05, exchangeability=0.01, min_power=0.2, confidence=0.95, storey_lambda=0.5)
+CALIBRATE = Calibrate(reference="reference", bootstrap=200, seed=0)
 LOW = np.linspace(-2, -1, 40).tolist()
 """scores of 40 questions that were not in the data"""
 MIXED = [*np.linspace(-0.5, -0.1, 20), *np.linspace(-2, -1, 20)]
 """a benchmark of which the first half was"""
-IDENTITY = {"engine": "fake", "engine_version": "1", "device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16,
-            "fingerprint": "c" * 64, "base_fingerprint": "b" * 64}  # fmt: skip
+MADE = {"engine": "fake", "engine_version": "1", "device": "cpu", "dtype": "float32", "template": "none",
+        "vocabulary": "bytes", "decoding": "greedy", "end_token": "included", "max_new_tokens": 20,
+        "batch_size": 16}  # fmt: skip
+IDENTITY = {**MADE, "fingerprint": "c" * 64, "base_fingerprint": "b" * 64}
 
 
 def audit(**changes: Any) -> Audit:
@@ -35,19 +40,17 @@ def audit(**changes: Any) -> Audit:
     return Audit(**entry | changes)
 
 
-def choice(identity: str, members: Sequence[float], negatives: Sequence[float] = LOW) -> dict[str, Any]:
-    name, m = identity.rstrip(")").split("(m=")
-    found = calibration.at_work(np.array(members), np.array(LOW), np.array(negatives), 0.05, 0.95)
-    return {"method": name, "id": identity, "parameters": {"m": int(m)}, **vars(found)}
+def choice(identity: str, members: Sequence[float]) -> dict[str, Any]:
+    found = calibration.at_work(np.array(members), np.array(LOW), np.array(LOW), 0.05, 0.95)
+    return results.choice(identity, **vars(found))
 
 
-def detector(members: Sequence[float] = (-0.5,) * 9 + (-1.5,), **provenance: Any) -> dict[str, Any]:
+def detector(members: Sequence[float] = (-0.5,) * 9 + (-1.5,), with_base: bool = True, **provenance: Any) -> Detector:
     """One that finds nine of ten planted members, unless told otherwise."""
-    return {
-        "version": "0123456789ab", "reference": "reference", "seed": 0,
-        "choices": {"alone": choice(ALONE, members), "with_base": choice(RATIO, members)},
-        "provenance": {"checkpoint": "checkpoints/reference", "benchmark": {"md5": "9" * 32}, **IDENTITY, **provenance},
-    }  # fmt: skip
+    return results.detector(
+        choices={"alone": choice(ALONE, members), "with_base": choice(RATIO, members) if with_base else None},
+        provenance=results.provenance(torch_version=None, **IDENTITY | provenance),
+    )
 
 
 def table(
@@ -75,10 +78,12 @@ def both(benchmark: Sequence[float], unseen: Sequence[float] = LOW, base: Sequen
     return {("checkpoint", ALONE): (benchmark, unseen), ("checkpoint", RATIO): (benchmark, unseen), ("base", ALONE): (base, LOW)}
 
 
-def decided(scored: ScoreTable, found: dict[str, Any] | None = None, name: str = "a", decision: Decision = DECISION, **entry: Any) -> Any:
-    judgement = judge(name, audit(**entry), scored, found or detector(), decision, 0)
-    assert json.loads(json.dumps(judgement.verdict, allow_nan=False)) == judgement.verdict  # nothing that JSON does not have
-    return judgement.verdict
+def decided(scored: ScoreTable, found: Detector | None = None, name: str = "a", **entry: Any) -> Any:
+    """The verdict as it goes to disk."""
+    verdict = judge(name, audit(**entry), scored, found or detector(), DECISION, CALIBRATE).verdict
+    tree = verdict.model_dump(mode="json")
+    assert json.loads(json.dumps(tree, allow_nan=False)) == tree  # nothing that JSON does not have
+    return tree
 
 
 def test_half_of_the_benchmark_was_in_the_data() -> None:
@@ -86,15 +91,18 @@ def test_half_of_the_benchmark_was_in_the_data() -> None:
     assert found["verdict"] == "CONTAMINATED"
     assert found["detector"] == {"method": "logprob_ratio", "id": RATIO, "parameters": {"m": 10}, "version": "0123456789ab",
                                  "choice": "with_base"}  # fmt: skip
-    # 40 negatives: p <= 0.05 allows one of them to score as high, so the highest of the others is not flagged: it ties with one
-    assert found["flagged"] == 21 and found["threshold"] == -1.0 and found["unscored"] == 0
-    assert found["rate"]["low"] <= found["rate"]["estimate"] <= found["rate"]["high"] and found["rate"]["estimate"] > 0.3
+    # 40 negatives: p <= 0.05 allows one of them to score as high, so the threshold is the second highest
+    assert found["flagged"] == 21 and found["threshold"] == sorted(LOW)[-2] and found["unscored"] == 0
+    rate = found["contamination_rate"]
+    assert rate["low"] <= rate["estimate"] <= rate["high"] and rate["estimate"] > 0.3
     assert found["p_value"] < 1e-4 and found["exchangeability"] == 1.0
-    assert (found["power"], found["power_reference"]) == (0.9, {"audit": "reference", "same_base": True})
+    power = found["power"]
+    assert power["low"] < power["estimate"] == 0.9 < power["high"]
+    assert power["audit"] == "reference" and power["same_base"] is True
     assert found["benchmark"] == {"name": "asked", "md5": "1" * 32, "n": 40} and found["fpr"] == 0.05
     assert found["checkpoint_fingerprint"] == "c" * 64 and found["base_fingerprint"] == "b" * 64
-    assert found["generation"] == {"torch_version": None} | {k: v for k, v in IDENTITY.items() if "fingerprint" not in k}
-    assert found["warnings"] == [] and len(found["reasons"]) >= 1 and "labelled" not in found
+    assert found["generation"] == {"torch_version": None} | MADE
+    assert found["warnings"] == [] and len(found["reasons"]) >= 1 and found["labelled"] is None
 
 
 def test_none_of_it_was() -> None:
@@ -105,14 +113,14 @@ def test_none_of_it_was() -> None:
 def test_without_a_base_the_checkpoint_stands_alone_and_the_report_says_so() -> None:
     found = decided(table({("checkpoint", ALONE): (MIXED, LOW)}, base_fingerprint=None), base=None)
     assert found["verdict"] == "CONTAMINATED" and found["detector"]["choice"] == "alone" and found["detector"]["id"] == ALONE
-    assert found["exchangeability"] is None and found["base"] is None and found["power_reference"]["same_base"] is None
+    assert found["exchangeability"] is None and found["base"] is None and found["power"]["same_base"] is None
     assert any("No base model was given" in line for line in found["warnings"])
     assert any("what may be another model" in line for line in found["warnings"])
 
 
 def test_the_untouched_base_itself_is_of_the_references_base() -> None:
     found = decided(table({("checkpoint", ALONE): (LOW, LOW)}, fingerprint="b" * 64, base_fingerprint=None), base=None)
-    assert found["power_reference"]["same_base"] is True and len(found["warnings"]) == 1
+    assert found["power"]["same_base"] is True and len(found["warnings"]) == 1
 
 
 def test_a_base_with_another_vocabulary_serves_for_the_check_only() -> None:
@@ -124,15 +132,13 @@ def test_a_base_with_another_vocabulary_serves_for_the_check_only() -> None:
 
 
 def test_a_detector_without_a_base_method_is_used_alone() -> None:
-    alone = detector()
-    alone["choices"]["with_base"] = None
-    found = decided(table(both(MIXED)), alone)
+    found = decided(table(both(MIXED)), detector(with_base=False))
     assert found["detector"]["choice"] == "alone" and found["warnings"] == []
 
 
 def test_power_from_another_base_or_another_machine_is_said() -> None:
     found = decided(table(both(LOW)), detector(base_fingerprint="d" * 64, dtype="bfloat16"))
-    assert found["power_reference"]["same_base"] is False and found["verdict"] == "NO EVIDENCE"
+    assert found["power"]["same_base"] is False and found["verdict"] == "NO EVIDENCE"
     assert any("another dtype" in line for line in found["warnings"])
     assert any("distilled from another model than this checkpoint" in line and "tbd distill" in line for line in found["warnings"])
 
@@ -144,25 +150,25 @@ def test_a_base_that_tells_the_sets_apart_makes_it_inconclusive() -> None:
 
 def test_a_detector_that_finds_little_cannot_say_there_is_nothing() -> None:
     found = decided(table(both(LOW)), detector((-0.5, *[-1.9] * 9)))
-    assert found["verdict"] == "INCONCLUSIVE" and found["power"] == 0.1
+    assert found["verdict"] == "INCONCLUSIVE" and found["power"]["estimate"] == 0.1
     assert decided(table(both(MIXED)), detector((-0.5, *[-1.9] * 9)))["verdict"] == "CONTAMINATED"  # what is found is found
 
 
 def test_a_reference_with_too_few_unseen_questions_for_this_rate_has_no_power() -> None:
     many = np.linspace(-2, -1, 120).tolist()
     found = decided(table(both(LOW, many)), fpr=0.01)  # the reference's 40 cannot resolve 1 %, the audit's 120 can
-    assert found["power"] is found["power_low"] is None and found["verdict"] == "INCONCLUSIVE" and found["fpr"] == 0.01
+    assert found["power"] is None and found["verdict"] == "INCONCLUSIVE" and found["fpr"] == 0.01
     assert any("needs 99 unseen questions and has 40" in line for line in found["warnings"])
 
 
 def test_unscored_questions_are_counted_and_left_out() -> None:
-    judgement = judge("a", audit(), table(both([math.nan, math.nan, *MIXED[2:]], [math.nan, *LOW[1:]])), detector(), DECISION, 0)
+    scored = table(both([math.nan, math.nan, *MIXED[2:]], [math.nan, *LOW[1:]]))
+    judgement = judge("a", audit(), scored, detector(), DECISION, CALIBRATE)
     found = judgement.verdict
-    assert found["unscored"] == 2 and any("2 of 40" in line for line in found["warnings"]) and found["verdict"] == "CONTAMINATED"
+    assert found.unscored == 2 and any("2 of 40" in line for line in found.warnings) and found.verdict == "CONTAMINATED"
     assert np.isnan(judgement.p_values[:2]).all() and not judgement.flagged[:2].any()
     np.testing.assert_array_equal(np.isnan(judgement.scores), np.isnan(judgement.p_values))
     assert len(judgement.unseen_scores) == 40
-    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +198,11 @@ LABELS = [1] * 20 + [0] * 20
 def test_with_labels_every_question_counts_except_on_the_reference() -> None:
     found = decided(table(both(MIXED), LABELS))["labelled"]
     assert found["questions"] == "all" and (found["members"], found["others"]) == (20, 20)
-    assert found["auc"] == 1.0 and found["tpr_at_fpr"] == 1.0 and found["fpr_observed"] == pytest.approx(1 / 20)
-    assert found["tpr_low"] <= 1.0 <= found["tpr_high"] and found["auc_low"] < 1.0
+    assert found["auc"] == 1.0 and found["members_flagged"] == 1.0 and found["others_flagged"] == pytest.approx(1 / 20)
+    assert found["members_flagged_low"] < 1.0 == found["members_flagged_high"] and found["auc_low"] < 1.0
 
-    chose = detector(benchmark={"md5": "1" * 32})  # the same answers, whatever the audit is called
+    # the same answers, whatever the audit is called
+    chose = detector(benchmark={"name": "asked", "md5": "1" * 32, "n": 40})
     of_reference = decided(table(both(MIXED), LABELS), chose, name="under-another-name")["labelled"]
     assert of_reference["questions"] == "evaluation half" and (of_reference["members"], of_reference["others"]) == (10, 10)
     # the half that did not choose the detector: as the calibrate stage drew it, from the detector's own seed
@@ -206,12 +213,12 @@ def test_with_labels_every_question_counts_except_on_the_reference() -> None:
 
 @pytest.mark.parametrize("labels", [[1] * 40, [0] * 40])
 def test_labels_that_are_all_the_same_say_nothing(labels: list[int]) -> None:
-    assert "labelled" not in decided(table(both(MIXED), labels))
+    assert decided(table(both(MIXED), labels))["labelled"] is None
 
 
 def test_labels_whose_members_have_no_score_say_nothing() -> None:
     found = decided(table(both([math.nan, *LOW[1:]]), [1] + [0] * 39))
-    assert "labelled" not in found and any("labelled questions with a score" in line for line in found["warnings"])
+    assert found["labelled"] is None and any("labelled questions with a score" in line for line in found["warnings"])
 
 
 # --- properties -------------------------------------------------------------------------------------------------------------------
@@ -224,11 +231,19 @@ VALUES = st.sampled_from([-3.0, -1.0, -0.5, 0.0]) | st.floats(-5, 0) | st.just(m
 def test_whatever_the_scores_the_verdict_is_whole(benchmark: list[float], unseen: list[float]) -> None:
     if all(math.isnan(value) for value in benchmark):
         benchmark = [*benchmark, -1.0]
-    judgement: Judgement = judge("a", audit(), table(both(benchmark, unseen)), detector(), DECISION, 0)
+    judgement = judge("a", audit(), table(both(benchmark, unseen)), detector(), DECISION, CALIBRATE)
     found = judgement.verdict
-    json.dumps(found, allow_nan=False)
-    assert found["flagged"] == judgement.flagged.sum() and found["unscored"] == sum(map(math.isnan, benchmark))
-    flagged = judgement.scores[judgement.flagged]
-    assert found["threshold"] == (flagged.min() if len(flagged) else None)
-    assert all(score < found["threshold"] for score in judgement.scores[~judgement.flagged] if len(flagged) and not math.isnan(score))
-    assert found["verdict"] in ("CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE") and found["reasons"]
+    assert found.flagged == judgement.flagged.sum() and found.unscored == sum(map(math.isnan, benchmark))
+    np.testing.assert_array_equal(judgement.scores > found.threshold, judgement.flagged)  # NaN is above nothing
+    assert found.reasons and Verdict.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_interval_of_the_rate_is_drawn_with_the_parameters() -> None:
+    scored, entry = table(both(MIXED)), audit()
+    few = CALIBRATE.model_copy(update={"bootstrap": 100})
+    other = CALIBRATE.model_copy(update={"seed": 1})
+    away = DECISION.model_copy(update={"storey_lambda": 0.8})
+    asked = [(DECISION, CALIBRATE), (DECISION, few), (DECISION, other), (away, CALIBRATE)]
+    rates = [judge("a", entry, scored, detector(), *each).verdict.contamination_rate for each in asked]
+    assert rates[0].estimate == rates[1].estimate == rates[2].estimate != rates[3].estimate
+    assert rates[0] != rates[1] != rates[2] != rates[0]

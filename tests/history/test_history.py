@@ -28,10 +28,19 @@ def add(*outcomes: Outcome) -> list[Outcome]:
 
 def test_what_was_added_is_there_when_it_is_read_again(workspace: Path) -> None:
     rate = {"estimate": 0.4, "low": 0.2, "high": 0.6}
-    first, second = add(outcome(rate=rate, p_value=0.001), outcome("NO EVIDENCE", "models/b"))
+    first, second = add(outcome(contamination_rate=rate, p_value=0.001), outcome("NO EVIDENCE", "models/b"))
     assert History().outcomes == [first, second]
     assert first.id and second.id and first.id != second.id
-    assert first.rate is not None and first.rate.high == 0.6
+    assert first.contamination_rate is not None and first.contamination_rate.high == 0.6
+
+
+def test_a_line_of_an_older_tbd_is_read(workspace: Path) -> None:
+    add(outcome(contamination_rate={"estimate": 0.4, "low": 0.2, "high": 0.6}))
+    file = Path("audits/history.jsonl")
+    file.write_text(file.read_text().replace('"contamination_rate"', '"rate"').replace('"transient"', '"passing"'))
+    (read,) = History().outcomes
+    assert read.contamination_rate is not None and read.contamination_rate.estimate == 0.4
+    assert webhook.body(read)["data"]["contamination_rate"]["high"] == 0.6
 
 
 def test_the_same_verdict_is_one_line_another_state_is_another(workspace: Path) -> None:
@@ -171,8 +180,8 @@ def test_a_delivery_is_due_before_its_outcome_is_in_the_history(workspace: Path)
 
 def test_the_message_has_no_bookkeeping_in_it() -> None:
     rate = {"estimate": 0.4, "low": 0.2, "high": 0.6}
-    body = webhook.body(outcome(id="abc", rate=rate, p_value=0.00123, version="v"))
+    body = webhook.body(outcome(id="abc", contamination_rate=rate, p_value=0.00123, version="v"))
     assert body["type"] == "tbd.contaminated" and body["timestamp"] == "2026-11-23T00:00:00Z"
-    assert body["text"] == "CONTAMINATED: a on aime: contaminated share 40% [20%, 60%], p = 0.0012."
-    assert body["data"]["rate"] == rate and body["data"]["audit"] == "a-aime"
+    assert body["text"] == "CONTAMINATED: a on aime: contamination rate 40% [20%, 60%], p = 0.0012."
+    assert body["data"]["contamination_rate"] == rate and body["data"]["audit"] == "a-aime"
     assert not {"version", "time", "git_commit"} & body["data"].keys()

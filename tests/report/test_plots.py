@@ -30,7 +30,7 @@ PNG: dict[str, Callable[[Path], Path]] = {
 }
 HTML: dict[str, Callable[[Path], Path]] = {
     "audit": lambda path: plots.interactive_audit(path, IDS, BENCHMARK, P, UNSEEN, LABELS, -0.16, 0.05, "tbd(m=100)"),
-    "roc": lambda path: plots.interactive_roc(path, CURVES, 0.05, {"alone": [np.inf, 3, 2, 1]}),
+    "roc": lambda path: plots.interactive_roc(path, CURVES, 0.05),
 }
 
 

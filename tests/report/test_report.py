@@ -1,6 +1,5 @@
 """The report: everything said for every verdict, nothing believed of what it is given, the same bytes every time."""
 
-import copy
 import math
 import re
 from html.parser import HTMLParser
@@ -9,80 +8,23 @@ from typing import Any
 
 import pytest
 
+from tbd.detection.results import Detector, Verdict
 from tbd.report import audit as report
 from tbd.report import plots, text
+from tests import results
+from tests.results import LABELLED, detector
 
 HOSTILE = '<script>alert("1")</script>\' onload="x" {{ 7*7 }} \u202egnp.exe\u202c \x00\x1b[31m \ud800 <img src=http://evil.example/x>'
 
 
-def choice(**changes: Any) -> dict[str, Any]:
-    found = {"method": "tbd", "id": "tbd(m=100)", "parameters": {"m": 100}, "auc": 0.924, "auc_low": 0.853, "auc_high": 0.962}
-    return found | changes
-
-
-def detector() -> dict[str, Any]:
-    return {
-        "version": "0123456789ab",
-        "fpr": 0.05,
-        "confidence": 0.95,
-        "reference": "reference",
-        "choices": {"alone": choice(), "with_base": None},
-        "warnings": [],
-    }
-
-
-def verdict(kind: str = "CONTAMINATED", **changes: Any) -> dict[str, Any]:
-    found = {
-        "audit": "release-7",
-        "verdict": kind,
-        "reasons": ["The first reason.", "The second reason."],
-        "warnings": [],
-        "checkpoint": "checkpoints/release-7",
-        "checkpoint_fingerprint": "c" * 64,
-        "base": "checkpoints/base",
-        "base_fingerprint": "b" * 64,
-        "benchmark": {"name": "maths", "md5": "1" * 32, "n": 80},
-        "unseen": {"name": "maths-fresh", "md5": "2" * 32, "n": 79},
-        "detector": {"method": "tbd", "id": "tbd(m=100)", "parameters": {"m": 100}, "version": "0123456789ab", "choice": "alone"},
-        "fpr": 0.05,
-        "level": 0.05,
-        "confidence": 0.95,
-        "threshold": -0.151,
-        "flagged": 2,
-        "discoveries": 1,
-        "unscored": 0,
-        "rate": {"estimate": 0.4875, "low": 0.35, "high": 0.6},
-        "p_value": 1.3e-9,
-        "power": 0.7,
-        "power_low": 0.53,
-        "power_high": 0.83,
-        "power_reference": {"audit": "reference", "same_base": True},
-        "exchangeability": 0.42,
-        "generation": {
-            "engine": "transformers",
-            "engine_version": "5.20.0",
-            "torch_version": "2.9.0",
-            "device": "cpu",
-            "dtype": "bfloat16",
-            "max_new_tokens": 100,
-            "batch_size": 64,
-        },
-    }
-    return copy.deepcopy(found) | changes
-
-
-LABELLED = {
-    "auc": 0.931,
-    "auc_low": 0.86,
-    "auc_high": 0.97,
-    "tpr_at_fpr": 0.7,
-    "tpr_low": 0.55,
-    "tpr_high": 0.82,
-    "fpr_observed": 0.025,
-    "members": 40,
-    "others": 40,
-    "questions": "evaluation half",
+SETS = {
+    "benchmark": {"name": "maths", "md5": "1" * 32, "n": 80},
+    "unseen": {"name": "maths-fresh", "md5": "2" * 32, "n": 79},
 }
+
+
+def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
+    return results.verdict(kind, **SETS | {"flagged": 2, "discoveries": 1} | changes)
 
 
 def row(number: int, *, p: float = 0.5, flagged: bool = False, label: int | None = None, text: str = "How many?", score: float = -0.2):
@@ -127,7 +69,7 @@ class Page(HTMLParser):
             self.pieces.append(data)
 
 
-def shown(v: dict[str, Any], questions: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
+def shown(v: Verdict, questions: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
     return Page(report.render(v, kwargs.pop("detector", detector()), rows() if questions is None else questions, kwargs)).text
 
 
@@ -160,7 +102,8 @@ def test_headline_numbers() -> None:
 def test_how_to_re_run_it() -> None:
     page = shown(verdict(audit="a b"))
     assert "tbd verify 'a b'" in page and "dvc repro 'verdict@a b'" in page
-    for value in ("c" * 64, "b" * 64, "1" * 32, "2" * 32, "0123456789ab", "bfloat16", "transformers 5.20.0"):
+    made = "transformers 5.23.0 with torch 2.13.0"
+    for value in ("c" * 64, "b" * 64, "1" * 32, "2" * 32, "0123456789ab", "bfloat16", made):
         assert value in page
 
 
@@ -170,13 +113,14 @@ def test_the_known_and_the_missing_base() -> None:
 
 
 def test_power_not_known() -> None:
-    page = shown(verdict("INCONCLUSIVE", power=None, power_low=None, power_high=None, power_reference=None))
+    page = shown(verdict("INCONCLUSIVE", power=None))
     assert "Power not known" in page and "tbd distill" in page
 
 
 @pytest.mark.parametrize(("same", "words"), [(False, "from another base model"), (None, "is not known")])
 def test_power_from_another_base_is_said_beside_the_figure(same: bool | None, words: str) -> None:
-    page = shown(verdict(power_reference={"audit": "reference", "same_base": same}))
+    power = {"estimate": 0.7, "low": 0.53, "high": 0.83, "audit": "reference", "same_base": same}
+    page = shown(verdict(power=power))
     card = page[page.index("Power 70%") : page.index("Why")]
     assert words in card and "may not carry over" in card
     assert "tbd distill" in page
@@ -194,7 +138,7 @@ def test_labels_show_the_truth_and_the_labelled_figures() -> None:
     assert "0.0125 not a member" in page and "0.025 member" in page
     assert "1 of the 2 flagged questions are members" in page
     assert (
-        "0.931 (95% interval 0.860 to 0.970)" in page
+        "0.94 (95% interval 0.880 to 0.980)" in page
         and "the evaluation half of the labelled questions: 40 members and 40 others" in page
     )
     assert "chose the detector, and the figures below" not in page
@@ -223,30 +167,42 @@ def test_missing_scores_are_named_and_not_counted() -> None:
     assert "nan" not in page.lower().split()
 
 
-def test_missing_numbers_are_not_available() -> None:
-    empty = {"estimate": None, "low": None, "high": None}
-    page = shown(verdict("INCONCLUSIVE", rate=empty, p_value=None, threshold=None), [])
-    assert "Contamination rate not available" in page and "Benchmark p-value not available" in page
-    assert "None" not in page
+def test_what_is_not_known_is_not_shown() -> None:
+    less = {"power": None, "threshold": None, "base": None, "base_fingerprint": None, "exchangeability": None}
+    generation = results.GENERATION | {"torch_version": None}
+    page = shown(verdict("INCONCLUSIVE", **less, generation=generation), [])
+    assert "None" not in page and "torch" not in page and "which a score above" not in page
+
+
+def test_the_threshold_is_the_score_above_which_a_question_is_flagged() -> None:
+    assert "(conformal p-value at most 0.05, which a score above −0.120 has)" in shown(verdict())
+
+
+def test_found_and_false_alarms_on_the_labels() -> None:
+    page = shown(verdict(labelled=LABELLED), rows(label=True))
+    assert "Members found 70% (95% interval 55% to 82%)" in page and "False alarms 2.5% of the questions" in page
 
 
 def test_warnings_of_verdict_and_detector_once_each() -> None:
-    page = shown(verdict(warnings=["Few questions."]), detector=detector() | {"warnings": ["Few questions.", "Old torch."]})
+    page = shown(verdict(warnings=["Few questions."]), detector=detector(warnings=["Few questions.", "Old torch."]))
     assert page.count("Few questions.") == 1 and "Old torch." in page
     assert "Warnings" not in shown(verdict())
 
 
-def hostile() -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Every text that reaches a report, hostile."""
+def hostile() -> tuple[Verdict, Detector, list[dict[str, Any]]]:
+    """Every text that reaches a report, hostile. A file cannot hold a lone surrogate, and a model refuses it."""
 
-    def poison(value: Any, key: str = "") -> Any:
+    def poison(value: Any, text: str, key: str = "") -> Any:
         if isinstance(value, dict):
-            return {k: poison(v, k) for k, v in value.items()}
+            return {k: poison(v, text, k) for k, v in value.items()}
         if isinstance(value, list):
-            return [poison(v) for v in value]
-        return HOSTILE if isinstance(value, str) and key not in ("verdict", "choice") else value
+            return [poison(v, text) for v in value]
+        closed = key in ("verdict", "choice") or (key == "questions" and value == LABELLED["questions"])
+        return text if isinstance(value, str) and not closed else value
 
-    return poison(verdict(labelled=LABELLED, warnings=["w"])), poison(detector() | {"warnings": ["w"]}), poison(rows(label=True))
+    told, made = verdict(labelled=LABELLED, warnings=["w"]), detector(warnings=["w"])
+    ours = [poison(each.model_dump(), HOSTILE.replace("\ud800", "")) for each in (told, made)]
+    return Verdict.model_validate(ours[0]), Detector.model_validate(ours[1]), poison(rows(label=True), HOSTILE)
 
 
 def test_hostile_text_stays_text() -> None:

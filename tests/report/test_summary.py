@@ -2,9 +2,10 @@
 
 import pytest
 
-from tbd import records
+from tbd.detection.results import read_verdict
 from tbd.history import FAILED, WORKS
 from tbd.report import summary
+from tests import results
 from tests.outcomes import again, failure, verdict
 from tests.workspace import finished
 
@@ -12,34 +13,28 @@ from tests.workspace import finished
 @pytest.mark.slow
 def test_a_line_an_audit() -> None:
     workspace = finished()[0]
-    lines = summary.table([workspace.verdict("reference"), workspace.verdict("base")]).splitlines()
+    read = [read_verdict(workspace.root / f"audits/{audit}/verdict.json") for audit in ("reference", "base")]
+    lines = summary.table(read).splitlines()
     assert lines[0].split()[:3] == ["audit", "verdict", "flagged"] and len(lines) == 4
     assert lines[2].startswith("reference  CONTAMINATED") and lines[3].startswith("base       NO EVIDENCE") and "of 40" in lines[2]
 
 
-@pytest.mark.slow
 def test_what_is_not_known_is_not_made_up() -> None:
-    verdict = finished()[0].verdict("base") | {"power": None, "power_low": None, "power_high": None}
-    del verdict["labelled"]
-    row = summary.row(verdict)
-    assert row["power"] == "unknown" and row["AUC (labels)"] == ""
-    assert "AUC" not in summary.verdict_markdown(verdict)
+    found = results.verdict(power=None)
+    row = summary.row(found)
+    assert row["power"] == "unknown" and row["AUC (labels)"] == "" and row["contamination rate"] == "0.49 [0.35, 0.60]"
+    assert "AUC" not in summary.verdict_markdown(found)
 
 
-@pytest.mark.slow
 def test_markdown_for_prefect() -> None:
-    workspace = finished()[0]
-    text = summary.verdict_markdown(workspace.verdict("reference"))
-    assert text.startswith("# CONTAMINATED\n") and "`checkpoints/reference`" in text and "audits/reference/report.html" in text
-    detector = records.read_json(workspace.root / "detector/detector.json")
-    text = summary.detector_markdown(detector)
-    assert text.startswith(f"# Detector {detector['version']}") and "TPR at 5% FPR" in text and "checkpoint alone" in text
-    detector["choices"]["with_base"] = None
-    assert "checkpoint and base" not in summary.detector_markdown(detector)
-
-
-def test_an_interval() -> None:
-    assert summary.interval({"auc": 0.9412, "auc_low": 0.88, "auc_high": 0.98}, "auc") == "0.94 [0.88, 0.98]"
+    text = summary.verdict_markdown(results.verdict(labelled=results.LABELLED))
+    assert text.startswith("# CONTAMINATED\n") and "`checkpoints/release-7`" in text
+    assert "audits/release-7/report.html" in text and "| power | 0.70 [0.53, 0.83] |" in text
+    text = summary.detector_markdown(results.detector())
+    assert text.startswith("# Detector 0123456789ab") and "TPR at 5% FPR" in text and "checkpoint alone" in text
+    assert "checkpoint and base" not in text
+    both = {"alone": results.choice(), "with_base": results.choice(results.WITH_BASE)}
+    assert "checkpoint and base" in summary.detector_markdown(results.detector(choices=both))
 
 
 def test_what_stands_now_is_the_latest_of_every_place_and_benchmark() -> None:
@@ -71,7 +66,7 @@ def test_the_history_fits_the_terminal() -> None:
     table = summary.history_table([first, again(2, first), failure(3, reason="No room. " * 50), verdict(4, recovered=True)])
     lines = table.splitlines()
     assert max(map(len, lines)) == summary.WIDTH and len(lines) == 6
-    assert lines[0].split() == ["time", "checkpoint", "benchmark", "outcome", "contaminated", "share", "audit", "detail"]
+    assert " ".join(lines[0].split()) == "time checkpoint benchmark outcome contamination rate audit detail"
     assert lines[2].startswith("2026-11-23 09:30  …") and "step-100  maths" in lines[2] and "-xdeadbeef  p = 0.25" in lines[2]
     assert "0.38 [0.28, 0.50]" in lines[2]
     assert "same weights as aaa" in lines[3]

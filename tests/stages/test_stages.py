@@ -1,6 +1,6 @@
 """Stages called as functions, on the finished workspace's files: what they refuse, and what they leave behind."""
 
-import json
+import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from tbd import params, records, stages
+from tbd.detection.results import read_detector
 from tbd.errors import InputError, StageFailed
 from tbd.generation import engines
 from tbd.generation.engines.fake import FakeEngine
@@ -179,16 +180,21 @@ def test_an_empty_answer_has_no_score_and_is_counted_to_the_end(copy: Workspace)
 
 
 def test_the_detector_is_what_the_contract_says(copy: Workspace) -> None:
-    detector = records.read_json(DETECTOR)
-    assert detector["reference"] == "reference" and detector["fpr"] == 0.05 and len(detector["version"]) == 12
-    half = {"members": 10, "others": 10}
-    assert detector["questions"] == {"choice": half, "evaluation": half, "unscored": 0}
-    assert detector["provenance"]["benchmark"]["md5"] == records.md5(set_path("benchmark"))
-    for choice in detector["choices"].values():
-        assert choice["auc_low"] <= choice["auc"] <= choice["auc_high"]
-        assert choice["tpr_low"] <= choice["tpr_at_fpr"] <= choice["tpr_high"]
-        assert len(choice["member_p_values"]) == 10 and len(choice["negatives"]) == 40
-    json.dumps(detector, allow_nan=False)
+    detector = read_detector(DETECTOR)
+    assert detector.reference == "reference" and detector.fpr == 0.05 and len(detector.version) == 12
+    questions = detector.questions
+    assert (questions.choice.members, questions.choice.others, questions.unscored) == (10, 10, 0)
+    assert questions.evaluation == questions.choice
+    assert detector.provenance.benchmark.md5 == records.md5(set_path("benchmark"))
+    for choice in (detector.choices.alone, detector.choices.with_base):
+        assert choice is not None
+        assert choice.auc_low <= choice.auc <= choice.auc_high
+        assert choice.tpr_low <= choice.tpr_at_fpr <= choice.tpr_high
+        assert len(choice.member_p_values) == 10 and len(choice.negatives) == 40
+    rows = list(csv.DictReader((DETECTOR.parent / "methods.csv").open()))
+    assert {row["method"].split("(")[0]: row["with_base"] for row in rows} == {
+        "tbd": "False", "mean_logprob": "False", "logprob_ratio": "True"
+    }  # fmt: skip
 
 
 def test_a_reference_without_labels_or_with_too_few_cannot_calibrate(copy: Workspace) -> None:

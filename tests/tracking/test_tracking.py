@@ -20,27 +20,27 @@ from mlflow.entities import Run
 
 from tbd import scores
 from tbd.audits import Audit
+from tbd.detection import results
 from tbd.detection.decisions import conformal_p_values
 from tbd.errors import InputError
 from tbd.mlflow_store import TrackingDown, artifact_root, store
 from tbd.pipeline import templates
 from tbd.pipeline.lock_file import digest
-from tbd.records import VERDICT_QUESTIONS, write_json, write_table
+from tbd.records import VERDICT_QUESTIONS, write_table
 from tbd.scores.tokens import Tokens, pad
 from tbd.tracking import detector_model
 from tbd.tracking import history as tracking_history
 from tbd.tracking import runs as tracking
 from tbd.watch import outcomes
+from tests import results as made
 from tests.outcomes import failure, verdict
+from tests.results import ALONE, WITH_BASE
 from tests.servers import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mlflow_server")]
 MonkeyPatch = pytest.MonkeyPatch
-ALONE, WITH_BASE = "tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)", "logprob_ratio(m=8)"
 FINGERPRINT, TEMPLATE = "c" * 64, "7" * 16
 BENCHMARK, UNSEEN = {"name": "benchmark", "md5": "b" * 32, "n": 160}, {"name": "unseen", "md5": "c" * 32, "n": 120}
-GENERATION = {"engine": "transformers", "engine_version": "5.23", "torch_version": "2.13.0", "device": "cpu", "dtype": "bfloat16",
-              "max_new_tokens": 100, "batch_size": 64}  # fmt: skip
 
 
 def png(path: Path) -> None:
@@ -52,52 +52,36 @@ def png(path: Path) -> None:
     figure.savefig(path)
 
 
-def choice(identity: str, auc: float) -> dict:
-    method = scores.parse(identity)
-    return {
-        "method": method.name, "id": identity, "parameters": {"m": method.m, **dict(method.parameters)}, "threshold": -0.12,
-        "auc": auc, "auc_low": auc - 0.06, "auc_high": auc + 0.04, "tpr_at_fpr": 0.7, "tpr_low": 0.54, "tpr_high": 0.83,
-        "fpr_observed": 0.05, "power": 0.72, "power_low": 0.56, "power_high": 0.85,
-        "member_p_values": [0.01, 0.02], "negatives": np.linspace(-0.9, -0.1, 120).tolist(),
-    }  # fmt: skip
-
-
 def write_detector(workspace: Path, version: str = "0123456789ab", auc: float = 0.94) -> None:
-    provenance = {"checkpoint": "checkpoints/reference", "fingerprint": FINGERPRINT, "base": "checkpoints/base",
-                  "base_fingerprint": "d" * 64, "template": TEMPLATE, "vocabulary": "8" * 16,
-                  "benchmark": BENCHMARK, "unseen": UNSEEN, **GENERATION}  # fmt: skip
-    half = {"members": 40, "others": 40}
-    write_json(
-        workspace / "detector/detector.json",
-        {
-            "version": version, "fpr": 0.05, "confidence": 0.95, "reference": "reference", "provenance": provenance,
-            "choices": {"alone": choice(ALONE, 0.9), "with_base": choice(WITH_BASE, auc)},
-            "questions": {"choice": half, "evaluation": half, "unscored": 0}, "warnings": [],
-        },
-    )  # fmt: skip
+    choices = {"alone": made.choice(ALONE, 0.9), "with_base": made.choice(WITH_BASE, auc)}
+    provenance = made.provenance(fingerprint=FINGERPRINT, template=TEMPLATE)
+    results.write(
+        workspace / "detector/detector.json", made.detector(version=version, choices=choices, provenance=provenance)
+    )
     rows = [(ALONE, False, 0.91, 0.9), (WITH_BASE, True, 0.95, auc), ("min_k(m=50,k=0.2)", False, 0.8, 0.81)]
-    table = pd.DataFrame(rows, columns=["method", "needs_base", "auc_choice", "auc"])
+    table = pd.DataFrame(rows, columns=["method", "with_base", "auc_choice", "auc"])
     table.assign(auc_low=table.auc - 0.06, auc_high=table.auc + 0.04).to_csv(workspace / "detector/methods.csv", index=False)
-    (workspace / "detector/roc.csv").write_text("choice,fpr,tpr,threshold\nalone,0.0,0.0,0.5\nalone,1.0,1.0,-1.0\n")
+    (workspace / "detector/roc.csv").write_text("choice,fpr,tpr,lowest\nalone,0.0,0.0,0.5\nalone,1.0,1.0,-1.0\n")
 
 
 def write_verdict(workspace: Path, audit: str, verdict: str, rate: float) -> None:
     folder = workspace / "audits" / audit
-    write_json(
-        folder / "verdict.json",
-        {
-            "audit": audit, "verdict": verdict, "reasons": ["The benchmark as a whole scores as it does."], "warnings": ["A warning."],
-            "checkpoint": f"checkpoints/{audit}", "checkpoint_fingerprint": FINGERPRINT, "base": None, "base_fingerprint": None,
-            "benchmark": BENCHMARK, "unseen": UNSEEN,
-            "detector": {"method": "tbd", "id": ALONE, "parameters": {}, "version": "0123456789ab", "choice": "alone"},
-            "fpr": 0.05, "level": 0.05, "confidence": 0.95, "threshold": -0.12, "flagged": 33, "discoveries": 20, "unscored": 1,
-            "rate": {"estimate": rate, "low": max(0, rate - 0.13), "high": rate + 0.12}, "p_value": 1e-9,
-            "power": 0.72, "power_low": 0.56, "power_high": 0.85, "power_reference": {"audit": "reference", "same_base": True},
-            "exchangeability": None, "generation": GENERATION,
-            "labelled": {"auc": 0.94, "auc_low": 0.88, "auc_high": 0.98, "tpr_at_fpr": 0.7, "fpr_observed": 0.05, "members": 40,
-                         "others": 40, "questions": "evaluation half"},
-        },
-    )  # fmt: skip
+    found = made.verdict(
+        verdict,
+        audit=audit,
+        reasons=["The benchmark as a whole scores as it does."],
+        warnings=["A warning."],
+        checkpoint=f"checkpoints/{audit}",
+        checkpoint_fingerprint=FINGERPRINT,
+        base=None,
+        base_fingerprint=None,
+        contamination_rate={"estimate": rate, "low": max(0, rate - 0.13), "high": rate + 0.12},
+        p_value=1e-9,
+        exchangeability=None,
+        unscored=1,
+        labelled=made.LABELLED,
+    )
+    results.write(folder / "verdict.json", found)
     rng = np.random.default_rng(0)
     score = np.append(rng.normal(-0.4, 0.2, 159), np.nan)
     p = conformal_p_values(score, np.linspace(-0.9, -0.1, 120))
@@ -186,7 +170,10 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
     assert run.data.metrics["contamination_rate"] == 0.48
     assert run.data.metrics["contamination_rate_low"] == 0.35
     assert (run.data.metrics["auc"], run.data.metrics["auc_low"], run.data.metrics["p_value"]) == (0.94, 0.88, 1e-9)
-    assert "exchangeability" not in run.data.metrics  # None is left out
+    metrics = run.data.metrics
+    assert (metrics["power"], metrics["power_low"], metrics["threshold"]) == (0.7, 0.53, -0.12)
+    assert (metrics["members_flagged"], metrics["others_flagged"]) == (0.7, 0.025)
+    assert not {"exchangeability", "tpr_at_fpr"} & set(metrics)  # None is left out, and a ROC is the detector's
     assert (run.data.params["many.p119"], run.data.params["score.methods.tbd.m"]) == ("119", "[20, 50]")
     assert (run.data.params["detector"], run.data.params["engine"], run.data.params["fpr"]) == (ALONE, "transformers", "0.05")
     tags = run.data.tags
@@ -211,6 +198,8 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
 def test_a_calibration_carries_every_method_and_both_choices(workspace: Path, client: MlflowClient) -> None:
     run = client.get_run(tracking.record_calibration())
     assert run.info.run_name == "logprob_ratio(m=8) AUC 0.94 [0.88, 0.98]"
+    assert run.data.metrics["tpr_at_fpr"] == 0.7 and run.data.metrics["others_flagged"] == 0.05
+    assert run.data.params["fingerprint"] == FINGERPRINT and run.data.params["torch_version"] == "2.13.0"
     assert (run.data.metrics["auc"], run.data.metrics["with_base.auc"], run.data.metrics["alone.auc"]) == (0.94, 0.94, 0.9)
     assert run.data.tags["mlflow.note.content"].startswith("**AUC 0.94 [0.88, 0.98]** for `logprob_ratio(m=8)`")
     assert {one.tags[0].value: one.dataset.name for one in run.inputs.dataset_inputs} == {
@@ -289,7 +278,7 @@ def test_a_number_that_is_not_finite_is_refused(workspace: Path, value: str) -> 
     path = workspace / "audits/base/verdict.json"
     path.write_text(path.read_text().replace('"threshold": -0.12', f'"threshold": {value}'))
     lock(workspace)
-    with pytest.raises(InputError, match=r"audits/base/verdict.json: threshold is (inf|nan)"):
+    with pytest.raises(InputError, match=r"audits/base/verdict.json: threshold: Input should be a finite number"):
         tracking.record_check("base")
 
 
@@ -337,7 +326,7 @@ def test_the_registered_detector_scores_as_the_package_does(workspace: Path, cli
 
 def test_a_new_version_only_for_a_new_detector_and_the_alias_follows(workspace: Path, client: MlflowClient) -> None:
     tracking.record_calibration()
-    (workspace / "detector/roc.csv").write_text("choice,fpr,tpr,threshold\n")  # another state, the same detector
+    (workspace / "detector/roc.csv").write_text("choice,fpr,tpr,lowest\n")  # another state, the same detector
     lock(workspace)
     tracking.record_calibration()
 

@@ -1,0 +1,326 @@
+"""What detection finds, as it is written: `detector.json` is a `Detector`, `verdict.json` a `Verdict`, field by field.
+
+Everything that reads the two files takes these models. A key that is not known is refused, and so is NaN: what is not
+known is None. `python -m tbd.detection.results` prints the JSON schema of a verdict: docs/verdict.schema.json.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tbd.errors import InputError
+from tbd.records import read_json, write_json
+
+SCHEMA = 1
+"""goes up when a field gets another name or another meaning"""
+Ruling = Literal["CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE"]
+
+
+class Result(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class QuestionSet(Result):
+    """Which questions were asked."""
+
+    name: str
+    """of the file in data/sets"""
+    md5: str
+    """hex MD5 of the file, as DVC records it"""
+    n: int
+    """questions in it"""
+
+
+class Estimate(Result):
+    """A share with its interval at `confidence`."""
+
+    estimate: float
+    """in [0, 1]"""
+    low: float
+    """lower end, in [0, 1]"""
+    high: float
+    """upper end, in [0, 1]"""
+
+
+class Power(Estimate):
+    """Share of the reference's held-out members that the detector flags at the audit's `fpr`; higher = misses less."""
+
+    audit: str
+    """the reference it was measured on"""
+    same_base: bool | None
+    """whether the reference was distilled from the model that the checkpoint was made from, or is; None: not known"""
+
+
+class Generation(Result):
+    """How the answers were made. An engine may add what else can change its numbers."""
+
+    model_config = ConfigDict(extra="allow")
+
+    engine: str
+    """its name in params.yaml"""
+    engine_version: str
+    """version of the engine, or of the library behind it"""
+    torch_version: str | None = None
+    """None: an engine without torch"""
+    device: str
+    """kind of device, such as cpu or cuda"""
+    dtype: str
+    """of the computation: bfloat16, float16 or float32"""
+    template: str
+    """digest of the chat template"""
+    vocabulary: str
+    """digest of the tokenizer's vocabulary: two models with the same one can be compared token by token"""
+    decoding: str
+    """how the next token is chosen: greedy"""
+    end_token: str
+    """included: the end token, where the model gave one, is scored like any other"""
+    max_new_tokens: int
+    """tokens of an answer at most"""
+    batch_size: int
+    """answers made at a time"""
+
+
+class Provenance(Generation):
+    """What the detector was chosen on: the reference audit's checkpoint, questions and answers."""
+
+    checkpoint: str
+    """folder of the reference checkpoint"""
+    fingerprint: str
+    """of the reference checkpoint: hex SHA-256"""
+    base: str | None
+    """folder of the model it was distilled from; None: none was given"""
+    base_fingerprint: str | None
+    """of that model: hex SHA-256; None: none was given"""
+    benchmark: QuestionSet
+    """the labelled questions"""
+    unseen: QuestionSet
+    """questions the reference cannot have seen"""
+
+
+class Choice(Result):
+    """A chosen method, measured on the labelled questions that did not choose it; intervals at `confidence`."""
+
+    method: str
+    """its name in params.yaml"""
+    id: str
+    """name and parameters in one text, such as tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)"""
+    parameters: dict[str, Any]
+    """by name; m: tokens of an answer looked at"""
+    auc_choice: float
+    """area under the ROC curve on the half that chose, in [0, 1]; no estimate: the best of many is best by luck too"""
+    auc: float
+    """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing"""
+    auc_low: float
+    """lower end of its interval (DeLong)"""
+    auc_high: float
+    """upper end"""
+    tpr_at_fpr: float
+    """of the ROC curve: the largest share of members found where at most a share `fpr` of the others is; in [0, 1]"""
+    tpr_low: float
+    """lower end of its interval (bootstrap)"""
+    tpr_high: float
+    """upper end"""
+    tpr_paper_convention: float
+    """the same curve read as the script of arXiv 2510.04850 does, for comparison; in [0, 1]"""
+    threshold: float | None
+    """a question of the reference is flagged if its score is strictly above it; None: none can be at this `fpr`"""
+    power: float
+    """share of the members that are flagged at `fpr`, in [0, 1]; higher = misses less"""
+    power_low: float
+    """lower end of its interval (Clopper-Pearson)"""
+    power_high: float
+    """upper end"""
+    others_flagged: float
+    """share of the other questions that are flagged at `fpr`, in [0, 1]; lower = fewer false alarms"""
+    member_p_values: list[float]
+    """conformal p-values of the members, ascending, in (0, 1]: power at any other `fpr`"""
+    negatives: list[float]
+    """scores of the reference's unseen questions, ascending: what those p-values compare with"""
+
+
+class Choices(Result):
+    """The best method by what it needs."""
+
+    alone: Choice
+    """among the methods that need the checkpoint's log-probs alone"""
+    with_base: Choice | None
+    """among all methods, those that need the base model's log-probs included; None: no such method was tried"""
+
+
+class Counts(Result):
+    """Labelled questions."""
+
+    members: int
+    """labelled 1"""
+    others: int
+    """labelled 0"""
+
+
+class LabelledQuestions(Result):
+    """The reference's labelled questions and what they were used for."""
+
+    choice: Counts
+    """the half that chose the methods"""
+    evaluation: Counts
+    """the other half, which everything else was measured on"""
+    unscored: int
+    """questions of either half to which a chosen method gives no score; left out"""
+
+
+class Detector(Result):
+    """`detector.json`: the methods chosen on the reference audit, and how good they are there."""
+
+    schema_version: int = SCHEMA
+    """of this file's fields"""
+    version: str
+    """of this detector: the first 12 hex digits of the SHA-256 of everything else here"""
+    fpr: float
+    """share of unseen questions flagged at most, in (0, 1)"""
+    confidence: float
+    """of every interval, in (0, 1)"""
+    reference: str
+    """name of the audit it was chosen on"""
+    seed: int
+    """which questions chose and which measured: see `calibration.halves`"""
+    provenance: Provenance
+    """what it was chosen on"""
+    choices: Choices
+    """the chosen methods"""
+    questions: LabelledQuestions
+    """how many questions chose and measured"""
+    warnings: list[str]
+    """what a reader must know, one line each"""
+
+
+class DetectorUsed(Result):
+    """Which method of which detector an audit was scored with."""
+
+    version: str
+    """of the detector"""
+    choice: Literal["alone", "with_base"]
+    """which of its choices"""
+    method: str
+    """as in the choice"""
+    id: str
+    """as in the choice"""
+    parameters: dict[str, Any]
+    """as in the choice"""
+
+
+class Labelled(Result):
+    """How right the scores were, where the benchmark says which questions are members; intervals at `confidence`."""
+
+    questions: Literal["all", "evaluation half"]
+    """which of the labelled questions with a score count; half of them where the others chose the detector"""
+    members: int
+    """of them, labelled 1"""
+    others: int
+    """of them, labelled 0"""
+    auc: float
+    """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing"""
+    auc_low: float
+    """lower end of its interval (DeLong)"""
+    auc_high: float
+    """upper end"""
+    members_flagged: float
+    """share of the members that are flagged, in [0, 1]; higher = misses less"""
+    members_flagged_low: float
+    """lower end of its interval (Clopper-Pearson)"""
+    members_flagged_high: float
+    """upper end"""
+    others_flagged: float
+    """share of the others that are flagged, in [0, 1]; lower = fewer false alarms"""
+
+
+class Verdict(Result):
+    """`verdict.json`: was the benchmark in the data that the checkpoint was distilled on, and how sure is that."""
+
+    schema_version: int = SCHEMA
+    """of this file's fields"""
+    audit: str
+    """its name"""
+    verdict: Ruling
+    """NO EVIDENCE: nothing was found by a detector that would have found it; INCONCLUSIVE: the audit cannot tell"""
+    reasons: list[str]
+    """why, one sentence each"""
+    warnings: list[str]
+    """what a reader must know, one line each"""
+    checkpoint: str
+    """folder of the audited checkpoint"""
+    checkpoint_fingerprint: str
+    """hex SHA-256"""
+    base: str | None
+    """folder of the model it was distilled from; None: none was given"""
+    base_fingerprint: str | None
+    """hex SHA-256; None: none was given"""
+    benchmark: QuestionSet
+    """the questions under suspicion"""
+    unseen: QuestionSet
+    """questions of the same kind that the checkpoint cannot have seen"""
+    detector: DetectorUsed
+    """what scored the answers"""
+    fpr: float
+    """a question is flagged at a conformal p-value <= fpr; in (0, 1): the share of unseen questions flagged at most"""
+    level: float
+    """highest probability of CONTAMINATED on a benchmark that was not in the data, in (0, 1)"""
+    confidence: float
+    """of every interval, in (0, 1)"""
+    threshold: float | None
+    """a question is flagged if its score is strictly above it (by this audit's unseen questions); None: none is"""
+    flagged: int
+    """questions of the benchmark with a score above the threshold"""
+    discoveries: int
+    """questions rejected by Benjamini-Hochberg at half the level: at most that share of them is expected to be false"""
+    unscored: int
+    """questions of the benchmark without a score, left out of everything"""
+    contamination_rate: Estimate
+    """share of the benchmark that unseen questions cannot explain (Storey), a lower estimate; interval by bootstrap"""
+    p_value: float
+    """of "the benchmark as a whole scores no higher than unseen questions", in [0, 1]; small = contaminated"""
+    power: Power | None
+    """None: the reference cannot tell it at this `fpr`"""
+    exchangeability: float | None
+    """p-value of "the base model scores both sets alike", in [0, 1]; small = the sets differ anyway; None: no base"""
+    generation: Generation
+    """how the checkpoint's answers were made"""
+    labelled: Labelled | None
+    """None: not every question has a label, or all that have a score have the same"""
+
+
+Model = TypeVar("Model", bound=Result)
+
+
+def read_verdict(path: Path) -> Verdict:
+    """A `verdict.json`. Raises InputError if it is missing, broken or of another version."""
+    return _read(path, Verdict)
+
+
+def read_detector(path: Path) -> Detector:
+    """A `detector.json`. Raises InputError if it is missing, broken or of another version."""
+    return _read(path, Detector)
+
+
+def write(path: Path, result: Verdict | Detector) -> None:
+    """Write `verdict.json` or `detector.json` in one piece: the same result gives the same bytes."""
+    write_json(path, result.model_dump(mode="json"))
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    tree = read_json(path)
+    schema = tree.get("schema_version", 0) if isinstance(tree, dict) else SCHEMA
+    if isinstance(schema, int) and schema != SCHEMA:
+        if schema < SCHEMA:
+            raise InputError(f"{path}: schema_version: made by an older tbd, run `dvc repro` again.")
+        raise InputError(f"{path}: schema_version: made by a newer tbd (schema {schema}), update this one.")
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {where + ': ' if where else ''}{first['msg']}.") from None
+
+
+if __name__ == "__main__":
+    print(json.dumps(Verdict.model_json_schema(), indent=2))
