@@ -1,8 +1,9 @@
 """What a look costs with many audits: `python -m benchmarks.audits`.
 
-Two workspaces on the fake engine, in which generating costs nothing: one where few audits were judged before, one where many were. In
-each, alternating: `tbd watch` with nothing new, and with one new checkpoint. What counts is the difference between the workspaces.
-The old audits are one real audit, repeated under other names in the history and in folders of its own.
+Two workspaces on the fake engine, in which generating costs nothing: one where few audits were judged before, one where
+many were. In each, alternating: `tbd watch` with nothing new, and with one new checkpoint. What counts is the
+difference between the workspaces. The old audits are one real audit, repeated under other names in the history and in
+folders of its own.
 """
 
 import argparse
@@ -87,10 +88,16 @@ def main() -> None:
                 fake_checkpoint(workspace.root / INCOMING / f"new-{number}", f"something new {number}")
                 time.sleep(2)  # it has settled
                 took[count] = timed(workspace)
-                print(f"round {number}, {count} audits: nothing new {nothing:.1f} s, one new {took[count]:.1f} s", flush=True)
+                print(
+                    f"round {number}, {count} audits: nothing new {nothing:.1f} s, one new {took[count]:.1f} s",
+                    flush=True,
+                )
             more.append(took[options.many] - took[options.few])
     spread = f"{min(more):.1f} to {max(more):.1f}"
-    print(f"one new takes {statistics.median(more):.1f} s more with {options.many} audits than with {options.few} ({spread})")
+    print(
+        f"one new takes {statistics.median(more):.1f} s more with {options.many} audits than with "
+        f"{options.few} ({spread})"
+    )
 
 
 if __name__ == "__main__":

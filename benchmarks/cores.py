@@ -1,7 +1,7 @@
 """Generation on cores that are shared: `python -m benchmarks.cores`, after `make demo`.
 
-How the threads of a matrix product wait for each other: `spinning`, as OpenMP does by itself, and `asleep`, as tbd asks for. Each
-alone, and beside one other process that keeps one core busy; alternating, each in a process of its own.
+How the threads of a matrix product wait for each other: `spinning`, as OpenMP does by itself, and `asleep`, as tbd asks
+for. Each alone, and beside one other process that keeps one core busy; alternating, each in a process of its own.
 """
 
 import argparse
@@ -45,7 +45,10 @@ def main() -> None:
         start = time.perf_counter()
         print(run() / (time.perf_counter() - start))
         return
-    print(f"{options.questions} questions, {psutil.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}", flush=True)
+    print(
+        f"{options.questions} questions, {psutil.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        flush=True,
+    )
     speeds: dict[tuple[str, bool], list[float]] = {}
     for number in range(1, options.rounds + 1):
         for policy in POLICIES:
@@ -54,8 +57,13 @@ def main() -> None:
                 where = "beside a busy process" if beside else "alone"
                 print(f"round {number}, {policy}, {where}: {speeds[policy, beside][-1]:.0f} tokens/s", flush=True)
     for beside, where in ((False, "alone"), (True, "beside a busy process")):
-        ratios = [asleep / spinning for asleep, spinning in zip(speeds["asleep", beside], speeds["spinning", beside], strict=True)]
-        print(f"{where}: asleep {statistics.median(ratios):.2f} times spinning ({min(ratios):.2f} to {max(ratios):.2f})")
+        ratios = [
+            asleep / spinning
+            for asleep, spinning in zip(speeds["asleep", beside], speeds["spinning", beside], strict=True)
+        ]
+        print(
+            f"{where}: asleep {statistics.median(ratios):.2f} times spinning ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":

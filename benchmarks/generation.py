@@ -1,8 +1,9 @@
 """Generation against the plain script, side by side: `make bench`, after `make demo`.
 
-The plain script is what one would write first: `model.generate(output_scores=True)`, batch 16, left padding. Both answer the same
-questions with the same checkpoint, alternating in one process; what counts is the ratio of the two speeds. Memory is the peak above
-what the loaded weights take, each in a process of its own. Between the two: the engine without its packed weights (`PackedLinear`).
+The plain script is what one would write first: `model.generate(output_scores=True)`, batch 16, left padding. Both
+answer the same questions with the same checkpoint, alternating in one process; what counts is the ratio of the two
+speeds. Memory is the peak above what the loaded weights take, each in a process of its own. Between the two: the engine
+without its packed weights (`PackedLinear`).
 """
 
 import argparse
@@ -41,7 +42,9 @@ def plain(model: Any, tokenizer: Any, ends: frozenset[int], prompts: list[Prompt
         batch = [list(prompt) for prompt in prompts[start : start + PLAIN_BATCH]]
         padded = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            out = model.generate(**padded, max_new_tokens=new, do_sample=False, output_scores=True, return_dict_in_generate=True)
+            out = model.generate(
+                **padded, max_new_tokens=new, do_sample=False, output_scores=True, return_dict_in_generate=True
+            )
             answers = out.sequences[:, padded["input_ids"].shape[1] :]
             torch.stack(out.scores, 1).float().log_softmax(-1).gather(2, answers[..., None])
         for row in answers.tolist():
@@ -76,7 +79,10 @@ def runner(kind: str, count: int) -> Callable[[], int]:
     """Load what `kind` needs and nothing else; calling the result answers `count` questions and returns the tokens."""
     p = params.load().generate
     prompter = Prompter(CHECKPOINT, p.max_new_tokens)
-    prompts = [prompter(question) for question in records.read_table(QUESTIONS, records.QUESTIONS)["question"].to_pylist()[:count]]
+    prompts = [
+        prompter(question)
+        for question in records.read_table(QUESTIONS, records.QUESTIONS)["question"].to_pylist()[:count]
+    ]
     if kind != "plain":
         with mock.patch.object(engine_module, "pack") if kind == "unpacked" else nullcontext():
             engine = TransformersEngine(CHECKPOINT, p.device, p.dtype, p.max_new_tokens)
@@ -93,7 +99,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     options = parser.parse_args()
     device = choose_device(params.load().generate.device)
-    print(f"{options.questions} questions, {device}, {psutil.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}")
+    print(
+        f"{options.questions} questions, {device}, {psutil.cpu_count()} cores, {platform.machine()}, torch "
+        f"{torch.__version__}"
+    )
     runs = {kind: runner(kind, options.questions) for kind in ("plain", "unpacked", "ours")}
     ratios, packing = [], []
     for number in range(1, options.rounds + 1):
@@ -118,7 +127,9 @@ def main() -> None:
         peaks[kind] = queue.get()
         process.join()
     ratio = peaks["ours"] / peaks["plain"]
-    print(f"peak memory above the weights: plain {peaks['plain']:.0f} MB, tbd {peaks['ours']:.0f} MB, ratio {ratio:.2f}")
+    print(
+        f"peak memory above the weights: plain {peaks['plain']:.0f} MB, tbd {peaks['ours']:.0f} MB, ratio {ratio:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Does the demo come out the same with other questions and another training? `python -m benchmarks.seeds`: as long as that many demos.
+"""Does the demo come out the same with other questions and another training? `python -m benchmarks.seeds`: as long as
+that many demos.
 
-Each seed draws other question sets and trains another reference, in a workspace of its own, by `dvc repro` as it stands. AUC and power
-are the detector's, on the half of the labelled questions that did not choose it.
+Each seed draws other question sets and trains another reference, in a workspace of its own, by `dvc repro` as it
+stands. AUC and power are the detector's, on the half of the labelled questions that did not choose it.
 """
 
 import argparse

@@ -34,12 +34,13 @@ def check(
     """Audit one checkpoint on one benchmark: was it distilled on these questions? Returns the name of the audit.
 
     Args:
-        checkpoint: A folder with safetensors, config and tokenizer on the machine that runs this, a hub id with its revision
+        checkpoint: A folder with safetensors, config and tokenizer on the machine that runs this, a hub id with its
+        revision
             (org/name@revision), or models:/NAME/VERSION.
         benchmark: The question set that the checkpoint is graded on. `tbd import` adds one.
         unseen: A question set of the same kind that the checkpoint cannot have seen.
-        base: What the checkpoint was distilled from, in the same forms. It finds more, and checks that the two sets are alike.
-        audit: Name of the audit; made of the checkpoint and the benchmark if left empty.
+        base: What the checkpoint was distilled from, in the same forms. It finds more, and checks that the two sets are
+        alike. audit: Name of the audit; made of the checkpoint and the benchmark if left empty.
         fpr: A question is flagged at this false-positive rate; decision.fpr of params.yaml if left empty.
     """
     with workspace(get_run_logger().info, math.inf):
@@ -62,8 +63,9 @@ def check_all(names: list[str]) -> None:
 def judge(name: str, entry: Audit, found: Found | None = None) -> None:
     """Register an audit, run its stages, put its outcome into the history. Raises what stopped it.
 
-    The folder of one that is refused goes again: a checkpoint that cannot be audited is no audit. One that broke stays, to go on
-    when it is asked for again; among those that a look finds (`found`: where it was seen) it goes too, lest it hold up the others.
+    The folder of one that is refused goes again: a checkpoint that cannot be audited is no audit. One that broke stays,
+    to go on when it is asked for again; among those that a look finds (`found`: where it was seen) it goes too, lest it
+    hold up the others.
     """
     added = name not in audits.names()
     if added:
@@ -79,7 +81,8 @@ def judge(name: str, entry: Audit, found: Found | None = None) -> None:
 
 
 def _noted(name: str, found: Found | None) -> None:
-    """Into the history; and recorded in MLflow even if it stood there before, in another clone or with another store."""
+    """Into the history; and recorded in MLflow even if it stood there before, in another clone or with another
+    store."""
     outcome = add(outcomes.verdict(name, found or _last_seen(name)))
     outbox.due(outcome.id, ["mlflow"])
 

@@ -1,4 +1,5 @@
-"""Telling: every outcome goes to MLflow, to Prefect's artifacts and to whom params.yaml names, to each until it has arrived.
+"""Telling: every outcome goes to MLflow, to Prefect's artifacts and to whom params.yaml names, to each until it has
+arrived.
 
 Who is away is asked again at the next look: no audit waits for that, and no outcome is lost.
 """
@@ -72,7 +73,9 @@ def _refused(outcome: Outcome, to: str, patient: bool) -> bool:
         outbox.done(outcome.id, to)
         return False
     fault = state.result(raise_on_failure=False)
-    logger().warning("%s: not told of %s: %s It stays due.", to, plain(outcome.checkpoint), " ".join(str(fault).split()))
+    logger().warning(
+        "%s: not told of %s: %s It stays due.", to, plain(outcome.checkpoint), " ".join(str(fault).split())
+    )
     return isinstance(fault, TransientFault)
 
 
@@ -104,7 +107,9 @@ def record(outcome: Outcome) -> None:
             return
         try:
             run = runs.record_check(outcome.audit)
-        except InputError as error:  # parameters that changed since, files that another process is writing: another time
+        except (
+            InputError
+        ) as error:  # parameters that changed since, files that another process is writing: another time
             raise TransientFault(str(error)) from None
     mlflow_history.tag_version(outcome.origin, outcome, run, Path())
     logger().info("recorded in MLflow: %s", run)

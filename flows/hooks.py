@@ -1,4 +1,5 @@
-"""What happens when a scheduled flow fails or works again: it goes into the history and is told like any other outcome."""
+"""What happens when a scheduled flow fails or works again: it goes into the history and is told like any other
+outcome."""
 
 from typing import Any
 
@@ -14,7 +15,8 @@ from tbd.watch.outcomes import other
 def failed(flow: Flow[Any, Any], run: FlowRun, state: State) -> None:
     """`on_failure`, of a deployment: who runs a command by hand sees how it ends.
 
-    That Prefect's own server was away, or that the run was killed, says nothing of the flow: the next run goes on where it stopped.
+    That Prefect's own server was away, or that the run was killed, says nothing of the flow: the next run goes on where
+    it stopped.
     """
     if run.deployment_id is not None and not isinstance(state.result(raise_on_failure=False), UNREACHABLE):
         add(other("flow", _subject(flow, run), state.message or state.name or "failed"))

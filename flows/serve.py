@@ -1,4 +1,5 @@
-"""`tbd serve`: the flows as deployments, with the schedules of params.yaml, on a Prefect server of one's own or an existing one."""
+"""`tbd serve`: the flows as deployments, with the schedules of params.yaml, on a Prefect server of one's own or an
+existing one."""
 
 import os
 import shlex
@@ -43,7 +44,8 @@ def check() -> params.Params:
 
 
 def serve(name: str, port: int, pool: str | None) -> None:
-    """Serve the deployments until interrupted; with a work pool, put them there and return. Raises InputError, StageFailed."""
+    """Serve the deployments until interrupted; with a work pool, put them there and return. Raises InputError,
+    StageFailed."""
     p = check()
     if pool is not None and not os.environ.get("PREFECT_API_URL"):
         raise InputError(f"--pool {pool}: on which server? Set PREFECT_API_URL.")
@@ -65,8 +67,8 @@ def serve(name: str, port: int, pool: str | None) -> None:
 def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
     """What is served: every flow once, and `watch` once more for events.
 
-    No concurrency limits: they count runs on the server, which forgets who holds what when it is killed. One audit at a time is the
-    workspace's own lock.
+    No concurrency limits: they count runs on the server, which forgets who holds what when it is killed. One audit at a
+    time is the workspace's own lock.
     """
     from prefect.events import DeploymentEventTrigger
 
@@ -86,7 +88,10 @@ def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
         (calibrate, name, _schedule(p.serve.calibrate)),
     ]
     if pool is None:
-        return [flow.to_deployment(title, tags=["tbd", _tag()], description=flow.description, **how) for flow, title, how in wanted]
+        return [
+            flow.to_deployment(title, tags=["tbd", _tag()], description=flow.description, **how)
+            for flow, title, how in wanted
+        ]
     return [_in_pool(flow, title, pool, how) for flow, title, how in wanted]
 
 
@@ -109,7 +114,13 @@ def _in_pool(flow: Any, title: str, pool: str, how: dict[str, Any]) -> Any:
     module = flow.fn.__module__.replace(".", "/")
     here = flow.from_source(source=str(Path.cwd()), entrypoint=f"{module}.py:{flow.fn.__name__}")
     here.deploy(
-        title, work_pool_name=pool, build=False, tags=["tbd", _tag()], description=flow.description, print_next_steps=False, **how
+        title,
+        work_pool_name=pool,
+        build=False,
+        tags=["tbd", _tag()],
+        description=flow.description,
+        print_next_steps=False,
+        **how,
     )
     return f"{flow.name}/{title}"
 
@@ -126,37 +137,50 @@ def _schedule(when: float | str | None) -> dict[str, Any]:
 
 
 def _tidy() -> None:
-    """What an end without warning left on the server: runs that nobody works on, and looks that were missed. One look finds all."""
+    """What an end without warning left on the server: runs that nobody works on, and looks that were missed. One look
+    finds all."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+        FlowRunFilterTags,
+    )
     from prefect.client.schemas.objects import StateType
     from prefect.states import Cancelled, Crashed
 
     unfinished = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
-    ours = FlowRunFilter(tags=FlowRunFilterTags(all_=[_tag()]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished)))
+    ours = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[_tag()]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished))
+    )
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=ours, limit=200):
             if run.state is None:
                 continue
             if run.state.is_running() or run.state.is_pending():
                 if workspace_lock.idle():
-                    client.set_flow_run_state(run.id, Crashed(message="tbd serve was killed during this run"), force=True)
+                    client.set_flow_run_state(
+                        run.id, Crashed(message="tbd serve was killed during this run"), force=True
+                    )
             elif run.auto_scheduled and run.expected_start_time and run.expected_start_time < datetime.now(UTC):
                 client.set_flow_run_state(run.id, Cancelled(message="tbd serve was not running then"), force=True)
 
 
-# --- the server -------------------------------------------------------------------------------------------------------------------
+# --- the server -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _server(port: int) -> Iterator[None]:
-    """The server PREFECT_API_URL names; or else one on 127.0.0.1, ours to start, to start again should it die, and to stop."""
+    """The server PREFECT_API_URL names; or else one on 127.0.0.1, ours to start, to start again should it die, and to
+    stop."""
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = address
-    process = None if _answers(address) else _launch(port)  # one that answers: of a `tbd serve` that was killed, or the user's
+    process = (
+        None if _answers(address) else _launch(port)
+    )  # one that answers: of a `tbd serve` that was killed, or the user's
     ending = threading.Event()
 
     def keep() -> None:
@@ -183,7 +207,9 @@ def _wait_for(process: "subprocess.Popen[bytes]", port: int, address: str) -> No
     end = time.monotonic() + PATIENCE
     while not _answers(address):
         if process.poll() is not None:
-            raise StageFailed(f"the Prefect server did not start: see {SERVER_LOG}. Is port {port} taken? Choose another with --port.")
+            raise StageFailed(
+                f"the Prefect server did not start: see {SERVER_LOG}. Is port {port} taken? Choose another with --port."
+            )
         if time.monotonic() > end:
             raise StageFailed(f"the Prefect server does not answer after {PATIENCE:.0f} s: see {SERVER_LOG}.")
         time.sleep(0.5)

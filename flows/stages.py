@@ -36,12 +36,15 @@ def transient(task: Any, run: Any, state: State) -> bool:
 def retrying(function: Any) -> Any:
     """The task, with the retries and the back-off of params.yaml for transient faults."""
     p = params.load().watch
-    return function.with_options(retries=p.retries, retry_delay_seconds=exponential_backoff(p.backoff), retry_condition_fn=transient)
+    return function.with_options(
+        retries=p.retries, retry_delay_seconds=exponential_backoff(p.backoff), retry_condition_fn=transient
+    )
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, repro: Repro) -> State:
-    """One stage of a `dvc repro`, its output in this task's log; lines that start with a percentage move a progress bar."""
+    """One stage of a `dvc repro`, its output in this task's log; lines that start with a percentage move a progress
+    bar."""
     logger = get_run_logger()
     bar: UUID | None = None
     visible = True
@@ -53,7 +56,10 @@ def run_stage(stage: str, repro: Repro) -> State:
             try:
                 if bar is None:
                     bar = cast(
-                        UUID, create_progress_artifact(0.0, key=slug(f"progress-{stage}"), description=f"Progress of `{stage}`")
+                        UUID,
+                        create_progress_artifact(
+                            0.0, key=slug(f"progress-{stage}"), description=f"Progress of `{stage}`"
+                        ),
                     )
                 update_progress_artifact(bar, float(share.group(1)))
             except UNREACHABLE as error:  # hours of generation do not end because nobody can watch
@@ -71,7 +77,8 @@ def run_stage(stage: str, repro: Repro) -> State:
 
 
 def walk(*stages: str) -> None:
-    """Bring these stages (`calibrate`, `verdict@NAME`) and all they need up to date; each that is stale is a task of the flow.
+    """Bring these stages (`calibrate`, `verdict@NAME`) and all they need up to date; each that is stale is a task of
+    the flow.
 
     Raises StageFailed, or TransientFault if that was all and did not pass.
     """

@@ -34,7 +34,8 @@ def watch(addresses: list[str] | None = None, retry: bool = False, wait: bool = 
     Where another look is under way, one at the sources of params.yaml is skipped; one that names its own waits.
 
     Args:
-        addresses: Where to look: folders of checkpoints (or one checkpoint), models:/NAME, hf://org/name; watch.sources of
+        addresses: Where to look: folders of checkpoints (or one checkpoint), models:/NAME, hf://org/name; watch.sources
+        of
             params.yaml if left empty.
         retry: Try again what failed. Otherwise a broken checkpoint is tried again when it changes.
         wait: Look again until nothing is left that is still being written; for a place that no schedule looks at.
@@ -50,7 +51,8 @@ def watch(addresses: list[str] | None = None, retry: bool = False, wait: bool = 
 
 
 def _look(addresses: list[str] | None, retry: bool) -> Counter[str]:
-    """How many checkpoints were audited, failed, are still being written (`waiting`), and were dealt with before (`known`)."""
+    """How many checkpoints were audited, failed, are still being written (`waiting`), and were dealt with before
+    (`known`)."""
     logger = get_run_logger()
     p = params.load()
     checks.ready_for(p.watch.policy)
@@ -117,7 +119,9 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
             return Counter(waiting=1) if isinstance(got, Wait) else Counter(failed=1)
         here = got
     done: Counter[str] = Counter()
-    with workspace(logger.info, math.inf):  # nobody else is at work here now; another look may have dealt with it before
+    with workspace(
+        logger.info, math.inf
+    ):  # nobody else is at work here now; another look may have dealt with it before
         for decision in decide.decide(here, p, Standing(), retry):
             if not isinstance(decision, Known):
                 logger.info("%s: %s", checkpoint.name, decision.why)
@@ -137,13 +141,17 @@ def audit(job: Job) -> None:
     rule = job.rule
     try:
         origin = job.found.origin if job.found.origin != str(job.folder) else None
-        name, entry = checks.prepare(str(job.folder), rule.benchmark, rule.unseen, job.base, job.audit, rule.fpr, origin)
+        name, entry = checks.prepare(
+            str(job.folder), rule.benchmark, rule.unseen, job.base, job.audit, rule.fpr, origin
+        )
         judge(name, entry, job.found)
     except UNREACHABLE:
         raise  # Prefect's server is away: the audit is registered, and goes on at the next look
     except Exception as error:  # whatever it was, the others go on; what is no fault of this checkpoint is tried again
         names = (f"@{job.audit}:", f"/{job.audit}/dvc.yaml")  # how a stage of it is called
-        own = isinstance(error, InputError) or (isinstance(error, StageFailed) and any(name in str(error) for name in names))
+        own = isinstance(error, InputError) or (
+            isinstance(error, StageFailed) and any(name in str(error) for name in names)
+        )
         transient = not own
         add(outcomes.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, transient))
         raise

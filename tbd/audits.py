@@ -1,7 +1,7 @@
 """`audits/NAME/audit.yaml`, typed: which checkpoint is audited on which benchmark, against which unseen questions.
 
-It is a parameter file of that audit's stages. A checkpoint made outside of the pipeline is pinned by its fingerprint, so that a
-folder overwritten later is noticed, not audited under the old name.
+It is a parameter file of that audit's stages. A checkpoint made outside of the pipeline is pinned by its fingerprint,
+so that a folder overwritten later is noticed, not audited under the old name.
 """
 
 import json
@@ -16,7 +16,10 @@ from tbd.records import atomic, sha256
 from tbd.workspace import AUDITS, check_name
 
 FILE = "audit.yaml"
-HEADER = "# An audit, written by `tbd check`: what is asked of which checkpoint. The stages that answer are in dvc.yaml beside it.\n"
+HEADER = (
+    "# An audit, written by `tbd check`: what is asked of which checkpoint. The stages that answer are in "
+    "dvc.yaml beside it.\n"
+)
 
 
 class Audit(Section):

@@ -14,14 +14,23 @@ from typing import Any, NoReturn
 from tbd import environment
 from tbd.errors import InputError, StageFailed, TransientFault
 
-CKPT = "a folder with safetensors, config and tokenizer, a hub id with its revision (org/name@revision), or models:/NAME/VERSION"
-SOURCE = "a folder of checkpoint folders (or one of them), models:/NAME[@ALIAS | ?TAG=VALUE] (MLflow), or hf://org/name (hub)"
+CKPT = (
+    "a folder with safetensors, config and tokenizer, a hub id with its revision (org/name@revision), or "
+    "models:/NAME/VERSION"
+)
+SOURCE = (
+    "a folder of checkpoint folders (or one of them), models:/NAME[@ALIAS | ?TAG=VALUE] (MLflow), or "
+    "hf://org/name (hub)"
+)
 
 TYPES = (
-    "Models run on a GPU where there is one, in bfloat16 where it or the processor computes in it, else in float32, which takes twice "
+    "Models run on a GPU where there is one, in bfloat16 where it or the processor computes in it, else in "
+    "float32, which takes twice "
     "the memory and time; params.yaml says so under generate and distill (dtype, device: auto)."
 )
-CODES = "Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke."
+CODES = (
+    "Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke."
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line, with its help."""
     main = Parser(
         prog="tbd",
-        description="Was this benchmark in the data a reasoning model was distilled on? Run it in the folder of params.yaml.",
+        description="Was this benchmark in the data a reasoning model was distilled on? Run it in the folder "
+        "of params.yaml.",
         epilog=f"{TYPES} {CODES}",
     )
     commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -47,16 +57,23 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("name", metavar="NAME", help="what the set is called from now on")
     add.add_argument("file", metavar="FILE", help=".jsonl, .json, .csv, .parquet, or a datasets id (org/name:split)")
     add.add_argument("--column", default="question", metavar="C", help="column of the question (default: question)")
-    add.add_argument("--label-column", metavar="C", help="column that says 1 (member) or 0 (non-member), where that is known")
+    add.add_argument(
+        "--label-column", metavar="C", help="column that says 1 (member) or 0 (non-member), where that is known"
+    )
     add.add_argument("--reasoning-column", metavar="C", help="column of the reasoning trace; only distilling needs it")
     add.add_argument("--answer-column", metavar="C", help="column of the answer; only distilling needs it")
 
     distill = command("distill", "Plant contamination in a model of your own: a reference to measure power on.", TYPES)
     distill.add_argument("--base", required=True, metavar="CKPT", help=CKPT)
     distill.add_argument(
-        "--set", required=True, metavar="NAME", help="questions to learn with their reasoning or answer; label 0 is left out"
+        "--set",
+        required=True,
+        metavar="NAME",
+        help="questions to learn with their reasoning or answer; label 0 is left out",
     )
-    distill.add_argument("--out", required=True, metavar="FOLDER", help="where the distilled checkpoint goes; must not exist yet")
+    distill.add_argument(
+        "--out", required=True, metavar="FOLDER", help="where the distilled checkpoint goes; must not exist yet"
+    )
     distill.add_argument("--epochs", type=int, metavar="N", help="instead of distill.epochs of params.yaml")
 
     command("calibrate", "Bring the pipeline up to date as far as the detector, and record it in MLflow.")
@@ -64,21 +81,31 @@ def parser() -> argparse.ArgumentParser:
     check = command(
         "check",
         "Audit a checkpoint: write its audit, run its stages, record it, print the verdict.",
-        "Example: tbd check runs/model-7 --benchmark aime --unseen aime-new --base Qwen/Qwen2.5-7B@main --fail-on contaminated",
+        "Example: tbd check runs/model-7 --benchmark aime --unseen aime-new --base Qwen/Qwen2.5-7B@main "
+        "--fail-on contaminated",
     )
     check.add_argument("checkpoint", nargs="?", metavar="CKPT", help=CKPT)
     check.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
     check.add_argument("--unseen", metavar="NAME", help="questions of the same kind the checkpoint cannot have seen")
-    check.add_argument("--base", metavar="CKPT", help="what the checkpoint was distilled from: finds more, and checks the sets")
-    check.add_argument("--as", dest="audit", metavar="AUDIT", help="name of the audit (default: checkpoint and benchmark)")
-    check.add_argument("--fpr", type=float, metavar="F", help="flag a question at this false-positive rate (default: params.yaml)")
-    check.add_argument("--fail-on", action="append", choices=["contaminated", "inconclusive"], default=[], help="exit 1 then")
+    check.add_argument(
+        "--base", metavar="CKPT", help="what the checkpoint was distilled from: finds more, and checks the sets"
+    )
+    check.add_argument(
+        "--as", dest="audit", metavar="AUDIT", help="name of the audit (default: checkpoint and benchmark)"
+    )
+    check.add_argument(
+        "--fpr", type=float, metavar="F", help="flag a question at this false-positive rate (default: params.yaml)"
+    )
+    check.add_argument(
+        "--fail-on", action="append", choices=["contaminated", "inconclusive"], default=[], help="exit 1 then"
+    )
     check.add_argument("--all", action="store_true", help="every audit there is instead of one checkpoint")
 
     watch = command(
         "watch",
         "Look at the sources once: audit every checkpoint that was not audited yet, by watch.policy of params.yaml.",
-        "A checkpoint is what its weights are: the same under another name is not audited again. One that is broken is noted with its "
+        "A checkpoint is what its weights are: the same under another name is not audited again. One that is "
+        "broken is noted with its "
         "reason and tried again when it changes, or with --retry.",
     )
     watch.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{SOURCE} (default: watch.sources of params.yaml)")
@@ -90,22 +117,29 @@ def parser() -> argparse.ArgumentParser:
     serve = command(
         "serve",
         "Keep the schedules of params.yaml running: deployments of watch, check and calibrate.",
-        "Without PREFECT_API_URL it starts a Prefect server on 127.0.0.1. Killed at any moment, it goes on when it is started again.",
+        "Without PREFECT_API_URL it starts a Prefect server on 127.0.0.1. Killed at any moment, it goes on "
+        "when it is started again.",
     )
     serve.add_argument("--name", metavar="NAME", help="of the deployments (default: the name of this folder)")
     serve.add_argument("--port", type=int, default=4200, metavar="N", help="of its own Prefect server (default: 4200)")
-    serve.add_argument("--pool", metavar="POOL", help="put the deployments into this work pool instead, for its workers to run")
+    serve.add_argument(
+        "--pool", metavar="POOL", help="put the deployments into this work pool instead, for its workers to run"
+    )
 
     history = command("history", "What every checkpoint came to, newest last; and the page audits/history.html.")
     history.add_argument("--benchmark", metavar="NAME", help="of this benchmark only")
     history.add_argument("--json", action="store_true", help="one JSON list, every field")
 
-    verify = command("verify", "Recompute an audit from its stored generations and compare: exit 1 if anything differs.")
+    verify = command(
+        "verify", "Recompute an audit from its stored generations and compare: exit 1 if anything differs."
+    )
     verify.add_argument("audit", metavar="AUDIT", help="its folder's name under audits/")
 
     command("record", "Record in MLflow whatever is not there yet, from the files alone (after an outage).")
 
-    command("migrate", "Carry a workspace of tbd 0.2.0 over: a folder an audit. Generates nothing anew, deletes nothing.")
+    command(
+        "migrate", "Carry a workspace of tbd 0.2.0 over: a folder an audit. Generates nothing anew, deletes nothing."
+    )
 
     ui = command("ui", "The MLflow UI over the runs of this workspace, on 127.0.0.1.")
     ui.add_argument("--port", type=int, default=5000, metavar="N", help="default: 5000")
@@ -157,7 +191,10 @@ def _import(options: argparse.Namespace) -> int:
         "answer": options.answer_column,
     }
     count = sets.import_set(options.name, options.file, columns)
-    print(f"{options.name}: {count} questions in data/sets/{options.name}.parquet, under DVC. Commit the .dvc file beside it.")
+    print(
+        f"{options.name}: {count} questions in data/sets/{options.name}.parquet, under DVC. Commit the .dvc "
+        f"file beside it."
+    )
     return 0
 
 
@@ -210,7 +247,11 @@ def _check(options: argparse.Namespace) -> int:
     store()  # a wrong address is better told before hours of generation than after
 
     if options.all:
-        given = [key for key in ("checkpoint", "benchmark", "unseen", "base", "audit", "fpr") if getattr(options, key) is not None]
+        given = [
+            key
+            for key in ("checkpoint", "benchmark", "unseen", "base", "audit", "fpr")
+            if getattr(options, key) is not None
+        ]
         if given:
             raise InputError(f"--all: takes the audits as they are; leave {', '.join(given)} out.")
         names = checks.present()
@@ -225,7 +266,9 @@ def _check(options: argparse.Namespace) -> int:
     else:
         for name in ("checkpoint", "benchmark", "unseen"):
             if getattr(options, name) is None:
-                raise InputError(f"tbd check: {'CKPT' if name == 'checkpoint' else '--' + name} is missing. See tbd check --help.")
+                raise InputError(
+                    f"tbd check: {'CKPT' if name == 'checkpoint' else '--' + name} is missing. See tbd check --help."
+                )
         asked = (options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
         names = [checks.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
         from flows.check import check
@@ -271,10 +314,16 @@ def _watch(options: argparse.Namespace) -> int:
             continue
         last = before.last(f"source {address}", None)
         work = work or (last is not None and last.outcome == FAILED)  # it works again
-        known = [found for found, decisions in seen.items() if decisions and all(isinstance(one, decide.Known) for one in decisions)]
+        known = [
+            found
+            for found, decisions in seen.items()
+            if decisions and all(isinstance(one, decide.Known) for one in decisions)
+        ]
         print(f"{address}: {len(seen)} looked at, {len(known)} dealt with before")
         for found, decisions in seen.items():
-            work = work or decisions is None or not all(isinstance(one, decide.Wait | decide.Known) for one in decisions)
+            work = (
+                work or decisions is None or not all(isinstance(one, decide.Wait | decide.Known) for one in decisions)
+            )
             if found not in known:
                 print(plain(f"{found.name}: {'new' if decisions is None else '; '.join(one.why for one in decisions)}"))
     if not work:  # said without starting any of the machinery
@@ -353,7 +402,9 @@ def _prefect() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from httpx import TransportError  # not before: Prefect takes its settings from the environment when it is imported
+        from httpx import (
+            TransportError,
+        )  # not before: Prefect takes its settings from the environment when it is imported
         from prefect.exceptions import PrefectHTTPStatusError
 
         if isinstance(error, PrefectHTTPStatusError):
@@ -362,7 +413,9 @@ def _prefect() -> Iterator[None]:
             if code >= 500 or code == 429:
                 raise TransientFault(f"{said}.") from None
             raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
-        if isinstance(error, TransportError) or (isinstance(error, RuntimeError) and "Failed to reach API" in str(error)):
+        if isinstance(error, TransportError) or (
+            isinstance(error, RuntimeError) and "Failed to reach API" in str(error)
+        ):
             raise TransientFault(f"Prefect at {where} does not answer.") from None
         raise
 
@@ -373,7 +426,10 @@ def _verify(options: argparse.Namespace) -> int:
     differences = checks.verify(options.audit)
     for line in differences:
         print(line)
-    print(f"{options.audit}: " + (f"{len(differences)} differences" if differences else "recomputed, the same in every number"))
+    print(
+        f"{options.audit}: "
+        + (f"{len(differences)} differences" if differences else "recomputed, the same in every number")
+    )
     return int(bool(differences))
 
 
@@ -407,7 +463,18 @@ def _ui(options: argparse.Namespace) -> int:
         print("MLFLOW_TRACKING_URI names a server: open it in a browser.")
         return 0
     print(f"Experiments: http://127.0.0.1:{options.port}/#/experiments?workflowType=machine_learning", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(options.port), "--backend-store-uri", address]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(options.port),
+        "--backend-store-uri",
+        address,
+    ]
     root = artifact_root(address)
     command += ["--artifacts-destination", str(root)] if root else []
     server = subprocess.Popen(command, start_new_session=True)  # its workers are told by us, and once

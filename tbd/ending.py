@@ -1,8 +1,8 @@
 """How a process of ours ends when it is told to: within seconds, and with everything it started.
 
-SIGHUP is taken as SIGTERM, and SIGTERM as Ctrl-C, so what was opened is closed on the way out. But while a flow runs Prefect takes
-SIGTERM for itself, and a way out may be blocked (by a server that ended first) or cut short (by a second signal). So a thread learns
-of the first signal as well, whoever takes it, and ends in the end what is still there.
+SIGHUP is taken as SIGTERM, and SIGTERM as Ctrl-C, so what was opened is closed on the way out. But while a flow runs
+Prefect takes SIGTERM for itself, and a way out may be blocked (by a server that ended first) or cut short (by a second
+signal). So a thread learns of the first signal as well, whoever takes it, and ends in the end what is still there.
 """
 
 import atexit
@@ -42,7 +42,9 @@ _out = threading.Event()
 def prepare() -> None:
     """From now on this process, which is a command of its own, ends as the module says."""
     global _pipe
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a script starts it with `&`, and it would be ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # also where a script starts it with `&`, and it would be ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -59,7 +61,9 @@ def told() -> int | None:
     global _told
     with _hearing, suppress(BlockingIOError):  # nothing new
         if _pipe is not None and _told is None:
-            _told = next((number for number in os.read(_pipe, 100) if number in SIGNALS), None)  # not an alarm of Prefect's
+            _told = next(
+                (number for number in os.read(_pipe, 100) if number in SIGNALS), None
+            )  # not an alarm of Prefect's
     return _told
 
 
@@ -123,7 +127,7 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-# --- those above, who end without saying so ----------------------------------------------------------------------------------------
+# --- those above, who end without saying so ---------------------------------------------------------------------------
 
 
 def _make() -> int | None:
@@ -149,7 +153,8 @@ def _caught(process: int | None) -> str | None:
 
 
 def with_dvc() -> None:
-    """End this stage with the DVC that runs it, which leaves it to itself when SIGTERM or SIGHUP ends it. The journal goes on."""
+    """End this stage with the DVC that runs it, which leaves it to itself when SIGTERM or SIGHUP ends it. The journal
+    goes on."""
     if "DVC_STAGE" not in os.environ:
         return
     try:

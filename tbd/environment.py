@@ -1,4 +1,5 @@
-"""What the tools tbd stands on are told through the environment: no analytics, no progress bars in logs, time to start."""
+"""What the tools tbd stands on are told through the environment: no analytics, no progress bars in logs, time to
+start."""
 
 import os
 from urllib.parse import urlsplit
@@ -19,8 +20,8 @@ DEFAULTS = {
 }
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""how the threads of a matrix product wait for each other: unless the user says, asleep. Spinning, a core that another process uses
-makes generation nine times slower"""
+"""how the threads of a matrix product wait for each other: unless the user says, asleep. Spinning, a core that another
+process uses makes generation nine times slower"""
 
 
 def prepare() -> None:
@@ -44,5 +45,7 @@ def prefect() -> str:
     if said and not (address.scheme in ("http", "https") and address.netloc):
         raise InputError("PREFECT_API_URL: not the address of a Prefect API, as http://127.0.0.1:4200/api is. Mend it.")
     if address.username or address.password:
-        raise InputError("PREFECT_API_URL: holds credentials, which Prefect would log. Put them into PREFECT_API_AUTH_STRING.")
+        raise InputError(
+            "PREFECT_API_URL: holds credentials, which Prefect would log. Put them into PREFECT_API_AUTH_STRING."
+        )
     return address.netloc

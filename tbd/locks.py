@@ -10,7 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
-    """Hold the lock; yields its file descriptor, which a child may inherit. Without `wait`: None where another process holds it."""
+    """Hold the lock; yields its file descriptor, which a child may inherit. Without `wait`: None where another process
+    holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -24,7 +25,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
 
 @contextmanager
 def device(slots: int) -> Iterator[None]:
-    """Hold one of the slots in which this machine's devices are used, by all workspaces of a user; waits for it, and says so."""
+    """Hold one of the slots in which this machine's devices are used, by all workspaces of a user; waits for it, and
+    says so."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tbd"
     waited = False
     while True:

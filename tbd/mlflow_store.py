@@ -1,4 +1,5 @@
-"""Where MLflow is, and asking it: quietly, without waiting long, and without a word of the credentials that an address may carry."""
+"""Where MLflow is, and asking it: quietly, without waiting long, and without a word of the credentials that an address
+may carry."""
 
 import logging
 import os
@@ -31,14 +32,17 @@ class TrackingDown(TransientFault):
 
 
 def store(workspace: Path = Path()) -> str:
-    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace. SQLite paths are made absolute.
+    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace. SQLite paths are made
+    absolute.
 
     Raises:
         InputError: a plain folder (MLflow no longer writes those), or an SQLite file in a folder that does not exist.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     if "://" not in uri or uri.startswith("file:"):
-        raise InputError("MLFLOW_TRACKING_URI: a folder, where MLflow no longer writes. Use sqlite:///FILE or a server's address.")
+        raise InputError(
+            "MLFLOW_TRACKING_URI: a folder, where MLflow no longer writes. Use sqlite:///FILE or a server's address."
+        )
     if not uri.startswith("sqlite:///"):
         return uri
     path = workspace.resolve() / uri.removeprefix("sqlite:///")
@@ -54,7 +58,8 @@ def artifact_root(uri: str) -> Path | None:
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """MLflow, quiet and without long retries; its failures become TrackingDown, without the credentials an address may carry."""
+    """MLflow, quiet and without long retries; its failures become TrackingDown, without the credentials an address may
+    carry."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     from mlflow.exceptions import MlflowException

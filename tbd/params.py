@@ -1,4 +1,5 @@
-"""`params.yaml`, typed. An unknown key is refused with a suggestion, so that a misspelt parameter never runs as a default."""
+"""`params.yaml`, typed. An unknown key is refused with a suggestion, so that a misspelt parameter never runs as a
+default."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,7 +63,8 @@ class Distill(Section):
     max_tokens: int = Field(ge=8)
     """a training example (prompt and answer) longer than this is refused"""
     trained_layers: int | None = Field(ge=1)
-    """the last so many of the model's layers learn, the others and the embeddings stay as they are; None: everything learns"""
+    """the last so many of the model's layers learn, the others and the embeddings stay as they are; None: everything
+    learns"""
     dtype: Literal["auto", "bfloat16", "float32"]
     """of the matrix products; weights are kept in float32. auto: as in `Generate`"""
     seed: int
@@ -145,7 +147,8 @@ class Watch(Section):
 
 
 class Serve(Section):
-    """When the deployments of `tbd serve` run. A number: every so many seconds; a text: cron, in UTC; null: only by hand."""
+    """When the deployments of `tbd serve` run. A number: every so many seconds; a text: cron, in UTC; null: only by
+    hand."""
 
     watch: float | str | None
     calibrate: float | str | None

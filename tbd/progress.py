@@ -1,7 +1,8 @@
 """How far long work is, said every few seconds, whatever the work itself is doing meanwhile.
 
-In a terminal it is one line that is rewritten; elsewhere (a log, Prefect) a line each time. The time left is counted in units of work,
-each kind at the speed it had so far: reading a token of a prompt costs less than writing one of an answer.
+In a terminal it is one line that is rewritten; elsewhere (a log, Prefect) a line each time. The time left is counted in
+units of work, each kind at the speed it had so far: reading a token of a prompt costs less than writing one of an
+answer.
 """
 
 import sys
@@ -36,7 +37,8 @@ class Work:
 
 
 class Progress:
-    """Use it as a context: from its start to its end something is said every `every` seconds; of what is done by then, nothing."""
+    """Use it as a context: from its start to its end something is said every `every` seconds; of what is done by then,
+    nothing."""
 
     def __init__(self, name: str, every: float = EVERY) -> None:
         self.name, self.every = name, every
@@ -50,7 +52,9 @@ class Progress:
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
-            self._live = Live(get_renderable=lambda: Text(self.line()), refresh_per_second=2, console=Console(file=sys.stdout))
+            self._live = Live(
+                get_renderable=lambda: Text(self.line()), refresh_per_second=2, console=Console(file=sys.stdout)
+            )
             self._live.start()
         else:
             threading.Thread(target=self._tell, daemon=True).start()
@@ -80,7 +84,8 @@ class Progress:
         self._mark = now
 
     def spare(self, kind: str, tokens: int) -> None:
-        """So many of the plan are not needed: an answer has ended. What is still to come is expected to spare as much."""
+        """So many of the plan are not needed: an answer has ended. What is still to come is expected to spare as
+        much."""
         self.kinds.setdefault(kind, Work()).spared += tokens
 
     def begin(self, doing: str) -> None:
@@ -88,11 +93,14 @@ class Progress:
         self.doing, self._mark = doing, time.monotonic()
 
     def left(self) -> float | None:
-        """Seconds, as far as can be said; a kind that has not begun is taken to be as fast as the others. None before any work."""
+        """Seconds, as far as can be said; a kind that has not begun is taken to be as fast as the others. None before
+        any work."""
         seconds, done = (sum(getattr(work, name) for work in self.kinds.values()) for name in ("seconds", "done"))
         if not done:
             return None
-        return sum(work.left() * (work.seconds / work.done if work.done else seconds / done) for work in self.kinds.values())
+        return sum(
+            work.left() * (work.seconds / work.done if work.done else seconds / done) for work in self.kinds.values()
+        )
 
     def line(self) -> str:
         """Share of the time, the step, the tokens, the time left."""
@@ -101,7 +109,9 @@ class Progress:
             return f"{self.name}: {self.doing}, {clock(time.monotonic() - self._start)} so far"
         spent = sum(work.seconds for work in self.kinds.values())
         parts = [_part(kind, work) for kind, work in self.kinds.items() if work.done]
-        return f"{spent / max(spent + left, 1e-9):4.0%} {self.name}: {self.doing}; {'; '.join(parts)}; {clock(left)} left"
+        return (
+            f"{spent / max(spent + left, 1e-9):4.0%} {self.name}: {self.doing}; {'; '.join(parts)}; {clock(left)} left"
+        )
 
 
 def _part(kind: str, work: Work) -> str:

@@ -1,7 +1,7 @@
 """The tables tbd passes from stage to stage: their Arrow schemas, and reading and writing them whole.
 
-One idea a table: `questions` in, `generations` out of a checkpoint, `scores` out of the methods. A file appears complete or
-not at all, and a file that lacks a column is refused where it is read.
+One idea a table: `questions` in, `generations` out of a checkpoint, `scores` out of the methods. A file appears
+complete or not at all, and a file that lacks a column is refused where it is read.
 """
 
 import hashlib
@@ -103,7 +103,8 @@ def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any] | None 
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet file as `schema`, metadata kept. Raises InputError if it is missing, broken or of another shape."""
+    """Read a Parquet file as `schema`, metadata kept. Raises InputError if it is missing, broken or of another
+    shape."""
     if not path.is_file():
         raise InputError(f"{path}: not found.")
     try:
@@ -122,7 +123,9 @@ def metadata(table: pa.Table) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write sorted, indented JSON in one piece. Raises ValueError on NaN and infinities, which JSON does not have."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", "utf-8"
+        )
 
 
 def read_json(path: Path) -> Any:

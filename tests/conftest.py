@@ -42,8 +42,15 @@ SENTENCES = [
 TBD = ("TBD_WEBHOOK_URL", "TBD_WEBHOOK_SECRET")
 Breaking = Callable[[Path], None]
 
-LONGEST = ["flows/test_serve.py", "test_end_to_end.py", "flows/test_flows.py", "pipeline/test_pipeline.py", "flows/test_watch.py"]
-"""files that start first, so that no worker ends long after the other; the second does without the workspace the first waits for"""
+LONGEST = [
+    "flows/test_serve.py",
+    "test_end_to_end.py",
+    "flows/test_flows.py",
+    "pipeline/test_pipeline.py",
+    "flows/test_watch.py",
+]
+"""files that start first, so that no worker ends long after the other; the second does without the workspace the first
+waits for"""
 MODELS = {"tiny_checkpoint", "make_checkpoint", "mlflow_server", "empty_store"}
 """fixtures that make a test slow"""
 SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.slow", re.MULTILINE)
@@ -78,7 +85,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing a test does reaches the home folder, a running server or another test's settings."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "PREFECT_API_URL", *TBD):
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+        "MLFLOW_RUN_ID",
+        "MLFLOW_EXPERIMENT_NAME",
+        "PREFECT_API_URL",
+        *TBD,
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, folder in {
         "HOME": ".",
@@ -127,7 +141,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """A Llama of 2 layers with random fp32 weights, a byte-level BPE tokenizer and a chat template. Do not write into it."""
+    """A Llama of 2 layers with random fp32 weights, a byte-level BPE tokenizer and a chat template. Do not write into
+    it."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
 
 
@@ -151,7 +166,8 @@ def make_checkpoint() -> Callable[..., Path]:
 
 
 def write_checkpoint(folder: Path, seed: int = 0, architecture: str = "llama", **config: object) -> Path:
-    """Save a random model of the architecture (as transformers names it) with tokenizer and template; returns `folder`."""
+    """Save a random model of the architecture (as transformers names it) with tokenizer and template; returns
+    `folder`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -171,7 +187,9 @@ def write_checkpoint(folder: Path, seed: int = 0, architecture: str = "llama", *
     if architecture == "llama":
         sizes["num_key_value_heads"] = 2
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **{**sizes, **config}), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(architecture, **{**sizes, **config}), dtype=torch.float32
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -12,13 +12,29 @@ def verdict(number: int, said: str = "NO EVIDENCE", on: str = "maths", share: fl
     """The verdict on `model-NUMBER`, as many hours after START."""
     name = f"model-{number}"
     about: dict[str, Any] = {
-        "id": f"{number:032x}", "time": START + timedelta(hours=number), "outcome": said, "reason": f"Reason {number}.",
-        "checkpoint": name, "place": f"incoming/{name}", "origin": f"incoming/{name}", "version": "v", "fingerprint": "c" * 64,
-        "benchmark": {"name": on, "md5": "b" * 32, "n": 160}, "unseen": {"name": "unseen", "md5": "d" * 32, "n": 120},
-        "audit": f"{name}-{on}", "flagged": 8, "p_value": 0.25, "power": 0.7, "fpr": 0.05, "confidence": 0.95,
+        "id": f"{number:032x}",
+        "time": START + timedelta(hours=number),
+        "outcome": said,
+        "reason": f"Reason {number}.",
+        "checkpoint": name,
+        "place": f"incoming/{name}",
+        "origin": f"incoming/{name}",
+        "version": "v",
+        "fingerprint": "c" * 64,
+        "benchmark": {"name": on, "md5": "b" * 32, "n": 160},
+        "unseen": {"name": "unseen", "md5": "d" * 32, "n": 120},
+        "audit": f"{name}-{on}",
+        "flagged": 8,
+        "p_value": 0.25,
+        "power": 0.7,
+        "fpr": 0.05,
+        "confidence": 0.95,
         "contamination_rate": {"estimate": share, "low": max(0.0, share - 0.1), "high": share + 0.12},
-        "detector_version": "0123456789ab", "tbd_version": "0.2.0", "git_commit": "e" * 40, "git_dirty": False,
-    }  # fmt: skip
+        "detector_version": "0123456789ab",
+        "tbd_version": "0.2.0",
+        "git_commit": "e" * 40,
+        "git_dirty": False,
+    }
     return Outcome.model_validate(about | changes)
 
 

@@ -50,7 +50,12 @@ class Server:
         environment = kept | {key: value.replace("HOME", str(self.home)) for key, value in self.environment.items()}
         with (self.home / "log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *filled], env=environment, cwd=self.home, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-m", *filled],
+                env=environment,
+                cwd=self.home,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         return self
 
@@ -115,6 +120,8 @@ def ask(api: str, what: str, **filters: Any) -> list[Any]:
 
 
 def post(url: str, body: Any) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST")
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
     with urllib.request.urlopen(request, timeout=10) as answer:
         return json.load(answer)

@@ -1,4 +1,5 @@
-"""MLflow and Prefect with their own authentication, as docs/access.md says: its commands, on loopback, with a real `tbd check`."""
+"""MLflow and Prefect with their own authentication, as docs/access.md says: its commands, on loopback, with a real `tbd
+check`."""
 
 import base64
 import configparser
@@ -26,7 +27,10 @@ from tbd import cli
 from tests.workspace import REPOSITORY, Workspace, finished
 
 pytest.importorskip("flask_wtf", reason="the MLflow server needs mlflow[auth] for basic authentication")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for credentials in /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for credentials in /proc"),
+]
 
 OPEN_MLFLOW = ("/health", "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info")
 OPEN_PREFECT = ("/api/health", "/api/ready")
@@ -49,7 +53,9 @@ def ask(url: str, body: Any = None, credentials: str = "", method: str = "") -> 
     headers = {"Content-Type": "application/json"} | ({"Authorization": credentials} if credentials else {})
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method or None), timeout=30) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data, headers, method=method or None), timeout=30
+        ) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -101,7 +107,12 @@ def shell(script: str, home: Path) -> "subprocess.Popen[bytes]":
     file.write_text("set -e\n" + script)
     with (home / "log").open("ab") as log:
         return subprocess.Popen(
-            ["bash", str(file)], cwd=home, env=environment | {"HOME": str(home)}, stdout=log, stderr=log, start_new_session=True
+            ["bash", str(file)],
+            cwd=home,
+            env=environment | {"HOME": str(home)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
 
@@ -141,7 +152,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         assert shell(here(block("create_user")), home).wait(300) == 0, (home / "log").read_text()[-4000:]
         folder = home / ".config/tbd"
         client, own = (
-            dict(line.split("=", 1) for line in (folder / f"{name}.env").read_text().split()) for name in ("client", "servers")
+            dict(line.split("=", 1) for line in (folder / f"{name}.env").read_text().split())
+            for name in ("client", "servers")
         )
         ini = configparser.ConfigParser()
         ini.read(folder / "basic_auth.ini")
@@ -149,7 +161,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         administrator = ("admin", ini["mlflow"]["admin_password"])
         user, _, password = client["PREFECT_API_AUTH_STRING"].partition(":")
         secrets = {"flask secret key": own["MLFLOW_FLASK_SERVER_SECRET_KEY"]}
-        for name, (account, word) in {"tracking": tracking, "admin": administrator, "prefect": (user, password)}.items():
+        for name, (account, word) in {
+            "tracking": tracking,
+            "admin": administrator,
+            "prefect": (user, password),
+        }.items():
             assert len(word) >= 32
             secrets |= {name: word, f"{name}, base64": base64.b64encode(word.encode()).decode().rstrip("=")}
             secrets[f"{name}, header"] = basic(account, word).removeprefix("Basic ").rstrip("=")
@@ -201,7 +217,9 @@ def checked(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Check
 
 def mlflow_requests(servers: Servers) -> list[tuple[str, Any]]:
     """One of each kind of route that shows a result: (path, body)."""
-    status, answer = ask(f"{servers.mlflow}/api/2.0/mlflow/experiments/search", {"max_results": 10}, servers.mlflow_user)
+    status, answer = ask(
+        f"{servers.mlflow}/api/2.0/mlflow/experiments/search", {"max_results": 10}, servers.mlflow_user
+    )
     experiments = [one["experiment_id"] for one in json.loads(answer)["experiments"] if one["name"] == "tbd checks"]
     assert status == 200 and len(experiments) == 1
     search = {"experiment_ids": experiments}
@@ -237,9 +255,18 @@ def test_mlflow_shows_results_to_its_accounts_alone(servers: Servers, checked: C
     for path, body in requests:
         right, text = ask(servers.mlflow + path, body, servers.mlflow_user)
         assert right == 200 and b'"errors"' not in text[:40], (path, right, text[:200])
-        for credentials in ("", basic("nobody", "not-the-password"), servers.prefect_user):  # the last: the same name, another word
+        for credentials in (
+            "",
+            basic("nobody", "not-the-password"),
+            servers.prefect_user,
+        ):  # the last: the same name, another word
             status, text = ask(servers.mlflow + path, body, credentials)
-            assert status == 401 and text.startswith(b"You are not authenticated"), (path, credentials, status, text[:200])
+            assert status == 401 and text.startswith(b"You are not authenticated"), (
+                path,
+                credentials,
+                status,
+                text[:200],
+            )
     assert ask(f"{servers.mlflow}/v1/traces", {})[0] == 401  # of the layer around the application
     assert [ask(servers.mlflow + path)[0] for path in OPEN_MLFLOW] == [200] * len(OPEN_MLFLOW)
 
@@ -252,7 +279,9 @@ def test_a_reader_reads_and_changes_nothing(servers: Servers, checked: Checked) 
     experiments = [one["experiment_id"] for one in json.loads(answer)["experiments"] if one["name"] == "tbd checks"]
     search = ask(f"{servers.mlflow}/api/2.0/mlflow/runs/search", {"experiment_ids": experiments}, basic(*reader))
     assert status == 200 and len(json.loads(search[1])["runs"]) == 2
-    assert ask(f"{servers.mlflow}/api/2.0/mlflow/runs/create", {"experiment_id": experiments[0]}, basic(*reader))[0] == 403
+    assert (
+        ask(f"{servers.mlflow}/api/2.0/mlflow/runs/create", {"experiment_id": experiments[0]}, basic(*reader))[0] == 403
+    )
     other = {"username": "other", "password": "a-password-of-another"}
     assert ask(f"{servers.mlflow}/api/2.0/mlflow/users/create", other, servers.mlflow_user)[0] == 403
 
@@ -289,7 +318,9 @@ def test_prefect_streams_ask_as_well(servers: Servers) -> None:
 def test_with_credentials_a_check_is_recorded_by_both(servers: Servers, checked: Checked) -> None:
     assert "CONTAMINATED" in checked.output and "NO EVIDENCE" in checked.output
     assert checked.output.count("recorded in MLflow") >= 2 and "401:" not in checked.output
-    runs = ask(f"{servers.prefect}/api/flow_runs/filter", {"flows": {"name": {"any_": ["check-all"]}}}, servers.prefect_user)
+    runs = ask(
+        f"{servers.prefect}/api/flow_runs/filter", {"flows": {"name": {"any_": ["check-all"]}}}, servers.prefect_user
+    )
     assert {one["state_type"] for one in json.loads(runs[1])} == {"COMPLETED"}
     tasks = json.loads(ask(f"{servers.prefect}/api/task_runs/filter", {}, servers.prefect_user)[1])
     names = [one["name"] for one in tasks]  # these come as events, on a stream
@@ -316,7 +347,9 @@ def refused(servers: Servers, checked: Checked) -> tuple[int, str, str, bool]:
     """A check with a wrong auth string: exit code, both outputs, and whether Prefect has a new flow run."""
     runs = (f"{servers.prefect}/api/flow_runs/count", {}, servers.prefect_user)
     before = ask(*runs)
-    done = tbd(checked.workspace, "check", "--all", **(servers.client | {"PREFECT_API_AUTH_STRING": "tbd:not-the-word-0815"}))
+    done = tbd(
+        checked.workspace, "check", "--all", **(servers.client | {"PREFECT_API_AUTH_STRING": "tbd:not-the-word-0815"})
+    )
     return *done, ask(*runs) != before
 
 
@@ -332,7 +365,9 @@ def test_refused_by_prefect_nothing_is_served(
     monkeypatch.chdir(checked.workspace.root)
     capsys.readouterr()
     with (
-        temporary_settings({PREFECT_API_URL: wrong["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: wrong["PREFECT_API_AUTH_STRING"]}),
+        temporary_settings(
+            {PREFECT_API_URL: wrong["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: wrong["PREFECT_API_AUTH_STRING"]}
+        ),
         pytest.raises(SystemExit) as stop,
     ):
         cli.main(["serve", "--pool", "team"])
@@ -353,21 +388,42 @@ def test_refused_by_prefect_one_line_says_so(servers: Servers, refused: tuple[in
 
 
 def test_no_credential_is_left_anywhere(servers: Servers, checked: Checked) -> None:
-    """Output, workspace, both servers' folders and logs, process arguments. Only the three files of secrets hold any."""
+    """Output, workspace, both servers' folders and logs, process arguments. Only the three files of secrets hold
+    any."""
     config = servers.home / ".config/tbd"
-    assert {name for file in config.iterdir() for name in servers.found(file.read_bytes())} >= {"tracking", "admin", "prefect"}
+    assert {name for file in config.iterdir() for name in servers.found(file.read_bytes())} >= {
+        "tracking",
+        "admin",
+        "prefect",
+    }
     assert servers.found(checked.output.encode()) == []
 
     home = checked.workspace.root.parent  # the workspace, and beside it the home folder its commands had
-    files = [file for folder in (home, servers.home) for file in folder.rglob("*") if file.is_file() and config not in file.parents]
+    files = [
+        file
+        for folder in (home, servers.home)
+        for file in folder.rglob("*")
+        if file.is_file() and config not in file.parents
+    ]
     names = {file.name for file in files}
-    assert {"mlflow.db", "users.db", "prefect.db", "log", "dvc.lock", "verdict.json", "report.html", "questions.json"} <= names
+    assert {
+        "mlflow.db",
+        "users.db",
+        "prefect.db",
+        "log",
+        "dvc.lock",
+        "verdict.json",
+        "report.html",
+        "questions.json",
+    } <= names
     assert b"recorded in MLflow" in _text(servers.home / "tbd-servers/prefect/prefect.db")  # rows are seen
     left = {str(file): found for file in files if (found := servers.found(_text(file)))}
     assert left == {}
 
     seen = b"\n".join(servers.watch.seen).replace(b"\0", b" ")
-    assert all(command in seen for command in (b"-m tbd check --all", b"-m dvc repro", b"mlflow.server.auth:create_app"))
+    assert all(
+        command in seen for command in (b"-m tbd check --all", b"-m dvc repro", b"mlflow.server.auth:create_app")
+    )
     assert servers.found(seen) == []
 
 

@@ -1,4 +1,5 @@
-"""Audits: what audit.yaml holds and refuses, which names there may be, and that a checkpoint is the one that was pinned."""
+"""Audits: what audit.yaml holds and refuses, which names there may be, and that a checkpoint is the one that was
+pinned."""
 
 import tempfile
 from collections.abc import Callable
@@ -17,7 +18,13 @@ from tbd.pipeline import templates
 from tbd.workspace import NAME, NUMBER, check_name, relative
 
 ENTRY = Audit(
-    checkpoint="models/m", base=None, benchmark="asked", unseen="new", fpr=None, checkpoint_fingerprint="c" * 64, base_fingerprint=None
+    checkpoint="models/m",
+    base=None,
+    benchmark="asked",
+    unseen="new",
+    fpr=None,
+    checkpoint_fingerprint="c" * 64,
+    base_fingerprint=None,
 )
 
 
@@ -56,7 +63,27 @@ def test_names_that_yaml_could_take_for_something_else(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a/b", "..", "../x", "/x", "-a", "_a", ".a", "a b", "a\n", "ä", "a.b", "a@b", "x" * 64, "1e3", "1_0E3", "0O17", "08"]
+    "name",
+    [
+        "",
+        "a/b",
+        "..",
+        "../x",
+        "/x",
+        "-a",
+        "_a",
+        ".a",
+        "a b",
+        "a\n",
+        "ä",
+        "a.b",
+        "a@b",
+        "x" * 64,
+        "1e3",
+        "1_0E3",
+        "0O17",
+        "08",
+    ],
 )
 def test_names_that_are_none(workspace: Path, name: str) -> None:
     with pytest.raises(InputError, match="audit "):
@@ -94,7 +121,11 @@ def test_paths_are_relative_inside_the_workspace_and_absolute_outside(workspace:
 
 def test_a_pinned_checkpoint_that_changed_is_refused(tiny_checkpoint: Path, broken: Callable[[str], Path]) -> None:
     pin = checkpoints.fingerprint(tiny_checkpoint)
-    assert checkpoints.pinned(str(tiny_checkpoint), pin) == checkpoints.pinned(str(tiny_checkpoint), None) == tiny_checkpoint
+    assert (
+        checkpoints.pinned(str(tiny_checkpoint), pin)
+        == checkpoints.pinned(str(tiny_checkpoint), None)
+        == tiny_checkpoint
+    )
     other = broken("no template")
     checkpoints.pinned(str(other), None)
     with pytest.raises(InputError, match="no longer the checkpoint that was registered"):

@@ -1,6 +1,7 @@
 """The command line on a real workspace: what it refuses, in one line and without a trace, and what it does.
 
-Whatever is refused is refused before Prefect starts, so these run in this process; only what the import costs needs others.
+Whatever is refused is refused before Prefect starts, so these run in this process; only what the import costs needs
+others.
 """
 
 import json
@@ -26,8 +27,22 @@ from tests.workspace import Workspace, finished
 
 pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
-HEAVY = ["prefect", "mlflow", "dvc", "great_expectations", "torch", "transformers", "numpy", "pandas", "pyarrow", "scipy", "sklearn",
-         "matplotlib", "plotly", "pydantic"]  # fmt: skip
+HEAVY = [
+    "prefect",
+    "mlflow",
+    "dvc",
+    "great_expectations",
+    "torch",
+    "transformers",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "plotly",
+    "pydantic",
+]
 SETS = ["--benchmark", "benchmark", "--unseen", "unseen"]
 
 
@@ -81,7 +96,7 @@ def tbd(tmp_path: Path, monkeypatch: MonkeyPatch, capsys: pytest.CaptureFixture[
     return enter(finished()[0].copy(tmp_path / "workspace"), monkeypatch, capsys)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def rows(n: int = 3) -> list[dict[str, Any]]:
@@ -103,7 +118,11 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "line that is a list": ("x.jsonl", b'{"q": "one question"}\n\n["q"]\n', "x.jsonl, line 3: not a JSON object"),
     "broken json": ("x.json", b'[{"q": "one"},', "x.json: not valid JSON"),
     "json that is no list": ("x.json", b'{"q": "one"}', "x.json: not a list of JSON objects"),
-    "latin-1 jsonl": ("x.jsonl", '{"q": "one"}\n{"q": "Wie viele Äpfel?"}\n'.encode("latin-1"), "x.jsonl, line 2: not UTF-8"),
+    "latin-1 jsonl": (
+        "x.jsonl",
+        '{"q": "one"}\n{"q": "Wie viele Äpfel?"}\n'.encode("latin-1"),
+        "x.jsonl, line 2: not UTF-8",
+    ),
     "latin-1 json": ("x.json", '[{"q": "Wie viele Äpfel?"}]'.encode("latin-1"), "x.json: not UTF-8"),
     "latin-1 csv": ("x.csv", "q\nWie viele Äpfel?\n".encode("latin-1"), "x.csv: not UTF-8"),
     "ragged csv": ("x.csv", b"q,known\nhow many,1\nwhat if,0,0\n", "x.csv: not valid CSV"),
@@ -128,7 +147,9 @@ def test_import_refuses_what_is_not_there_or_fits_no_name(shared: Command, tmp_p
     assert shared.refused("import", "mine", tmp_path / "gone.jsonl") == f"{tmp_path}/gone.jsonl: no such file."
     file = jsonl(tmp_path / "x.jsonl", rows())
     assert "unknown column 'questions'" in shared.refused("import", "mine", file, "--column", "questions")
-    assert "'why' is 'count.'; a label is 1" in shared.refused("import", "mine", file, "--column", "q", "--label-column", "why")
+    assert "'why' is 'count.'; a label is 1" in shared.refused(
+        "import", "mine", file, "--column", "q", "--label-column", "why"
+    )
     assert "name is taken" in shared.refused("import", "unseen", file, "--column", "q")
     for name in ("../mine", "a/b", "", ".hidden", "x" * 64, "-x", "1e3"):
         assert f"set {name!r}: " in shared.refused("import", "--column", "q", "--", name, file)
@@ -158,7 +179,9 @@ def test_check_and_distill_refuse_a_checkpoint_that_is_none(
 ) -> None:
     folder = broken(how)
     assert CHECKPOINTS[how] in shared.refused("check", folder, *SETS)
-    assert CHECKPOINTS[how] in shared.refused("distill", "--base", folder, "--set", "members", "--out", tmp_path / "out")
+    assert CHECKPOINTS[how] in shared.refused(
+        "distill", "--base", folder, "--set", "members", "--out", tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -245,7 +268,10 @@ def test_serve_refuses_what_could_not_work_before_it_starts_anything(shared: Com
     path = shared.root / "params.yaml"
     good = path.read_text()
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"watch": {"policy": [{"checkpoints": "*", "benchmark": "benchmrk", "unseen": "unseen"}]}}, "unknown set 'benchmrk'"),
+        (
+            {"watch": {"policy": [{"checkpoints": "*", "benchmark": "benchmrk", "unseen": "unseen"}]}},
+            "unknown set 'benchmrk'",
+        ),
         ({"serve": {"watch": "every day"}}, "params.yaml: serve.watch"),
         ({"serve": {"watch": 1}}, "params.yaml: serve.watch"),
         ({"notify": {"events": ["contaminted"]}}, "params.yaml: notify.events"),
@@ -273,7 +299,7 @@ def test_unknown_commands_and_audits_are_refused_in_a_line(shared: Command) -> N
     assert "unknown audit 'referenc'. Did you mean 'reference'?" in shared.refused("verify", "referenc")
 
 
-# --- what is done -----------------------------------------------------------------------------------------------------------------
+# --- what is done -----------------------------------------------------------------------------------------------------
 
 
 def write(path: Path, entries: list[dict[str, Any]]) -> Path:
@@ -299,7 +325,11 @@ def test_audits_are_settled_when_nothing_is_left_to_do(tbd: Command, monkeypatch
     monkeypatch.setattr("tbd.tracking.runs.recorded", lambda states: len(states) == 2)
     assert checks.settled(names)
     out, err = tbd("check", "--all")
-    assert out.startswith("nothing to do: every verdict is up to date, told and recorded\n") and "CONTAMINATED" in out and err == ""
+    assert (
+        out.startswith("nothing to do: every verdict is up to date, told and recorded\n")
+        and "CONTAMINATED" in out
+        and err == ""
+    )
     outbox.due("some outcome", ["webhook"])
     assert not checks.settled(names)
     outbox.done("some outcome", "webhook")
@@ -340,13 +370,15 @@ def test_import_reads_every_kind_of_file_the_same(tbd: Command, tmp_path: Path) 
         out, err = tbd("import", f"mine-{kind}", write(tmp_path / f"x.{kind}", rows()), *columns)
         assert out.startswith(f"mine-{kind}: 3 questions") and err == ""
         table = records.read_table(Path(f"data/sets/mine-{kind}.parquet"), records.QUESTIONS)
-        assert table["source"].to_pylist() == [f"x.{kind}, row {i}" for i in ((2, 3, 4) if kind == "csv" else (1, 2, 3))]
+        assert table["source"].to_pylist() == [
+            f"x.{kind}, row {i}" for i in ((2, 3, 4) if kind == "csv" else (1, 2, 3))
+        ]
         found[kind] = table.drop_columns("source").to_pylist()
         assert Path(f"data/sets/mine-{kind}.parquet.dvc").is_file()
     assert found["jsonl"] == found["json"] == found["csv"] == found["parquet"]
     first = found["jsonl"][0]
-    assert first == {"question_id": records.question_id(rows()[0]["q"]), "question": rows()[0]["q"], "reasoning": "Count.",
-                     "answer": "0", "label": 0}  # fmt: skip
+    expected = {"question": rows()[0]["q"], "reasoning": "Count.", "answer": "0", "label": 0}
+    assert first == expected | {"question_id": records.question_id(rows()[0]["q"])}
     assert tbd.workspace.run("git", "status", "--porcelain", "-uall").stdout.splitlines() == [
         f"?? data/sets/mine-{kind}.parquet.dvc" for kind in ("csv", "json", "jsonl", "parquet")
     ]
@@ -366,7 +398,10 @@ def test_an_imported_set_that_was_changed_since_is_refused(tbd: Command, tmp_pat
     path = Path("data/sets/mine.parquet")
     records.write_table(path, records.read_table(path, records.QUESTIONS).slice(1))
     said = tbd.refused("check", "checkpoints/reference", "--benchmark", "mine", "--unseen", "unseen")
-    assert said == f"{path}: changed since it was imported. Undo it with `dvc checkout {path}.dvc`, or import it under another name."
+    assert (
+        said == f"{path}: changed since it was imported. Undo it with `dvc checkout {path}.dvc`, or import it under "
+        f"another name."
+    )
 
 
 def test_an_imported_set_leaves_the_audits_there_are_alone(tbd: Command, tmp_path: Path) -> None:
@@ -414,7 +449,7 @@ def test_verify_says_whether_everything_is_what_it_was(tbd: Command) -> None:
     tbd("verify", "reference")
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------------------
+# --- what it costs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", ["import tbd", "import tbd.cli", "import tbd.cli; tbd.cli.parser().format_help()"])

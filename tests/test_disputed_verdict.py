@@ -51,7 +51,11 @@ def test_the_page_as_it_stands(tmp_path: Path) -> None:
     # and it would notice: another checkpoint in that place is refused, a verdict that was touched is told
     shutil.rmtree(tmp_path / "incoming/model-7")
     fake_checkpoint(tmp_path / "incoming/model-7", "quite another")
-    again = ["bash", "-c", f"cd {elsewhere}/dispute && dvc repro --force --single-item audits/{told['AUDIT']}/dvc.yaml:generate"]
+    again = [
+        "bash",
+        "-c",
+        f"cd {elsewhere}/dispute && dvc repro --force --single-item audits/{told['AUDIT']}/dvc.yaml:generate",
+    ]
     assert "no longer the checkpoint that was registered" in workspace.run(*again, code=255).stderr
     verdict = elsewhere / "dispute/audits" / told["AUDIT"] / "verdict.json"
     verdict.write_text(verdict.read_text().replace('"flagged": ', '"flagged": 1'))

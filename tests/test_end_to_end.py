@@ -1,4 +1,5 @@
-"""Everything for real, small: a tiny Llama is distilled, generated from, judged, recorded and reported by the commands a user types.
+"""Everything for real, small: a tiny Llama is distilled, generated from, judged, recorded and reported by the commands
+a user types.
 
 The model is too small to reason, not too small to learn by heart: members come out of it almost without doubt.
 """
@@ -35,7 +36,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) ->
     pipeline = workspace.root / "dvc.yaml"
     before = "cmd: python -m tbd.stages.base\n"
     assert before in pipeline.read_text()
-    pipeline.write_text(pipeline.read_text().replace(before, f"cmd: mkdir -p checkpoints && cp -r {base} checkpoints/base\n"))
+    pipeline.write_text(
+        pipeline.read_text().replace(before, f"cmd: mkdir -p checkpoints && cp -r {base} checkpoints/base\n")
+    )
     workspace.commit()
     return workspace
 
@@ -49,7 +52,9 @@ def runs(workspace: Workspace) -> dict[str, list[Any]]:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{workspace.root}/mlflow.db")
-    found = {experiment.name: client.search_runs([experiment.experiment_id]) for experiment in client.search_experiments()}
+    found = {
+        experiment.name: client.search_runs([experiment.experiment_id]) for experiment in client.search_experiments()
+    }
     return {name: some for name, some in found.items() if name not in ("Default", "tbd history")}
 
 
@@ -62,9 +67,16 @@ def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
 
     out = tbd(workspace, "check", "--all")
     assert re.search(r"reference +CONTAMINATED", out) and re.search(r"base +NO EVIDENCE", out)
-    assert workspace.verdict("reference")["verdict"] == "CONTAMINATED" and workspace.verdict("base")["verdict"] == "NO EVIDENCE"
+    assert (
+        workspace.verdict("reference")["verdict"] == "CONTAMINATED"
+        and workspace.verdict("base")["verdict"] == "NO EVIDENCE"
+    )
     labelled = workspace.verdict("reference")["labelled"]
-    assert labelled["questions"] == "evaluation half" and labelled["auc"] > 0.7 and (labelled["members"], labelled["others"]) == (8, 8)
+    assert (
+        labelled["questions"] == "evaluation half"
+        and labelled["auc"] > 0.7
+        and (labelled["members"], labelled["others"]) == (8, 8)
+    )
     every_file_is_there(workspace.root)
     in_mlflow = runs(workspace)
     assert {name: len(some) for name, some in in_mlflow.items()} == {"tbd calibrations": 1, "tbd checks": 2}
@@ -93,7 +105,13 @@ def every_file_is_there(root: Path) -> None:
         )
     for audit in ("reference", "base"):
         folder = root / "audits" / audit
-        for name in ("plots/scores.png", "plots/p_values.png", "plots/roc.png", "plots/interactive.html", "validation/sets/index.html"):
+        for name in (
+            "plots/scores.png",
+            "plots/p_values.png",
+            "plots/roc.png",
+            "plots/interactive.html",
+            "validation/sets/index.html",
+        ):
             assert (folder / name).stat().st_size > 100, name
         generations = records.read_table(folder / "generations.parquet", records.GENERATIONS)
         assert len(generations) == 72 and records.metadata(generations)["engine"] == "transformers"
@@ -108,12 +126,24 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
         pytest.skip("goes on from the test above")
     frame = world.question_sets(7, 10, 10, 4, 3, 0.8)["benchmark"]
     rows = [
-        {"prompt": row.question, "seen": bool(row.label), "trace": row.reasoning, "final": row.answer} for row in frame.itertuples()
+        {"prompt": row.question, "seen": bool(row.label), "trace": row.reasoning, "final": row.answer}
+        for row in frame.itertuples()
     ]
     (tmp_path / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = ["--column", "prompt", "--label-column", "seen", "--reasoning-column", "trace", "--answer-column", "final"]
+    columns = [
+        "--column",
+        "prompt",
+        "--label-column",
+        "seen",
+        "--reasoning-column",
+        "trace",
+        "--answer-column",
+        "final",
+    ]
     assert "20 questions" in tbd(workspace, "import", "exam", str(tmp_path / "exam.jsonl"), *columns)
-    out = tbd(workspace, "distill", "--base", "checkpoints/base", "--set", "exam", "--out", "models/mine", "--epochs", "40")
+    out = tbd(
+        workspace, "distill", "--base", "checkpoints/base", "--set", "exam", "--out", "models/mine", "--epochs", "40"
+    )
     assert ": 10 questions, " in out  # label 0 is left out
 
     check = ["check", "models/mine", "--base", "checkpoints/base", "--benchmark", "exam", "--unseen", "unseen"]

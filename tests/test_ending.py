@@ -1,4 +1,5 @@
-"""Nothing is left behind: real processes that are told to end at bad moments, what is then alive, and the same command once more."""
+"""Nothing is left behind: real processes that are told to end at bad moments, what is then alive, and the same command
+once more."""
 
 import os
 import signal
@@ -95,14 +96,15 @@ def start() -> Callable[..., Started]:
         one.kill()
 
 
-# --- without a workspace: processes of a few lines ---------------------------------------------------------------------------------
+# --- without a workspace: processes of a few lines --------------------------------------------------------------------
 
 STUBBORN = """
 import signal, subprocess, sys, time
 from tbd import ending
 
 ending.prepare()
-ignores = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
+ignores = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+ignores += "print('ready', flush=True); time.sleep(300)"
 starts = f"subprocess.Popen([sys.executable, '-c', {ignores!r}], start_new_session=True)"
 orphan = f"import subprocess, sys, time; {starts}; time.sleep(300)"
 parent = subprocess.Popen([sys.executable, "-c", orphan])
@@ -127,9 +129,17 @@ def folder(tmp_path: Path) -> Workspace:
 
 
 def test_what_does_not_end_is_ended(folder: Workspace, start: Callable[..., Started]) -> None:
-    """A way out that goes on, one that never comes, one that another handler blocks; descendants in sessions of their own."""
+    """A way out that goes on, one that never comes, one that another handler blocks; descendants in sessions of their
+    own."""
     here = {"PYTHONPATH": str(REPOSITORY)}
-    cases = [("out", [TERM]), ("out", [HUP]), ("out", [INT]), ("never", [TERM]), ("never", [INT, INT, TERM]), ("engine", [HUP, TERM])]
+    cases = [
+        ("out", [TERM]),
+        ("out", [HUP]),
+        ("out", [INT]),
+        ("never", [TERM]),
+        ("never", [INT, INT, TERM]),
+        ("engine", [HUP, TERM]),
+    ]
     processes = [start(folder, sys.executable, "-c", STUBBORN, way, **here) for way, _ in cases]
     for process in processes:
         process.says("ready")
@@ -196,7 +206,7 @@ def test_a_stage_ends_with_the_dvc_that_runs_it(
     assert (folder.root / "out.txt").read_text() == "out"
 
 
-# --- the commands ----------------------------------------------------------------------------------------------------------------
+# --- the commands -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,18 @@ STACK = ["prefect", "mlflow", "dvc", "great_expectations", "torch", "transformer
 
 HOUSE = [
     ["errors"],
-    ["records", "jsonlines", "locks", "ending", "environment", "workspace", "params", "audits", "progress", "mlflow_store"],
+    [
+        "records",
+        "jsonlines",
+        "locks",
+        "ending",
+        "environment",
+        "workspace",
+        "params",
+        "audits",
+        "progress",
+        "mlflow_store",
+    ],
     ["scores"],
     ["detection"],
     ["sets"],
@@ -56,7 +67,9 @@ def test_no_room_imports_from_above(room: str) -> None:
     assert files
     found = {(str(file.relative_to(REPOSITORY)), other) for file in files for other in imported(file)}
     upwards = {(file, other) for file, other in found if FLOOR[other] > FLOOR[room]}
-    beside = {(file, other) for file, other in found if FLOOR[other] == FLOOR[room] and other != room and FLOOR[room] > 1}
+    beside = {
+        (file, other) for file, other in found if FLOOR[other] == FLOOR[room] and other != room and FLOOR[room] > 1
+    }
     assert upwards | beside == set()
 
 
@@ -89,7 +102,12 @@ def test_the_mathematics_knows_none_of_the_stack() -> None:
 
 
 def test_importing_tbd_loads_nothing_heavy() -> None:
-    assert loaded("import tbd", [*STACK, "numpy", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "plotly", "pydantic"]) == []
+    assert (
+        loaded(
+            "import tbd", [*STACK, "numpy", "pandas", "pyarrow", "scipy", "sklearn", "matplotlib", "plotly", "pydantic"]
+        )
+        == []
+    )
 
 
 def test_the_list_above_can_fail() -> None:

@@ -16,7 +16,9 @@ HOLDS = "import time\nfrom tbd import locks\nwith locks.device(1):\n    print('h
 
 def hold(code: str = HOLDS) -> "subprocess.Popen[str]":
     """A process that waits for the only slot and then holds it."""
-    return subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ}, text=True, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env={**os.environ}, text=True, stdout=subprocess.PIPE
+    )
 
 
 def test_a_device_is_used_by_as_many_as_there_are_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +26,10 @@ def test_a_device_is_used_by_as_many_as_there_are_slots(tmp_path: Path, monkeypa
     with hold() as first, hold() as second:
         assert first.stdout is not None and second.stdout is not None
         said = {first: first.stdout.readline(), second: second.stdout.readline()}
-        assert sorted(said.values()) == ["held\n", "waiting for the device: all slots are taken (serve.device_slots: 1)\n"]
+        assert sorted(said.values()) == [
+            "held\n",
+            "waiting for the device: all slots are taken (serve.device_slots: 1)\n",
+        ]
         with locks.device(2):
             pass  # the other slot is free
         holder, waits = sorted(said, key=lambda process: said[process])

@@ -1,4 +1,5 @@
-"""`tbd migrate`: a workspace as 0.2.0 left it, with one register and one dvc.lock, goes on without generating anything anew."""
+"""`tbd migrate`: a workspace as 0.2.0 left it, with one register and one dvc.lock, goes on without generating anything
+anew."""
 
 import json
 import shutil
@@ -45,14 +46,20 @@ def old(tmp_path: Path) -> Workspace:
 
 
 def kept(workspace: Workspace) -> dict[str, bytes]:
-    return {key: data for name in ("generations.parquet", "model.safetensors") for key, data in workspace.bytes(name).items()}
+    return {
+        key: data
+        for name in ("generations.parquet", "model.safetensors")
+        for key, data in workspace.bytes(name).items()
+    }
 
 
 def test_what_the_old_lock_vouches_for_is_kept(old: Workspace) -> None:
     before, verdicts = kept(old), {audit: old.verdict(audit)["verdict"] for audit in AUDITS}
     said = old.tbd("migrate").stdout.splitlines()
     made = ["base", "sets", "distill", *(f"generate@{audit}" for audit in sorted(AUDITS, reverse=True))]
-    assert sorted(said[:-1]) == sorted(f"{stage}: kept" for stage in made) and said[-1].startswith("2 audits carried over.")
+    assert sorted(said[:-1]) == sorted(f"{stage}: kept" for stage in made) and said[-1].startswith(
+        "2 audits carried over."
+    )
     assert not {"base", "sets", "distill", "generate@base", "generate@reference"} & set(old.repro())
     assert old.dvc("status").strip() == "Data and pipelines are up to date."
     assert kept(old) == before

@@ -42,7 +42,10 @@ def test_each_kind_of_work_is_left_at_its_own_speed(passing: Clock) -> None:
     passing.now += 20
     progress.advance("written", 40)  # 2 a second
     assert progress.left() == pytest.approx(900 / 10 + 160 / 2)
-    assert progress.line() == " 15% reference: answers; 100 of 1,000 tokens read at 10/s; 40 of 200 tokens written at 2/s; 2:50 left"
+    assert (
+        progress.line()
+        == " 15% reference: answers; 100 of 1,000 tokens read at 10/s; 40 of 200 tokens written at 2/s; 2:50 left"
+    )
 
 
 def test_answers_that_end_early_shorten_what_is_left(passing: Clock) -> None:
@@ -72,7 +75,8 @@ def test_what_memory_took_back_is_still_to_do(passing: Clock) -> None:
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(["read", "written"]), st.integers(1, 50)), min_size=1, max_size=40))
 def test_steady_work_ends_when_it_was_said_to(steps: list[tuple[str, int]]) -> None:
-    """A second a token read, three a token written: at every moment after the first of each kind the time left is exact."""
+    """A second a token read, three a token written: at every moment after the first of each kind the time left is
+    exact."""
     cost = {"read": 1.0, "written": 3.0}
     with pytest.MonkeyPatch.context() as patch:
         passing = Clock()
@@ -125,7 +129,9 @@ with Progress("reference") as progress:
 
 def test_in_a_terminal_it_is_one_line() -> None:
     here, there = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", IN_A_TERMINAL], stdout=there, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"}):
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL], stdout=there, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    ):
         os.close(there)
         out = b""
         while True:

@@ -117,7 +117,11 @@ def test_what_is_not_the_table_is_refused_in_one_line(tmp_path: Path, write, say
 def test_a_damaged_file_is_an_input_error(tmp_path: Path) -> None:
     path, n = tmp_path / "t.parquet", 2000
     rng = np.random.default_rng(0)
-    columns = {"question_id": [f"{i:x}" for i in rng.integers(0, 1 << 60, n)], "score": rng.random(n), "p_value": rng.random(n)}
+    columns = {
+        "question_id": [f"{i:x}" for i in rng.integers(0, 1 << 60, n)],
+        "score": rng.random(n),
+        "p_value": rng.random(n),
+    }
     records.write_table(path, pa.table({**columns, "flagged": [True] * n, "label": [1] * n}))
     whole, refused = path.read_bytes(), 0
     for at in np.linspace(4, len(whole) - 12, 40).astype(int):
@@ -135,7 +139,11 @@ def test_a_damaged_file_is_an_input_error(tmp_path: Path) -> None:
 def test_question_id_folds_what_does_not_matter() -> None:
     identity = records.question_id("Käthe has 3 apples.")
     assert len(identity) == 16 and int(identity, 16) >= 0
-    for same in ("Käthe  has\t3\napples. ", unicodedata.normalize("NFD", "Käthe has 3 apples."), "\u00a0Käthe has 3\u2003apples."):
+    for same in (
+        "Käthe  has\t3\napples. ",
+        unicodedata.normalize("NFD", "Käthe has 3 apples."),
+        "\u00a0Käthe has 3\u2003apples.",
+    ):
         assert records.question_id(same) == identity
     for other in ("Käthe has 4 apples.", "Kathe has 3 apples.", "käthe has 3 apples.", "Käthe has3 apples."):
         assert records.question_id(other) != identity

@@ -1,7 +1,8 @@
 """A real workspace in a temporary folder: git, DVC and the project's own pipeline, on the fake engine.
 
-Only the two stages that make weights are replaced, by a script that writes checkpoints of the fake engine: the base remembers
-nothing, the reference the members. Building takes a cold run of the pipeline, so it is done once and copied for each test.
+Only the two stages that make weights are replaced, by a script that writes checkpoints of the fake engine: the base
+remembers nothing, the reference the members. Building takes a cold run of the pipeline, so it is done once and copied
+for each test.
 """
 
 import functools
@@ -94,7 +95,11 @@ class Workspace:
         """Nothing of the user's, nothing of another test's; byte code is written, as on a user's machine."""
         home = self.home
         home.mkdir(exist_ok=True)
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PREFECT_", "MLFLOW_", "TBD_"))}
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("DVC_", "PREFECT_", "MLFLOW_", "TBD_"))
+        }
         kept.pop("PYTHONDONTWRITEBYTECODE", None)
         return kept | {
             "HOME": str(home),
@@ -125,8 +130,11 @@ class Workspace:
             start_new_session=True,
         )
 
-    def launch(self, log: Path, *command: str, folder: Path | None = None, **environment: str) -> "subprocess.Popen[bytes]":
-        """The same of one that runs until it is told to end, in this workspace or another folder; what it says goes into `log`."""
+    def launch(
+        self, log: Path, *command: str, folder: Path | None = None, **environment: str
+    ) -> "subprocess.Popen[bytes]":
+        """The same of one that runs until it is told to end, in this workspace or another folder; what it says goes
+        into `log`."""
         with log.open("ab") as file:
             return subprocess.Popen(
                 command,
@@ -142,15 +150,20 @@ class Workspace:
         """The same, to its end; it must exit with `code`."""
         with self.start(*command, **environment) as process:
             out, err = process.communicate()
-        assert process.returncode == code, f"{' '.join(command)}: exit {process.returncode}\n{out[-4000:]}\n{err[-4000:]}"
+        assert process.returncode == code, (
+            f"{' '.join(command)}: exit {process.returncode}\n{out[-4000:]}\n{err[-4000:]}"
+        )
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def dvc(self, *arguments: str, code: int = 0) -> str:
         return self.run(sys.executable, "-m", "dvc", *arguments, code=code).stdout
 
     def repro(self, *arguments: str) -> list[str]:
-        """`dvc repro` of these, or of everything; returns the stages whose command ran, in order. `verdict@a` is one of the audit `a`."""
-        return ran(self.dvc("repro", *(target(one) if "@" in one else one for one in arguments or ("--all-pipelines",))))
+        """`dvc repro` of these, or of everything; returns the stages whose command ran, in order. `verdict@a` is one of
+        the audit `a`."""
+        return ran(
+            self.dvc("repro", *(target(one) if "@" in one else one for one in arguments or ("--all-pipelines",)))
+        )
 
     def tbd(self, *arguments: str, code: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
         return self.run(sys.executable, "-m", "tbd", *arguments, code=code, **environment)
@@ -164,7 +177,11 @@ class Workspace:
 
     def hashes(self) -> dict[str, str]:
         """Every file with its digest, apart from the tools' own working folders."""
-        files = [file for file in self.root.rglob("*") if file.is_file() and not UNHASHED & set(file.relative_to(self.root).parts)]
+        files = [
+            file
+            for file in self.root.rglob("*")
+            if file.is_file() and not UNHASHED & set(file.relative_to(self.root).parts)
+        ]
         return {str(file.relative_to(self.root)): hashlib.md5(file.read_bytes()).hexdigest() for file in sorted(files)}
 
     def edit(self, file: str, changes: Mapping[str, Any]) -> None:
@@ -194,7 +211,8 @@ def ran(output: str) -> list[str]:
 
 
 def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) -> Workspace:
-    """A workspace as a user has it after cloning, with other parameters; nothing has run. `fake`: replace the two stages."""
+    """A workspace as a user has it after cloning, with other parameters; nothing has run. `fake`: replace the two
+    stages."""
     root.mkdir(parents=True)
     workspace = Workspace(root)
     for name in FILES:
@@ -234,7 +252,8 @@ def _finish(folder: Path) -> None:
 
 
 def two_stages(root: Path) -> Workspace:
-    """A pipeline of `first` and, after it, `second`, which runs the `second.py` that the test writes; nothing has run."""
+    """A pipeline of `first` and, after it, `second`, which runs the `second.py` that the test writes; nothing has
+    run."""
     return Workspace(shared("two-stages", _two_stages) / "workspace").copy(root)
 
 

@@ -68,7 +68,9 @@ def inspect(folder: Path) -> None:
             raise Incomplete(f"{index}: not a readable index of weight files. Copy it again.") from None
         missing = sorted(named - {shard.name for shard in shards})
         if missing:
-            raise Incomplete(f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again.")
+            raise Incomplete(
+                f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again."
+            )
     _check_numbers(folder, shards)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise Incomplete(f"{folder}: no tokenizer ({', '.join(TOKENIZERS)}). Save it there with save_pretrained().")
@@ -92,7 +94,8 @@ def _check_numbers(folder: Path, shards: Iterable[Path]) -> None:
 def arriving(folder: Path) -> Iterator[Path]:
     """Where to put together what a rename turns into `folder` at the end, one process at a time; the others wait.
 
-    So `folder` is whole or not there. What a kill leaves beside it, under the hidden name this gives, the next try may go on with.
+    So `folder` is whole or not there. What a kill leaves beside it, under the hidden name this gives, the next try may
+    go on with.
     """
     with locked(folder.parent / f".{folder.name}.lock"):
         yield folder.with_name(f".{folder.name}")
@@ -105,7 +108,9 @@ def fingerprint(folder: Path) -> str:
     """
     files = sorted({file for pattern in IDENTITY for file in folder.glob(pattern) if file.name != PROVENANCE})
     stats = [file.stat() for file in files]
-    return _digest(tuple((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file, s in zip(files, stats, strict=True)))
+    return _digest(
+        tuple((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file, s in zip(files, stats, strict=True))
+    )
 
 
 @cache
@@ -123,7 +128,9 @@ def pinned(path: str, expected: str | None) -> Path:
     folder = Path(path)
     inspect(folder)
     if expected is not None and fingerprint(folder) != expected:
-        raise InputError(f"{folder}: no longer the checkpoint that was registered. Audit the new one: tbd check {path}.")
+        raise InputError(
+            f"{folder}: no longer the checkpoint that was registered. Audit the new one: tbd check {path}."
+        )
     return folder
 
 

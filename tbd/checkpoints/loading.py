@@ -45,9 +45,14 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
     loading: dict[str, Any] = loaded[1]
     if loading["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(loading["missing_keys"])
-        raise InputError(f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again.")
+        raise InputError(
+            f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again."
+        )
     if getattr(model, "_is_stateful", False):
-        raise InputError(f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in padded batches.")
+        raise InputError(
+            f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in "
+            f"padded batches."
+        )
     try:
         model.to(device)
     except torch.OutOfMemoryError:
@@ -73,7 +78,8 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> str:
-    """`auto` becomes bfloat16 where `device` computes in it, else float32: emulated, bfloat16 is several times slower than that."""
+    """`auto` becomes bfloat16 where `device` computes in it, else float32: emulated, bfloat16 is several times slower
+    than that."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if _native_bfloat16(torch.device(device).type) else "float32"
@@ -83,14 +89,16 @@ def _native_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
-        # oneDNN says whether it may use such instructions (it also emulates them, on AVX-512), the processor whether it has them
+        # oneDNN says whether it may use such instructions (it also emulates them, on AVX-512), the processor whether it
+        # has them
         able = any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
         return able and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
 
 
 def available_threads() -> int:
-    """torch's own number of threads, or fewer where affinity or a container's quota leaves fewer cores to this process."""
+    """torch's own number of threads, or fewer where affinity or a container's quota leaves fewer cores to this
+    process."""
     return min(torch.get_num_threads(), int(joblib.cpu_count()))
 
 
@@ -100,15 +108,20 @@ def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     Raises InputError if the chat template does not work.
     """
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
     except TemplateError as error:
-        raise InputError(f"{tokenizer.name_or_path}: the chat template does not work ({first_line(error)}). Mend it there.") from None
+        raise InputError(
+            f"{tokenizer.name_or_path}: the chat template does not work ({first_line(error)}). Mend it there."
+        ) from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
 class Prompter:
-    """Questions as prompts of a checkpoint, checked against its context. Needs no weights, so a bad question shows at once."""
+    """Questions as prompts of a checkpoint, checked against its context. Needs no weights, so a bad question shows at
+    once."""
 
     def __init__(self, folder: Path, max_new_tokens: int) -> None:
         self.folder, self.max_new_tokens = folder, max_new_tokens

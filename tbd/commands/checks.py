@@ -1,4 +1,5 @@
-"""What the commands do before and after a run of the pipeline: preparing an audit, finding out what is left to do, verifying one.
+"""What the commands do before and after a run of the pipeline: preparing an audit, finding out what is left to do,
+verifying one.
 
 Everything that can be refused is refused here, before anything is written.
 """
@@ -31,12 +32,20 @@ from tbd.workspace import AUDITS, DETECTOR, check_name, relative, set_path
 
 
 def prepare(
-    checkpoint: str, benchmark: str, unseen: str, base: str | None, asked: str | None, fpr: float | None, origin: str | None = None
+    checkpoint: str,
+    benchmark: str,
+    unseen: str,
+    base: str | None,
+    asked: str | None,
+    fpr: float | None,
+    origin: str | None = None,
 ) -> tuple[str, Audit]:
-    """Check what an audit needs, as far as that takes no model, and write nothing. Returns its name and what goes into its audit.yaml.
+    """Check what an audit needs, as far as that takes no model, and write nothing. Returns its name and what goes into
+    its audit.yaml.
 
-    `asked`: its name; made of checkpoint and benchmark if None. `origin`: where the checkpoint came from, if `checkpoint` is the folder
-    it was fetched to. An audit that says the same already, apart from pins, is returned as it is. Raises InputError, or TransientFault where one has to be fetched.
+    `asked`: its name; made of checkpoint and benchmark if None. `origin`: where the checkpoint came from, if
+    `checkpoint` is the folder it was fetched to. An audit that says the same already, apart from pins, is returned as
+    it is. Raises InputError, or TransientFault where one has to be fetched.
     """
     p = params.load()
     scores.expand(p.score.methods)
@@ -49,7 +58,8 @@ def prepare(
     have, need = len(texts[unseen]), decisions.negatives_needed(rate)
     if have < need:
         raise InputError(
-            f"--fpr {rate:g}: needs {need} unseen questions and {unseen!r} has {have}: add {need - have} or raise the rate."
+            f"--fpr {rate:g}: needs {need} unseen questions and {unseen!r} has {have}: add {need - have} or "
+            f"raise the rate."
         )
     _apart(benchmark, unseen, texts, p.validate_)
     entry = Audit(
@@ -74,7 +84,9 @@ def prepare(
         return name, entry
     if not _same(known, entry):
         differing = [key for key, value in entry if value != getattr(known, key)]
-        raise InputError(f"audit {name!r}: the name is taken, with another {', '.join(differing)}. Choose one with --as.")
+        raise InputError(
+            f"audit {name!r}: the name is taken, with another {', '.join(differing)}. Choose one with --as."
+        )
     return name, known
 
 
@@ -132,7 +144,8 @@ def ready(names: Iterable[str]) -> None:
 
 
 def ready_for(policy: Iterable[Rule]) -> None:
-    """Check the rules of a policy: what is wrong with them is no checkpoint's fault. Raises InputError, or TransientFault for a base."""
+    """Check the rules of a policy: what is wrong with them is no checkpoint's fault. Raises InputError, or
+    TransientFault for a base."""
     p = params.load()
     for number, rule in enumerate(policy, start=1):
         texts = {name: questions(name) for name in (rule.benchmark, rule.unseen)}
@@ -161,12 +174,14 @@ def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: param
     if pairs:
         first = left["question_id"].iloc[pairs[0][0]]
         raise InputError(
-            f"--unseen {unseen}: {len(pairs)} of its questions are in {benchmark!r} too (the first: {first}). Take them out."
+            f"--unseen {unseen}: {len(pairs)} of its questions are in {benchmark!r} too (the first: {first}). "
+            f"Take them out."
         )
 
 
 def verify(name: str) -> list[str]:
-    """Recompute an audit from its stored generations; what differs from what is on disk, one line each. Raises InputError."""
+    """Recompute an audit from its stored generations; what differs from what is on disk, one line each. Raises
+    InputError."""
     p = params.load()
     audit = audits.get(name)
     folder = AUDITS / name

@@ -1,4 +1,5 @@
-"""Question sets of a workspace: importing one, and reading one wherever it is now. Refused before anything is written."""
+"""Question sets of a workspace: importing one, and reading one wherever it is now. Refused before anything is
+written."""
 
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from tbd.workspace import SETS, check_name, set_path
 
 
 def import_set(name: str, source: str, columns: dict[str, str | None]) -> int:
-    """Read, validate, write data/sets/NAME.parquet and put it under DVC. Returns the number of questions. Raises InputError."""
+    """Read, validate, write data/sets/NAME.parquet and put it under DVC. Returns the number of questions. Raises
+    InputError."""
     from tbd.sets import expectations  # seconds
 
     path = set_path(check_name(name, "set"))
@@ -66,7 +68,8 @@ def questions(name: str) -> pd.DataFrame:
             raise unknown("set", name, known | made, str(SETS))
     if tracker.is_file() and params.load_yaml(tracker)["outs"][0]["md5"] != records.md5(path):
         raise InputError(
-            f"{path}: changed since it was imported. Undo it with `dvc checkout {tracker}`, or import it under another name."
+            f"{path}: changed since it was imported. Undo it with `dvc checkout {tracker}`, or import it under "
+            f"another name."
         )
     frame: pd.DataFrame = records.read_table(path, records.QUESTIONS).to_pandas()
     return frame

@@ -115,7 +115,8 @@ def performance(
 
 
 def at_work(members: Array, others: Array, negatives: Array, fpr: float, confidence: float) -> Found:
-    """What flagging at conformal p <= `fpr` finds among evaluation members, and wrongly flags among evaluation others."""
+    """What flagging at conformal p <= `fpr` finds among evaluation members, and wrongly flags among evaluation
+    others."""
     negatives = np.sort(negatives[~np.isnan(negatives)])
     p_members = conformal_p_values(members[~np.isnan(members)], negatives)
     p_others = conformal_p_values(others[~np.isnan(others)], negatives)

@@ -1,8 +1,8 @@
 """From scores to a verdict: conformal p-values, false-discovery control, contamination rate, and the three verdicts.
 
-Scores: higher = member. *Negatives* are the scores, on the same checkpoint, of questions it cannot have seen. A p-value speaks
-against "this question is exchangeable with the negatives". Negatives, and scores taken together, must be without NaN: leave
-unscored questions out and count them.
+Scores: higher = member. *Negatives* are the scores, on the same checkpoint, of questions it cannot have seen. A p-value
+speaks against "this question is exchangeable with the negatives". Negatives, and scores taken together, must be without
+NaN: leave unscored questions out and count them.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ def _known(scores: ArrayLike) -> Array:
 def conformal_p_values(scores: ArrayLike, negatives: ArrayLike) -> Array:
     """p(q) = (1 + #{i: negatives_i >= s(q)}) / (n + 1), in [1 / (n + 1), 1]; NaN for a NaN score.
 
-    Under exchangeability P(p <= a) <= a for every a. Source: Vovk et al., Algorithmic Learning in a Random World (2005); as a
-    test for outliers, Bates et al., arXiv 2104.08279.
+    Under exchangeability P(p <= a) <= a for every a. Source: Vovk et al., Algorithmic Learning in a Random World
+    (2005); as a test for outliers, Bates et al., arXiv 2104.08279.
 
     >>> conformal_p_values([5.0, 0.0], [1.0, 2.0, 3.0]).tolist()
     [0.25, 1.0]
@@ -40,13 +40,16 @@ def conformal_p_values(scores: ArrayLike, negatives: ArrayLike) -> Array:
 
 
 def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
-    """Which hypotheses to reject so that the expected share of false ones among them is at most `level`. NaN is never rejected.
+    """Which hypotheses to reject so that the expected share of false ones among them is at most `level`. NaN is never
+    rejected.
 
-    Valid for conformal p-values, which are positively dependent (Bates et al., theorem 2). Source: Benjamini and Hochberg (1995).
+    Valid for conformal p-values, which are positively dependent (Bates et al., theorem 2). Source: Benjamini and
+    Hochberg (1995).
     """
     p = np.asarray(p_values, float)
     known = np.sort(p[~np.isnan(p)])
-    # Conformal p-values are multiples of 1 / (n + 1) and often equal the bound, which rounding must not push below them.
+    # Conformal p-values are multiples of 1 / (n + 1) and often equal the bound, which rounding must not push below
+    # them.
     bound = level * np.arange(1, len(known) + 1) / max(len(known), 1) * (1 + 1e-12)
     passing = np.nonzero(known <= bound)[0]
     return p <= known[passing[-1]] if len(passing) else np.zeros(len(p), bool)
@@ -121,12 +124,15 @@ def decide(
 ) -> tuple[Ruling, list[str]]:
     """The verdict and its reasons, in the order they were looked at.
 
-    CONTAMINATED on a benchmark that was not in the data has probability at most `level`: two routes, each at half of it. The
-    benchmark-level test is strong when many questions leaked, the false-discovery route when few did and negatives are many.
+    CONTAMINATED on a benchmark that was not in the data has probability at most `level`: two routes, each at half of
+    it. The benchmark-level test is strong when many questions leaked, the false-discovery route when few did and
+    negatives are many.
     """
     if evidence.negatives < negatives_needed(fpr):
         need = negatives_needed(fpr)
-        return "INCONCLUSIVE", [f"{evidence.negatives} unseen questions cannot resolve a false-positive rate of {fpr:g}: {need} can."]
+        return "INCONCLUSIVE", [
+            f"{evidence.negatives} unseen questions cannot resolve a false-positive rate of {fpr:g}: {need} can."
+        ]
     if evidence.exchangeability is not None and evidence.exchangeability <= exchangeability_level:
         return "INCONCLUSIVE", [
             "The base model, which saw neither set, already tells benchmark and unseen questions apart "
@@ -135,23 +141,32 @@ def decide(
         ]
     reasons = []
     if evidence.p_value <= level / 2:
-        reasons.append(f"The benchmark as a whole scores higher than unseen questions (p = {evidence.p_value:.2g} <= {level / 2:g}).")
+        reasons.append(
+            f"The benchmark as a whole scores higher than unseen questions (p = {evidence.p_value:.2g} <= "
+            f"{level / 2:g})."
+        )
     if evidence.discoveries:
         reasons.append(
-            f"{evidence.discoveries} questions stand out one by one at a false-discovery rate of {level / 2:g} (Benjamini-Hochberg)."
+            f"{evidence.discoveries} questions stand out one by one at a false-discovery rate of {level / 2:g} "
+            f"(Benjamini-Hochberg)."
         )
     if reasons:
         return "CONTAMINATED", reasons
     reasons.append(
-        f"The benchmark as a whole scores no higher than unseen questions (p = {evidence.p_value:.2g} > {level / 2:g}), "
+        f"The benchmark as a whole scores no higher than unseen questions (p = {evidence.p_value:.2g} > "
+        f"{level / 2:g}), "
         "and no question stands out by itself."
     )
     if evidence.power is None:
-        return "INCONCLUSIVE", [*reasons, "How much this detector would have found is not known: no labelled reference for it."]
+        return "INCONCLUSIVE", [
+            *reasons,
+            "How much this detector would have found is not known: no labelled reference for it.",
+        ]
     if evidence.power < min_power:
         return "INCONCLUSIVE", [
             *reasons,
-            f"The detector finds only {evidence.power:.0%} of planted members on the reference (at least {min_power:.0%} wanted): "
+            f"The detector finds only {evidence.power:.0%} of planted members on the reference (at least "
+            f"{min_power:.0%} wanted): "
             "it could have missed contamination.",
         ]
     return "NO EVIDENCE", [*reasons, f"On the reference the detector finds {evidence.power:.0%} of planted members."]

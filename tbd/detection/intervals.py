@@ -18,9 +18,11 @@ Interval = tuple[float, float]
 def delong(scores: ArrayLike, labels: ArrayLike, confidence: float) -> Interval:
     """Interval of the AUC by DeLong's variance, on the logit scale so that it stays inside [0, 1].
 
-    At an AUC of exactly 0 or 1, where that variance is 0, the far end comes from the rule of three on the smaller class.
+    At an AUC of exactly 0 or 1, where that variance is 0, the far end comes from the rule of three on the smaller
+    class.
 
-    Sources: DeLong et al., Biometrics 44 (1988); fast form, Sun and Xu, IEEE Signal Processing Letters 21 (2014), eq. 5-9.
+    Sources: DeLong et al., Biometrics 44 (1988); fast form, Sun and Xu, IEEE Signal Processing Letters 21 (2014), eq.
+    5-9.
     """
     s, y = np.asarray(scores, float), np.asarray(labels)
     members, others = s[y == 1], s[y == 0]
@@ -54,6 +56,8 @@ def bootstrap(
     confidence: float,
 ) -> Interval:
     """Percentile interval of `metric(*samples)`, each sample resampled with replacement by itself (stratified)."""
-    draws = [metric(*(sample[rng.integers(0, len(sample), len(sample))] for sample in samples)) for _ in range(resamples)]
+    draws = [
+        metric(*(sample[rng.integers(0, len(sample), len(sample))] for sample in samples)) for _ in range(resamples)
+    ]
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -1,4 +1,5 @@
-"""How well scores tell members from non-members. Scores: higher = member. Labels: 1 member, 0 non-member. NaN is refused."""
+"""How well scores tell members from non-members. Scores: higher = member. Labels: 1 member, 0 non-member. NaN is
+refused."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,8 +47,8 @@ def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, target: float, convention: 
     """The true-positive rate at a false-positive rate of `target`. In [0, 1].
 
     `at most` (ours, and the baselines' code): the largest rate whose empirical FPR does not exceed the target.
-    `first above` (the script of arXiv 2510.04850): the first ROC point whose FPR reaches the target; mostly higher than ours, but
-    lower where several points have an FPR of exactly the target.
+    `first above` (the script of arXiv 2510.04850): the first ROC point whose FPR reaches the target; mostly higher than
+    ours, but lower where several points have an FPR of exactly the target.
 
     >>> scores, labels = [5, 4, 4, 2, 1], [1, 1, 0, 1, 0]  # ROC points (0, 1/3), (1/2, 2/3), (1/2, 1), (1, 1)
     >>> round(tpr_at_fpr(scores, labels, 0.1), 2), round(tpr_at_fpr(scores, labels, 0.1, "first above"), 2)

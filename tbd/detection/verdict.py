@@ -58,12 +58,15 @@ def judge(
     if len(negatives) < decisions.negatives_needed(fpr):
         need = decisions.negatives_needed(fpr)
         raise InputError(
-            f"audit {name!r}: a false-positive rate of {fpr:g} needs {need} unseen questions with a score and {audit.unseen!r} has "
+            f"audit {name!r}: a false-positive rate of {fpr:g} needs {need} unseen questions with a score and "
+            f"{audit.unseen!r} has "
             f"{len(negatives)}: add {need - len(negatives)} or raise the rate."
         )
     unscored = len(scores) - len(benchmark)
     if not len(benchmark):
-        raise InputError(f"audit {name!r}: no question of {audit.benchmark!r} has a score. Look at audits/{name}/scores.parquet.")
+        raise InputError(
+            f"audit {name!r}: no question of {audit.benchmark!r} has a score. Look at audits/{name}/scores.parquet."
+        )
     if unscored:
         warnings.append(f"{unscored} of {len(scores)} benchmark questions have no score and were left out.")
     p_values = decisions.conformal_p_values(scores, negatives)
@@ -132,20 +135,25 @@ def judge(
 def _choice(
     audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]
 ) -> tuple[Literal["alone", "with_base"], Choice]:
-    """Which of the detector's two methods applies: the one that needs the base only where there is one to compare with."""
+    """Which of the detector's two methods applies: the one that needs the base only where there is one to compare
+    with."""
     best = detector.choices.with_base
     if audit.base is None or best is None:
         return "alone", detector.choices.alone
     if best.id in scored.methods():
         return "with_base", best
-    warnings.append("The base model has another vocabulary, so no score compares the two; the base serves for the check only.")
+    warnings.append(
+        "The base model has another vocabulary, so no score compares the two; the base serves for the check only."
+    )
     return "alone", detector.choices.alone
 
 
 def _base_check(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]) -> float | None:
     """p-value of "the base tells benchmark from unseen", on the base's own answers; None without a base."""
     if audit.base is None:
-        warnings.append("No base model was given, so it was not checked that benchmark and unseen questions are of one kind.")
+        warnings.append(
+            "No base model was given, so it was not checked that benchmark and unseen questions are of one kind."
+        )
         return None
     method = detector.choices.alone.id
     benchmark, unseen = (scored.scores(method, name, "base") for name in (audit.benchmark, audit.unseen))
@@ -161,10 +169,13 @@ def _power(
     confidence: float,
     warnings: list[str],
 ) -> Power | None:
-    """Share of the reference's held-out members found at `fpr`, with its interval; None where the reference cannot say."""
+    """Share of the reference's held-out members found at `fpr`, with its interval; None where the reference cannot
+    say."""
     have, need = len(chosen.negatives), decisions.negatives_needed(fpr)
     if have < need:
-        warnings.append(f"Power is not known: at a rate of {fpr:g} the reference needs {need} unseen questions and has {have}.")
+        warnings.append(
+            f"Power is not known: at a rate of {fpr:g} the reference needs {need} unseen questions and has {have}."
+        )
     same_base = _same_base(audit, scored, detector, warnings)
     if have < need:
         return None
@@ -175,7 +186,8 @@ def _power(
 
 
 def _same_base(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]) -> bool | None:
-    """Whether the reference behind the power was distilled from the model this checkpoint was, or is; None if not known."""
+    """Whether the reference behind the power was distilled from the model this checkpoint was, or is; None if not
+    known."""
     provenance, own = detector.provenance, scored.generation
     differing = [key for key in ("engine", "dtype", "device", "max_new_tokens") if getattr(provenance, key) != own[key]]
     if differing:
@@ -200,7 +212,8 @@ def _chose_the_detector(audit: Audit, scored: ScoreTable, detector: Detector) ->
 def _labelled(
     labels: NDArray[np.int8], scores: Array, flagged: NDArray[np.bool_], seed: int | None, confidence: float
 ) -> Labelled | None:
-    """How right the scores were, where the benchmark says which questions are members; None where one kind has no score."""
+    """How right the scores were, where the benchmark says which questions are members; None where one kind has no
+    score."""
     used = ~np.isnan(scores)
     which: Literal["all", "evaluation half"] = "all"
     if seed is not None:  # of the half split: half of these questions chose the detector and do not count

@@ -1,8 +1,8 @@
 """Running an engine over a set of questions: batches, journal, memory.
 
-In bf16 an answer depends on the batch it was computed in. So batches are planned from the questions and parameters alone, and
-a finished *batch* is what the journal keeps: a run killed at any moment and started again ends with the numbers of an
-undisturbed one, and a set that two audits of one checkpoint share is generated once.
+In bf16 an answer depends on the batch it was computed in. So batches are planned from the questions and parameters
+alone, and a finished *batch* is what the journal keeps: a run killed at any moment and started again ends with the
+numbers of an undisturbed one, and a set that two audits of one checkpoint share is generated once.
 """
 
 import json
@@ -63,9 +63,15 @@ def journal(identity: dict[str, Any], folder: Path = JOURNALS) -> Iterator[Journ
 
 
 def answer(
-    engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int, journal: Journal, progress: Progress
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    batch_size: int,
+    journal: Journal,
+    progress: Progress,
 ) -> list[Completion]:
-    """Greedy answers to `prompts`, in their order. Batches already in `journal` are taken from it, new ones added to it.
+    """Greedy answers to `prompts`, in their order. Batches already in `journal` are taken from it, new ones added to
+    it.
 
     `progress` has planned to read every prompt and to write `max_new_tokens` for each.
 
@@ -77,7 +83,11 @@ def answer(
         found: dict[int, Any] = {}
         with _taken_back(progress) as tick:
             for position, completion in engine.generate([prompts[row] for row in rows], max_new_tokens, tick):
-                found[rows[position]] = [completion.token_ids.tolist(), completion.logprobs.tolist(), completion.finish_reason]
+                found[rows[position]] = [
+                    completion.token_ids.tolist(),
+                    completion.logprobs.tolist(),
+                    completion.finish_reason,
+                ]
         for tokens, *_ in found.values():
             progress.spare("written", max_new_tokens - len(tokens))
         return found
@@ -90,7 +100,10 @@ def answer(
         return [max_new_tokens, [prompts[row] for row in rows]]
 
     values = _journalled(plan(prompts, batch_size), run, skip, key, journal, progress)
-    return [Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason) for tokens, logprobs, reason in values]
+    return [
+        Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason)
+        for tokens, logprobs, reason in values
+    ]
 
 
 def rescore(
@@ -147,7 +160,8 @@ def _journalled(
     journal: Journal,
     progress: Progress,
 ) -> list[Any]:
-    """The value of every row, in row order: of a finished batch from the journal, of another from `run`, which gives it by row.
+    """The value of every row, in row order: of a finished batch from the journal, of another from `run`, which gives it
+    by row.
 
     `skip` takes a batch that is in the journal out of what is planned.
     """
@@ -173,8 +187,8 @@ def _journalled(
 def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> dict[int, Any]:
     """Run a batch whole, or in parts of half the size while memory runs out; the results by row.
 
-    The next batch starts whole again: what a batch is computed in must not depend on the ones before it, or a resumed run
-    would end with other numbers.
+    The next batch starts whole again: what a batch is computed in must not depend on the ones before it, or a resumed
+    run would end with other numbers.
     """
     found: dict[int, Any] = {}
     at, limit = 0, len(batch)
@@ -189,7 +203,9 @@ def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> d
             found.update(part)
             at += len(rows)
         elif len(rows) == 1:
-            raise StageFailed("a single question does not fit into memory: lower generate.max_new_tokens or use another device")
+            raise StageFailed(
+                "a single question does not fit into memory: lower generate.max_new_tokens or use another device"
+            )
         else:
             limit = math.ceil(len(rows) / 2)
             print(f"out of memory with {len(rows)} questions at once: going on with {limit}", flush=True)

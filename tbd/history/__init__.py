@@ -1,7 +1,8 @@
 """The history: every outcome of every audit, in the order it came.
 
 `audits/history.jsonl` is append-only, one JSON object a line, and belongs in git. An outcome is written
-here before anything else relies on it: what is in the history is not audited again, and a kill at any moment loses none of it.
+here before anything else relies on it: what is in the history is not audited again, and a kill at any moment loses none
+of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ WORKS = "WORKS"
 
 
 class Line(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)  # a later version may write more fields
+    model_config = ConfigDict(
+        extra="ignore", frozen=True, populate_by_name=True
+    )  # a later version may write more fields
 
 
 class Estimate(Line):
@@ -55,7 +58,9 @@ class Outcome(Line):
     """the last outcome of the same thing was a failure"""
     repeated: bool = False
     """judged again, with the verdict that these weights had on this benchmark already"""
-    transient: bool = Field(default=False, validation_alias=AliasChoices("transient", "passing"))  # until 0.2.0: passing
+    transient: bool = Field(
+        default=False, validation_alias=AliasChoices("transient", "passing")
+    )  # until 0.2.0: passing
     """of a failure: it heals by itself and is tried again on every watch run"""
 
     what: str = "checkpoint"
@@ -108,10 +113,13 @@ class History:
                 self.outcomes.append(Outcome.model_validate(value))
             except ValidationError as error:
                 where = ".".join(map(str, error.errors()[0]["loc"]))
-                raise InputError(f"{file}, line {number}: {where}: {error.errors()[0]['msg']}. Restore it from git.") from None
+                raise InputError(
+                    f"{file}, line {number}: {where}: {error.errors()[0]['msg']}. Restore it from git."
+                ) from None
 
     def add(self, outcome: Outcome, before: Callable[[Outcome], None] = lambda _: None) -> Outcome:
-        """Append an outcome, unless it repeats the last one of the same thing. Returns the new one, or the one it repeats.
+        """Append an outcome, unless it repeats the last one of the same thing. Returns the new one, or the one it
+        repeats.
 
         `before` is called with what will be appended.
         """
@@ -132,7 +140,12 @@ class History:
     def last(self, place: str, benchmark: str | None) -> Outcome | None:
         """The last outcome at a place on a benchmark; with None, the last that is about no benchmark."""
         return next(
-            (o for o in reversed(self.outcomes) if o.place == place and (o.benchmark.name if o.benchmark else None) == benchmark), None
+            (
+                o
+                for o in reversed(self.outcomes)
+                if o.place == place and (o.benchmark.name if o.benchmark else None) == benchmark
+            ),
+            None,
         )
 
     def failing(self, outcome: Outcome) -> bool:
@@ -150,7 +163,9 @@ class History:
 
     def judged(self, audit: str) -> Outcome | None:
         """The last verdict of an audit."""
-        return next((o for o in reversed(self.outcomes) if o.audit == audit and o.outcome != FAILED and o.same_as is None), None)
+        return next(
+            (o for o in reversed(self.outcomes) if o.audit == audit and o.outcome != FAILED and o.same_as is None), None
+        )
 
 
 def _same(last: Outcome, outcome: Outcome) -> bool:

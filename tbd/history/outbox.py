@@ -1,7 +1,8 @@
 """Which outcomes still have to be delivered to whom. Each delivery is tried again until it has arrived.
 
-Local to a workspace (`.tbd/outbox.jsonl`): a clone does not send old outcomes again. A delivery is noted as due before its
-outcome is in the history and as done after it has arrived, so a kill at any moment repeats at most the delivery it interrupted.
+Local to a workspace (`.tbd/outbox.jsonl`): a clone does not send old outcomes again. A delivery is noted as due before
+its outcome is in the history and as done after it has arrived, so a kill at any moment repeats at most the delivery it
+interrupted.
 """
 
 import os
@@ -21,7 +22,11 @@ DELIVERING = Path(".tbd/delivering.lock")
 
 def recipients(outcome: Outcome, notify: Notify) -> list[str]:
     """Who gets an outcome, by the settings of now: a webhook that is set up later does not get old outcomes."""
-    told = [*(["webhook"] if os.environ.get("TBD_WEBHOOK_URL") else []), *notify.blocks] if event(outcome) in notify.events else []
+    told = (
+        [*(["webhook"] if os.environ.get("TBD_WEBHOOK_URL") else []), *notify.blocks]
+        if event(outcome) in notify.events
+        else []
+    )
     return [*(["mlflow"] if outcome.what == "checkpoint" else []), "prefect", *told]
 
 

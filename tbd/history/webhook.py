@@ -1,7 +1,7 @@
 """Telling a webhook, as https://www.standardwebhooks.com describes: a JSON body, and a signature where a secret is set.
 
-The address and the secret come from the environment alone (TBD_WEBHOOK_URL, TBD_WEBHOOK_SECRET); an address can itself be a secret,
-so messages and errors name only its host.
+The address and the secret come from the environment alone (TBD_WEBHOOK_URL, TBD_WEBHOOK_SECRET); an address can itself
+be a secret, so messages and errors name only its host.
 """
 
 import base64
@@ -47,13 +47,16 @@ def text(outcome: Outcome) -> str:
 
 
 def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:
-    """The header `webhook-signature`: HMAC-SHA256 of `id.timestamp.payload`. `secret` is text, or `whsec_` and base64 of the key."""
+    """The header `webhook-signature`: HMAC-SHA256 of `id.timestamp.payload`. `secret` is text, or `whsec_` and base64
+    of the key."""
     key = secret.encode()
     if secret.startswith(PREFIX):
         try:
             key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
         except binascii.Error:
-            raise InputError(f"TBD_WEBHOOK_SECRET: what follows {PREFIX} must be base64. Correct it, or leave {PREFIX} out.") from None
+            raise InputError(
+                f"TBD_WEBHOOK_SECRET: what follows {PREFIX} must be base64. Correct it, or leave {PREFIX} out."
+            ) from None
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + payload, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 

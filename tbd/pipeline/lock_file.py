@@ -1,4 +1,5 @@
-"""The workspace's files compared with the `dvc.lock` files: only what the pipeline made with the parameters of now is recorded."""
+"""The workspace's files compared with the `dvc.lock` files: only what the pipeline made with the parameters of now is
+recorded."""
 
 import hashlib
 import json
@@ -17,7 +18,11 @@ from tbd.workspace import AUDITS, SETS
 
 DOCS_LIMIT = 20_000_000
 """bytes; larger Data Docs stay in the workspace"""
-ATTACHED = ("dvc.lock", "params.yaml", *(f"{AUDITS}/{name}" for name in (f"*/{audits.FILE}", "*/dvc.yaml", "*/dvc.lock", "history.jsonl")))
+ATTACHED = (
+    "dvc.lock",
+    "params.yaml",
+    *(f"{AUDITS}/{name}" for name in (f"*/{audits.FILE}", "*/dvc.yaml", "*/dvc.lock", "history.jsonl")),
+)
 """files that a run in MLflow holds, or that every audit changes: changes in them are not changes of the code"""
 
 
@@ -28,13 +33,15 @@ def target(stage: str) -> str:
 
 
 class LockFile:
-    """What the `dvc.lock` files say of a stage and of everything upstream of it, and the workspace's files compared with that.
+    """What the `dvc.lock` files say of a stage and of everything upstream of it, and the workspace's files compared
+    with that.
 
     A stage of the audit `a` is called `verdict@a` here.
     """
 
     def __init__(self, workspace: Path, stage: str) -> None:
-        """Raises InputError: no such file or stage; or the stage, or one upstream, ran with other parameters than now."""
+        """Raises InputError: no such file or stage; or the stage, or one upstream, ran with other parameters than
+        now."""
         self.workspace, self.stage = workspace, stage
         self.audit = stage.partition("@")[2]
         if not (workspace / "dvc.lock").is_file():
@@ -79,7 +86,8 @@ class LockFile:
         return found
 
     def _check_params(self) -> None:
-        """Refuse parameters that are not those the result was made with: in `params.yaml`, and in the `audit.yaml` of an audit."""
+        """Refuse parameters that are not those the result was made with: in `params.yaml`, and in the `audit.yaml` of
+        an audit."""
         for name in self.lineage:
             for file, values in self.stages[name].get("params", {}).items():
                 tree = load_yaml(self.workspace / file)
@@ -140,7 +148,9 @@ class LockFile:
     def members(self) -> list[tuple[str, str, str, int | None]]:
         """The question sets that the reference was distilled on."""
         deps = self.stages["distill"].get("deps", []) if "distill" in self.lineage else []
-        return [("members", Path(dep["path"]).stem, dep["md5"], None) for dep in deps if Path(dep["path"]).parent == SETS]
+        return [
+            ("members", Path(dep["path"]).stem, dep["md5"], None) for dep in deps if Path(dep["path"]).parent == SETS
+        ]
 
     def state(self, result: str) -> str:
         """Digest of the result and of every output of its stage. Each state is recorded once."""
@@ -162,12 +172,17 @@ class LockFile:
         changes = _git(self.workspace, "status", "--porcelain", "--", ":/", *(f":(exclude){name}" for name in ATTACHED))
         if commit is None:
             return tags
-        return tags | {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": str(bool(changes)).lower()}
+        return tags | {
+            "git_commit": commit,
+            "mlflow.source.git.commit": commit,
+            "git_dirty": str(bool(changes)).lower(),
+        }
 
 
 @lru_cache
 def _stages(file: Path, digest: str) -> dict[str, Any]:
-    """The stages in a `dvc.lock` with that digest. Kept, because every audit needs some of them: do not change what is returned."""
+    """The stages in a `dvc.lock` with that digest. Kept, because every audit needs some of them: do not change what is
+    returned."""
     stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
     return stages
 
@@ -180,7 +195,9 @@ def _upwards(path: str) -> list[str]:
 
 def _git(workspace: Path, *command: str) -> str | None:
     try:
-        return subprocess.run(["git", *command], cwd=workspace, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *command], cwd=workspace, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -195,7 +212,8 @@ def digest(path: Path) -> str:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values of a parameter are one, in whatever YAML they were written: PyYAML reads DVC's 1e-05 as text."""
+    """Whether two values of a parameter are one, in whatever YAML they were written: PyYAML reads DVC's 1e-05 as
+    text."""
     return bool(_plain(one) == _plain(other))
 
 

@@ -1,4 +1,5 @@
-"""One `dvc repro`, followed stage by stage. DVC alone decides which stages there are, their order and which are stale."""
+"""One `dvc repro`, followed stage by stage. DVC alone decides which stages there are, their order and which are
+stale."""
 
 import json
 import os
@@ -35,9 +36,14 @@ def environment() -> dict[str, str]:
 
 
 def dvc(*arguments: str) -> str:
-    """Output of a DVC command. Raises InputError with DVC's own words if it fails, TransientFault if another DVC is at work."""
+    """Output of a DVC command. Raises InputError with DVC's own words if it fails, TransientFault if another DVC is at
+    work."""
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "dvc", *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         words = _words(done.stderr.splitlines())
@@ -57,13 +63,15 @@ def _words(lines: list[str]) -> str:
 
 
 class Repro:
-    """One `dvc repro` of some targets. Iterate over it for the stages that run, in DVC's order, and `follow` each before the next.
+    """One `dvc repro` of some targets. Iterate over it for the stages that run, in DVC's order, and `follow` each
+    before the next.
 
     A stage that is up to date says nothing, so it is not among them.
     """
 
     def __init__(self, targets: Sequence[str], lock: int, say: Say = print) -> None:
-        """`lock`: file descriptor of the workspace lock. DVC inherits it, so it stays held until DVC and its stage have ended.
+        """`lock`: file descriptor of the workspace lock. DVC inherits it, so it stays held until DVC and its stage have
+        ended.
 
         `say` gets what DVC prints between the stages.
         """
@@ -120,7 +128,9 @@ class Repro:
             nonlocal exit_code
             exit_code = code
 
-        if self._process is None:  # it failed before: DVC skips what is up to date by now, and comes to this stage again
+        if (
+            self._process is None
+        ):  # it failed before: DVC skips what is up to date by now, and comes to this stage again
             self._start()
             while self._read_to_next(told) and self._stage != stage:
                 pass
@@ -170,7 +180,8 @@ class Repro:
 
 
 def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: int) -> StageFailed:
-    """Why DVC ended with `code`, which is 255 for every failure. `exit_code`: the stage's own; None if it did not reach its end."""
+    """Why DVC ended with `code`, which is 255 for every failure. `exit_code`: the stage's own; None if it did not reach
+    its end."""
     where = f"stage {stage}" if stage else "dvc repro"
     busy = any(BUSY.search(line) for line in lines)
     if code < 0:

@@ -1,7 +1,8 @@
 """One process at a time works in a workspace, also where several machines or containers share its folder.
 
-The lock says who holds it: host, boot, process space and start time. A stage that a killed run left behind is ended only if all of
-that matches, because the same process number on another host or in another container is another process. Otherwise we wait.
+The lock says who holds it: host, boot, process space and start time. A stage that a killed run left behind is ended
+only if all of that matches, because the same process number on another host or in another container is another process.
+Otherwise we wait.
 """
 
 import fcntl
@@ -33,11 +34,16 @@ _holding: list[int] = []
 
 
 def here() -> list[str] | None:
-    """Host, boot and process space, within which a process number means one process; None if they cannot be found out."""
+    """Host, boot and process space, within which a process number means one process; None if they cannot be found
+    out."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):  # /proc belongs to another process space
             return None
-        return [socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+        return [
+            socket.gethostname(),
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
     except OSError:
         return [socket.gethostname(), str(int(psutil.boot_time()))] if not Path("/proc").is_dir() else None
 
@@ -78,11 +84,12 @@ def _killed(holder: dict[str, Any]) -> bool:
 
 @contextmanager
 def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
-    """Hold the workspace; yields the lock's file descriptor, for DVC to inherit. A process that holds it already just goes on.
+    """Hold the workspace; yields the lock's file descriptor, for DVC to inherit. A process that holds it already just
+    goes on.
 
-    A DVC that outlives a killed run keeps holding the lock, so nothing else writes the same files meanwhile. A stage that a killed
-    run left behind on this machine is ended. For any other holder this waits up to `patience` (default: PATIENCE) seconds. Raises
-    InputError if the lock is still held then.
+    A DVC that outlives a killed run keeps holding the lock, so nothing else writes the same files meanwhile. A stage
+    that a killed run left behind on this machine is ended. For any other holder this waits up to `patience` (default:
+    PATIENCE) seconds. Raises InputError if the lock is still held then.
     """
     if _holding:
         yield _holding[0]
@@ -125,7 +132,8 @@ def _wait(lock: int, say: Say, patience: float) -> None:
 
 
 def _mend() -> None:
-    """Repair DVC's own lock file if a kill left it half written, or naming a process that has ended: DVC would refuse to work.
+    """Repair DVC's own lock file if a kill left it half written, or naming a process that has ended: DVC would refuse
+    to work.
 
     We hold the workspace, so only a `dvc` that somebody started by hand can be using that file now.
     """
@@ -142,7 +150,11 @@ def _mend() -> None:
         RWLOCK.unlink(missing_ok=True)
         return
     living = {
-        "read": {path: left for path, by in held.get("read", {}).items() if (left := [one for one in by if _started(one["pid"])])},
+        "read": {
+            path: left
+            for path, by in held.get("read", {}).items()
+            if (left := [one for one in by if _started(one["pid"])])
+        },
         "write": {path: by for path, by in held.get("write", {}).items() if _started(by["pid"])},
     }
     if any(living[mode] != paths for mode, paths in held.items()):

@@ -1,8 +1,8 @@
 """Planting contamination: supervised fine-tuning of a model on questions with their reasoning traces.
 
-The recipe is the usual one (TRL's SFT on the assistant part only, as in arXiv 2510.04850): the chat template renders question
-and trace, the loss is on the answer's tokens, AdamW with a cosine schedule, fp32 weights, and matrix products in bf16 where the
-device computes in it.
+The recipe is the usual one (TRL's SFT on the assistant part only, as in arXiv 2510.04850): the chat template renders
+question and trace, the loss is on the answer's tokens, AdamW with a cosine schedule, fp32 weights, and matrix products
+in bf16 where the device computes in it.
 """
 
 import math
@@ -21,7 +21,9 @@ from tbd.records import question_id
 IGNORED = -100  # the label that cross-entropy leaves out
 
 
-def example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_tokens: int) -> tuple[list[int], list[int]]:
+def example(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_tokens: int
+) -> tuple[list[int], list[int]]:
     """Token ids of prompt + answer + end token, and the labels: the same ids with the prompt masked out.
 
     Raises InputError if the example is longer than `max_tokens` or the tokenizer has no end token.
@@ -29,7 +31,9 @@ def example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_
     prompt = render(tokenizer, question)
     # What follows the answer in the model's own template is what it must learn to end with: its end token.
     if tokenizer.eos_token_id is None:
-        raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token). Set it in tokenizer_config.json.")
+        raise InputError(
+            f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token). Set it in tokenizer_config.json."
+        )
     target: list[int] = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     if len(prompt) + len(target) > max_tokens:
         raise InputError(
@@ -49,8 +53,8 @@ def distill(
 ) -> dict[str, Any]:
     """Fine-tune the checkpoint `base` on (question, answer) `pairs` and save the result in bfloat16 to `out`.
 
-    Returns steps, first and last epoch's mean loss (nats per answer token), and what `params.dtype` became. Same inputs on the same
-    machine give the same weights.
+    Returns steps, first and last epoch's mean loss (nats per answer token), and what `params.dtype` became. Same inputs
+    on the same machine give the same weights.
     """
     torch.manual_seed(params.seed)
     progress.begin(f"loading {base}")
@@ -80,10 +84,13 @@ def distill(
             rows = batches[batch]
             ids, labels, mask = _collate([examples[row] for row in rows], tokenizer.pad_token_id or 0, device)
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-                # Logits from the first position that predicts an answer on: the vocabulary is wide, and prompts need none.
+                # Logits from the first position that predicts an answer on: the vocabulary is wide, and prompts need
+                # none.
                 first = int((labels != IGNORED).any(0).nonzero()[0])
                 keep = labels.shape[1] - first + 1
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[:, -keep:-1]
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[
+                    :, -keep:-1
+                ]
             target = labels[:, first:]
             loss = torch.nn.functional.cross_entropy(logits[target != IGNORED].float(), target[target != IGNORED])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -105,21 +112,25 @@ def distill(
 
 
 def freeze(model: PreTrainedModel, trained: int) -> None:
-    """Leave the last `trained` layers and the final norm to learn: backwards nothing is computed below them, nor for the vocabulary.
+    """Leave the last `trained` layers and the final norm to learn: backwards nothing is computed below them, nor for
+    the vocabulary.
 
     Raises InputError if the model has fewer.
     """
     layers = max((part for part in model.modules() if isinstance(part, torch.nn.ModuleList)), key=len)
     if trained > len(layers):
         raise InputError(
-            f"params.yaml: distill.trained_layers: {trained}, and the model has {len(layers)}. Lower it, or null for all."
+            f"params.yaml: distill.trained_layers: {trained}, and the model has {len(layers)}. Lower it, or "
+            f"null for all."
         )
     vocabulary = (model.get_input_embeddings(), model.get_output_embeddings())
     for part in (*vocabulary, *layers[: len(layers) - trained]):
         part.requires_grad_(False)
 
 
-def _collate(batch: list[tuple[list[int], list[int]]], pad: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _collate(
+    batch: list[tuple[list[int], list[int]]], pad: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded ids, labels and attention mask, each (batch, longest)."""
     width = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch], device=device)

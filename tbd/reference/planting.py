@@ -13,8 +13,8 @@ from tbd.progress import Progress
 def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, progress: Progress) -> None:
     """Distil the checkpoint `base` on the set `questions` into the folder `out`, which appears complete or not at all.
 
-    Members alone are learnt: rows with label 0 are left out. The answer to learn is the reasoning trace where the set has one,
-    else the answer. Raises InputError if neither is there.
+    Members alone are learnt: rows with label 0 are left out. The answer to learn is the reasoning trace where the set
+    has one, else the answer. Raises InputError if neither is there.
     """
     from tbd.checkpoints.loading import choose_device
     from tbd.reference.distill import distill

@@ -44,7 +44,9 @@ def unpack_base(out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def question_sets(seed: int, members: int, others: int, unseen: int, ngram: int, max_overlap: float) -> dict[str, pd.DataFrame]:
+def question_sets(
+    seed: int, members: int, others: int, unseen: int, ngram: int, max_overlap: float
+) -> dict[str, pd.DataFrame]:
     """The built-in sets, columns as in `records.QUESTIONS`: members, benchmark (members mixed with others) and unseen.
 
     The same seed gives the same questions. Of near-duplicates (see `near_duplicates.pairs`) the first is taken.

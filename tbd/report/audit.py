@@ -1,7 +1,8 @@
 """The report of one audit: a single HTML file that a person outside the team can read, offline, years later.
 
-A pure function of its inputs: no date, no path of a machine, no network, no script. Every text in it (questions, names of sets and
-checkpoints) is hostile until proven otherwise: escaped by the template, and stripped here of characters that only deceive.
+A pure function of its inputs: no date, no path of a machine, no network, no script. Every text in it (questions, names
+of sets and checkpoints) is hostile until proven otherwise: escaped by the template, and stripped here of characters
+that only deceive.
 """
 
 import base64
@@ -31,16 +32,19 @@ FIGURES = {
     ),
     "p_values": (
         "p-values of the benchmark's questions",
-        "For an unseen benchmark the bars would follow the dashed line. A pile at the left means more member-like questions "
+        "For an unseen benchmark the bars would follow the dashed line. A pile at the left means more "
+        "member-like questions "
         "than chance explains.",
     ),
     "roc": (
         "Members found against false alarms, on the labelled questions",
-        "Each step is one possible threshold. A curve on the diagonal is guessing; the dashed line is the false-positive rate "
+        "Each step is one possible threshold. A curve on the diagonal is guessing; the dashed line is the "
+        "false-positive rate "
         "at which questions were flagged here.",
     ),
 }
 """plots shown, in this order: heading and how to read it"""
+
 
 def embedded(plot: Path) -> Markup:
     """A PNG file as a data address; base64 needs no escaping."""
@@ -77,8 +81,8 @@ def render(
     Args:
         verdict: what was decided.
         detector: what it was decided with.
-        questions: the benchmark, one mapping a question: question_id, question, score, p_value, flagged, label (1, 0 or None).
-        plots: PNG files by name, of `FIGURES`; other names are not shown.
+        questions: the benchmark, one mapping a question: question_id, question, score, p_value, flagged, label (1, 0 or
+        None). plots: PNG files by name, of `FIGURES`; other names are not shown.
     """
     flagged = sorted((row for row in questions if row["flagged"]), key=_order)
     unscored = sorted((row for row in questions if missing(row["score"]) or missing(row["p_value"])), key=_order)

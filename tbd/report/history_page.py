@@ -1,7 +1,8 @@
-"""The history as one HTML page for those who decide: where every checkpoint stands, how each benchmark fared, every outcome.
+"""The history as one HTML page for those who decide: where every checkpoint stands, how each benchmark fared, every
+outcome.
 
-A pure function of the outcomes, meant to lie beside the audits' folders, because it links to their reports. As in `tbd.report.audit`
-every text is escaped, and the page fetches and runs nothing.
+A pure function of the outcomes, meant to lie beside the audits' folders, because it links to their reports. As in
+`tbd.report.audit` every text is escaped, and the page fetches and runs nothing.
 """
 
 import math
@@ -59,8 +60,8 @@ class Benchmark(NamedTuple):
 def series(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """By benchmark, the checkpoints' outcomes in the order of their audits; a position stays as the history grows.
 
-    A checkpoint that failed before any question was asked is in the series of every benchmark that has one by then. Left out are
-    copies of weights judged before, audits that ran again with the same verdict, sources and flows.
+    A checkpoint that failed before any question was asked is in the series of every benchmark that has one by then.
+    Left out are copies of weights judged before, audits that ran again with the same verdict, sources and flows.
     """
     found: dict[str, list[Outcome]] = {}
     for outcome in outcomes:

@@ -12,14 +12,19 @@ from numpy.typing import ArrayLike
 
 from tbd.report.plots import INK, save
 
-VERDICTS = {"CONTAMINATED": ("#D55E00", "D", True), "INCONCLUSIVE": ("#E69F00", "s", False), "NO EVIDENCE": ("#0072B2", "o", True)}
+VERDICTS = {
+    "CONTAMINATED": ("#D55E00", "D", True),
+    "INCONCLUSIVE": ("#E69F00", "s", False),
+    "NO EVIDENCE": ("#0072B2", "o", True),
+}
 """colour, marker and whether it is filled, so that they can be told apart without colour"""
 NAMES = 40
 """checkpoints named along an axis"""
 
 
 def labelled(outcomes: Sequence[str]) -> list[int]:
-    """Which points along an axis get a name if there is no room for all: CONTAMINATED before others, newer before older.
+    """Which points along an axis get a name if there is no room for all: CONTAMINATED before others, newer before
+    older.
 
     >>> labelled(["NO EVIDENCE"] * 3)
     [0, 1, 2]
@@ -32,10 +37,14 @@ def labelled(outcomes: Sequence[str]) -> list[int]:
     return sorted(chosen)
 
 
-def rates(path: Path, names: Sequence[str], outcomes: Sequence[str], rate: ArrayLike, low: ArrayLike, high: ArrayLike) -> Path:
-    """Contamination rate with its interval over checkpoints, in the order given, marked by verdict; failures on the axis.
+def rates(
+    path: Path, names: Sequence[str], outcomes: Sequence[str], rate: ArrayLike, low: ArrayLike, high: ArrayLike
+) -> Path:
+    """Contamination rate with its interval over checkpoints, in the order given, marked by verdict; failures on the
+    axis.
 
-    All five are parallel, (n,); the rate and its interval are shares, NaN if there are none. Names that do not fit are left out.
+    All five are parallel, (n,); the rate and its interval are shares, NaN if there are none. Names that do not fit are
+    left out.
     """
     kinds = np.array(outcomes, dtype=object)
     at, y = np.arange(1, len(kinds) + 1), 100 * np.asarray(rate, float)
@@ -53,9 +62,24 @@ def rates(path: Path, names: Sequence[str], outcomes: Sequence[str], rate: Array
             if not mine.any():
                 continue
             missing = f", {mine.sum() - here.sum()} without a rate" if here.sum() < mine.sum() else ""
-            style: Any = {"color": colour, "marker": marker, "markersize": size, "markerfacecolor": colour if filled else "white"}
-            axes.errorbar(at[here], y[here], arms[:, here], linestyle="", elinewidth=1.4, capsize=size / 4, clip_on=False, zorder=3,
-                          label=f"{verdict} ({mine.sum()}{missing})", **style)  # fmt: skip
+            style: Any = {
+                "color": colour,
+                "marker": marker,
+                "markersize": size,
+                "markerfacecolor": colour if filled else "white",
+            }
+            axes.errorbar(
+                at[here],
+                y[here],
+                arms[:, here],
+                linestyle="",
+                elinewidth=1.4,
+                capsize=size / 4,
+                clip_on=False,
+                zorder=3,
+                label=f"{verdict} ({mine.sum()}{missing})",
+                **style,
+            )
         failed = kinds == "FAILED"
         if failed.any():
             on_axis = axes.get_xaxis_transform()
@@ -67,7 +91,9 @@ def rates(path: Path, names: Sequence[str], outcomes: Sequence[str], rate: Array
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=False, axis="x")
         labels = [names[i] for i in shown]
-        axes.set_xticks(at[shown] if shown else [], labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=9.5)
+        axes.set_xticks(
+            at[shown] if shown else [], labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=9.5
+        )
         axes.set_ylabel("contamination rate, %")
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside upper left", ncols=4, handletextpad=0.3, columnspacing=1.4)

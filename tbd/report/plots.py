@@ -1,7 +1,7 @@
 """Figures as files: PNG for reports and records, one self-contained HTML file where hovering helps.
 
-Plain arrays in, paths out; a file appears whole or not at all, and the same numbers give the same bytes. Scores: higher = member.
-Scores that are not finite are not drawn and are counted in the legend. No figure shows a question's text.
+Plain arrays in, paths out; a file appears whole or not at all, and the same numbers give the same bytes. Scores: higher
+= member. Scores that are not finite are not drawn and are counted in the legend. No figure shows a question's text.
 """
 
 import html
@@ -70,7 +70,11 @@ class Group(NamedTuple):
 def groups(benchmark_scores: ArrayLike, unseen_scores: ArrayLike, labels: Sequence[Any] | None) -> list[Group]:
     """The groups to draw, empty ones left out: benchmark (by label where there are labels: 1, 0, None), then unseen."""
     benchmark, unseen = np.asarray(benchmark_scores, float), np.asarray(unseen_scores, float)
-    truth = np.full(len(benchmark), np.nan) if labels is None else np.array([np.nan if v is None else v for v in labels], float)
+    truth = (
+        np.full(len(benchmark), np.nan)
+        if labels is None
+        else np.array([np.nan if v is None else v for v in labels], float)
+    )
     unlabelled = "benchmark questions" if np.isnan(truth).all() else "benchmark, no label"
     parts = [
         ("members", MEMBER, benchmark, truth == 1),
@@ -78,12 +82,16 @@ def groups(benchmark_scores: ArrayLike, unseen_scores: ArrayLike, labels: Sequen
         (unlabelled, OTHER if np.isnan(truth).all() else INK, benchmark, np.isnan(truth)),
         ("unseen questions", UNSEEN, unseen, np.ones(len(unseen), bool)),
     ]
-    drawn = [(name, colour, scores, np.flatnonzero(of & np.isfinite(scores)), int(of.sum())) for name, colour, scores, of in parts]
+    drawn = [
+        (name, colour, scores, np.flatnonzero(of & np.isfinite(scores)), int(of.sum()))
+        for name, colour, scores, of in parts
+    ]
     return [Group(name, colour, index, scores[index], n - len(index)) for name, colour, scores, index, n in drawn if n]
 
 
 def edges(scores: Sequence[Array]) -> Array:
-    """(BINS + 1,) bin edges common to several sets of finite scores; if all scores are equal, an interval around that value."""
+    """(BINS + 1,) bin edges common to several sets of finite scores; if all scores are equal, an interval around that
+    value."""
     every = np.concatenate([*scores, np.zeros(0)])
     low, high = (every.min(), every.max()) if len(every) else (0.0, 1.0)
     if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):
@@ -106,7 +114,8 @@ def shares(scores: Array, bins: Array) -> Array:
 def p_value_counts(p_values: ArrayLike) -> NDArray[np.intp]:
     """(BINS,) how many p-values fall in each of the bins (i / BINS, (i + 1) / BINS]; NaN in none.
 
-    Closed on the right, because a question is flagged at p <= the false-positive rate and conformal p-values fall on round numbers.
+    Closed on the right, because a question is flagged at p <= the false-positive rate and conformal p-values fall on
+    round numbers.
     """
     p = np.asarray(p_values, float)
     bins = np.ceil(p[np.isfinite(p)] * BINS - 1e-9).astype(int) - 1
@@ -121,7 +130,9 @@ def save(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) 
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         draw(figure)
         with atomic(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script the font lacks is drawn as boxes
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing from font"
+            )  # a name in a script the font lacks is drawn as boxes
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
     return path
 
@@ -134,7 +145,8 @@ def scores(
     threshold: float | None,
     method_id: str,
 ) -> Path:
-    """Distributions of the benchmark's and the unseen questions' scores, one dot a question below, and the flag threshold.
+    """Distributions of the benchmark's and the unseen questions' scores, one dot a question below, and the flag
+    threshold.
 
     `labels` (1 member, 0 not, None unknown) splits the benchmark. A question is flagged if its score is strictly above
     `threshold`; None draws no line.
@@ -147,7 +159,9 @@ def scores(
         for row, part in enumerate(parts):
             top.stairs(shares(part.scores, bins), bins, fill=True, color=part.colour, alpha=0.25)
             top.stairs(shares(part.scores, bins), bins, color=part.colour, linewidth=1.8, label=part.legend)
-            bottom.scatter(part.scores, spread(len(part.scores)) - row, s=16, color=part.colour, alpha=0.6, linewidths=0)
+            bottom.scatter(
+                part.scores, spread(len(part.scores)) - row, s=16, color=part.colour, alpha=0.6, linewidths=0
+            )
         if threshold is not None and np.isfinite(threshold):
             for axes in (top, bottom):
                 label = "flagged above this" if axes is top else None
@@ -165,15 +179,24 @@ def scores(
 
 
 def p_values(path: Path, p_values: ArrayLike, fpr: float) -> Path:
-    """Histogram of conformal p-values, the level line an unseen benchmark would follow, and the flagged region p <= fpr."""
+    """Histogram of conformal p-values, the level line an unseen benchmark would follow, and the flagged region p <=
+    fpr."""
     counts = p_value_counts(p_values)
 
     def draw(figure: Figure) -> None:
         axes: Axes = figure.subplots()
         axes.axvspan(0, fpr, color=MEMBER, alpha=0.15, linewidth=0, label=f"flagged: p-value at most {fpr:g}")
         axes.axvline(fpr, color=MEMBER, linewidth=1.5)
-        axes.bar((np.arange(BINS) + 0.5) / BINS, counts, width=0.92 / BINS, color=OTHER, label=f"benchmark questions ({counts.sum()})")
-        axes.axhline(counts.sum() / BINS, color=INK, linestyle="--", linewidth=1.5, label="expected if none had been seen")
+        axes.bar(
+            (np.arange(BINS) + 0.5) / BINS,
+            counts,
+            width=0.92 / BINS,
+            color=OTHER,
+            label=f"benchmark questions ({counts.sum()})",
+        )
+        axes.axhline(
+            counts.sum() / BINS, color=INK, linestyle="--", linewidth=1.5, label="expected if none had been seen"
+        )
         axes.set_xlim(0, 1)
         axes.set_ylim(0, max(1.0, counts.max() * 1.05))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -191,10 +214,14 @@ def roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) -> Path:
     def draw(figure: Figure) -> None:
         axes: Axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=UNSEEN, linewidth=1, label="guessing")
-        axes.axvline(target_fpr, color=INK, linestyle="--", linewidth=1.2, label=f"target false-positive rate {target_fpr:g}")
+        axes.axvline(
+            target_fpr, color=INK, linestyle="--", linewidth=1.2, label=f"target false-positive rate {target_fpr:g}"
+        )
         lines = []
         for k, (x, y) in enumerate(map(_finite, curves.values())):
-            lines += axes.step(x, y, where="post", color=CURVES[k % len(CURVES)], linestyle=DASHES[k % len(DASHES)], linewidth=2.2)
+            lines += axes.step(
+                x, y, where="post", color=CURVES[k % len(CURVES)], linestyle=DASHES[k % len(DASHES)], linewidth=2.2
+            )
         handles, names = axes.get_legend_handles_labels()
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.01, 1.01)
@@ -235,9 +262,20 @@ def interactive_audit(
         centres, width = (bins[1:] + bins[:-1]) / 2, bins[1] - bins[0]
         shown = {"name": part.legend, "legendgroup": part.name, "marker": {"color": part.colour}}
         hover = "%{y:.1f}% of the group<extra></extra>"
-        figure.add_bar(x=centres, y=shares(part.scores, bins), width=width, opacity=0.45, hovertemplate=hover, row=1, col=1, **shown)
+        figure.add_bar(
+            x=centres,
+            y=shares(part.scores, bins),
+            width=width,
+            opacity=0.45,
+            hovertemplate=hover,
+            row=1,
+            col=1,
+            **shown,
+        )
         unseen = part.name == "unseen questions"
-        each = [["unseen", ""] if unseen else [html.escape(question_ids[i]), f"<br>p-value {p[i]:.4g}"] for i in part.at]
+        each = [
+            ["unseen", ""] if unseen else [html.escape(question_ids[i]), f"<br>p-value {p[i]:.4g}"] for i in part.at
+        ]
         shown["marker"] = {"color": part.colour, "size": 8, "opacity": 0.65}
         figure.add_scatter(
             x=part.scores,
@@ -268,7 +306,9 @@ def interactive_audit(
     figure.add_vrect(0, fpr, fillcolor=MEMBER, opacity=0.15, line_width=0, row=3, col=1)
     reading = f"{SCORE_AXIS}<br>{html.escape(method_id)}; dashed: flagged above this"
     figure.update_xaxes(title_text=reading, row=2, col=1)
-    figure.update_xaxes(title_text=f"p-value; shaded: flagged (at most {fpr:g}), dashed: expected if none had been seen", row=3, col=1)
+    figure.update_xaxes(
+        title_text=f"p-value; shaded: flagged (at most {fpr:g}), dashed: expected if none had been seen", row=3, col=1
+    )
     figure.update_xaxes(range=[0, 1], row=3, col=1)
     figure.update_yaxes(title_text="% of the group", row=1, col=1)
     figure.update_yaxes(title_text="each question", showticklabels=False, ticks="", row=2, col=1)
@@ -290,7 +330,9 @@ def interactive_roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) 
             marker={"size": 4},
             hovertemplate="false-positive rate %{x:.3f}<br>true-positive rate %{y:.3f}",
         )
-    figure.add_scatter(x=[0, 1], y=[0, 1], name="guessing", mode="lines", line={"color": UNSEEN, "width": 1}, hoverinfo="skip")
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], name="guessing", mode="lines", line={"color": UNSEEN, "width": 1}, hoverinfo="skip"
+    )
     figure.add_vline(target_fpr, **DASHED)
     figure.update_xaxes(title_text=f"false-positive rate (dashed: target {target_fpr:g})", range=[-0.01, 1.01])
     figure.update_yaxes(title_text="true-positive rate", range=[-0.01, 1.01])
@@ -305,13 +347,23 @@ def _finite(curve: Curve) -> tuple[Array, Array]:
 
 def _write_html(path: Path, figure: Any, div_id: str, title: str, **layout: Any) -> Path:
     figure.update_layout(
-        template="simple_white", font={"size": 14, "color": INK}, legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"}, **layout
+        template="simple_white",
+        font={"size": 14, "color": INK},
+        legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"},
+        **layout,
     )
     # a fixed id, or the bytes differ from one writing to the next
     body = figure.to_html(
-        full_html=False, include_plotlyjs=True, div_id=div_id, config={"displaylogo": False, "responsive": True}, default_width="100%"
+        full_html=False,
+        include_plotlyjs=True,
+        div_id=div_id,
+        config={"displaylogo": False, "responsive": True},
+        default_width="100%",
     )
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n<body>{body}</body></html>\n'
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta '
+        f'charset="utf-8"><title>{title}</title></head>\n<body>{body}</body></html>\n'
+    )
     with atomic(path) as temporary:
         temporary.write_text(page, "utf-8")
     return path

@@ -39,8 +39,8 @@ def table(verdicts: list[Verdict]) -> str:
 def latest(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """What holds now: the latest outcome of every place and benchmark, oldest first.
 
-    If a checkpoint failed as a whole, only that failure holds until a verdict on any benchmark follows. Sources and flows that work
-    again are not listed.
+    If a checkpoint failed as a whole, only that failure holds until a verdict on any benchmark follows. Sources and
+    flows that work again are not listed.
     """
     places: dict[str, dict[str | None, int]] = {}
     for i, outcome in enumerate(outcomes):
@@ -89,7 +89,8 @@ def _history_row(o: Outcome) -> dict[str, str]:
 
 
 def _cut(text: str, width: int, end: bool = False) -> str:
-    """At most `width` characters, harmless to a terminal; `end` keeps the end, where the names of one training differ."""
+    """At most `width` characters, harmless to a terminal; `end` keeps the end, where the names of one training
+    differ."""
     text = plain(text)
     if len(text) <= width:
         return text

@@ -13,7 +13,8 @@ DECEIVING = {"Cc", "Cf", "Cs"}
 
 
 def plain(text: str) -> str:
-    """`text` on one line, with control, bidi-override and other invisible characters replaced by U+FFFD, so that they show.
+    """`text` on one line, with control, bidi-override and other invisible characters replaced by U+FFFD, so that they
+    show.
 
     >>> plain("a\\n b\\u202ec")
     'a b\ufffdc'

@@ -1,7 +1,7 @@
 """Scores: token log-probs in, one membership score a question out. Needs no model.
 
-**Sign convention, here and everywhere: a higher score means member.** A question that cannot be scored gets NaN and a reason,
-never 0.
+**Sign convention, here and everywhere: a higher score means member.** A question that cannot be scored gets NaN and a
+reason, never 0.
 """
 
 from tbd.scores.methods import METHODS, Method, expand, parse

@@ -1,9 +1,9 @@
 """The registry of methods. A method is one small function with its formula and its source; add one here and name it in
 `params.yaml`.
 
-Every function takes `Tokens` already cut to the first M generated tokens and returns (n,) scores, **higher = member**, NaN
-where a question has no score. p_i is the probability and l_i = ln p_i the log-prob the checkpoint gave to the i-th token it
-generated; sums run over the tokens there are.
+Every function takes `Tokens` already cut to the first M generated tokens and returns (n,) scores, **higher = member**,
+NaN where a question has no score. p_i is the probability and l_i = ln p_i the log-prob the checkpoint gave to the i-th
+token it generated; sums run over the tokens there are.
 """
 
 import inspect
@@ -43,9 +43,9 @@ def method(*, with_base: bool = False) -> Callable[[Function], Function]:
 def tbd(x: Tokens, tau: float = 1.0, alpha: float = 0.6, normalise: str = "kept") -> Scores:
     """Minus the token probability deviation: -mean of (tau - p_i)^alpha over the tokens with p_i < tau.
 
-    The order is the authors': cut to M, exponentiate, drop p >= tau, average over the tokens *kept*; no token kept is deviation 0.
-    `normalise: all` divides by all M tokens instead, so that a token whose log-prob rounds to 0 stays in the denominator.
-    In [-tau^alpha, 0].
+    The order is the authors': cut to M, exponentiate, drop p >= tau, average over the tokens *kept*; no token kept is
+    deviation 0. `normalise: all` divides by all M tokens instead, so that a token whose log-prob rounds to 0 stays in
+    the denominator. In [-tau^alpha, 0].
 
     Source: arXiv 2510.04850 ("TBD" in v2, "TPD" in v3), eq. 3 and the authors' script.
     """
@@ -93,8 +93,8 @@ def lowest_token(x: Tokens) -> Scores:
 def logprob_ratio(x: Tokens) -> Scores:
     """Mean l_i divided by minus the mean log-prob the *base* model gives to the same tokens. In (-inf, 0].
 
-    About -1 where distillation changed nothing, near 0 where the checkpoint is far surer than its base. NaN where the base is
-    certain of every token. Source: reference calibration, as in Carlini et al., arXiv 2012.07805, sec. 5.2.
+    About -1 where distillation changed nothing, near 0 where the checkpoint is far surer than its base. NaN where the
+    base is certain of every token. Source: reference calibration, as in Carlini et al., arXiv 2012.07805, sec. 5.2.
     """
     assert x.base_logprobs is not None
     base = -np.nanmean(x.base_logprobs, axis=1)
@@ -113,7 +113,9 @@ class Method:
     @property
     def id(self) -> str:
         """One readable string, such as `tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)`; `parse` reads it back."""
-        inside = ",".join(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in (("m", self.m), *self.parameters))
+        inside = ",".join(
+            f"{key}={json.dumps(value).strip(chr(34))}" for key, value in (("m", self.m), *self.parameters)
+        )
         return f"{self.name}({inside})"
 
     @property
@@ -152,7 +154,9 @@ def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: sc
         if "m" not in grid:
             raise InputError(f"{where}.{name}: m is missing: how many generated tokens to look at.")
         names = ["m", *sorted(defaults)]
-        values = [_several(grid.get(key, defaults.get(key)), defaults.get(key), f"{where}.{name}.{key}") for key in names]
+        values = [
+            _several(grid.get(key, defaults.get(key)), defaults.get(key), f"{where}.{name}.{key}") for key in names
+        ]
         for combination in itertools.product(*values):
             m, *rest = combination
             if not isinstance(m, int) or isinstance(m, bool) or m < 1:

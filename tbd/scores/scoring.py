@@ -13,8 +13,8 @@ from tbd.workspace import set_path
 def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], methods: list[Method]) -> pa.Table:
     """Rows of `records.SCORES`, of the checkpoint's answers and, where there are some, of its base's.
 
-    A method that needs a base's log-probs is left out where there are none. The metadata says how the answers were made and,
-    under `sets`, which question sets they answer.
+    A method that needs a base's log-probs is left out where there are none. The metadata says how the answers were made
+    and, under `sets`, which question sets they answer.
     """
     labels = {
         key: value
@@ -31,7 +31,10 @@ def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], meth
             values, reasons = method(x)
             same = [[value] * len(values) for value in (of, method.id)]
             tables.append(
-                pa.table([answers["set"], answers["question_id"], same[0], label, same[1], values, reasons], schema=records.SCORES)
+                pa.table(
+                    [answers["set"], answers["question_id"], same[0], label, same[1], values, reasons],
+                    schema=records.SCORES,
+                )
             )
     sets = {name: {"name": name, "md5": records.md5(set_path(name)), "n": len(t)} for name, t in questions.items()}
     about = {**records.metadata(generations["checkpoint"]), "sets": sets}

@@ -1,9 +1,9 @@
 """Is the data fit to use? Great Expectations suites over question sets and generations, and their Data Docs.
 
-What Great Expectations sees is a table of ids and plain derived columns (counts, flags): never a question or an answer. Own code
-only derives those columns; what they must be is written as built-in expectations. Every suite counts rows and forbids nulls,
-because an empty table and an all-null column satisfy every other expectation, and non-finite numbers are counted as integers,
-because -inf satisfies a maximum.
+What Great Expectations sees is a table of ids and plain derived columns (counts, flags): never a question or an answer.
+Own code only derives those columns; what they must be is written as built-in expectations. Every suite counts rows and
+forbids nulls, because an empty table and an all-null column satisfy every other expectation, and non-finite numbers are
+counted as integers, because -inf satisfies a maximum.
 """
 
 import copy
@@ -70,11 +70,14 @@ class Outcome:
     """Great Expectations' own result (BOOLEAN_ONLY), for the Data Docs"""
 
 
-def check_questions(name: str, frame: pd.DataFrame, others: Mapping[str, Sequence[str]], ngram: int, max_overlap: float) -> Outcome:
+def check_questions(
+    name: str, frame: pd.DataFrame, others: Mapping[str, Sequence[str]], ngram: int, max_overlap: float
+) -> Outcome:
     """Check one question set, with the columns of `records.QUESTIONS`.
 
-    `others` maps the name of each set that must be disjoint from this one to its questions. `ngram` and `max_overlap` are those
-    of `near_duplicates.pairs`. Questions with one id count as shared or duplicated ids, not as near-duplicates too.
+    `others` maps the name of each set that must be disjoint from this one to its questions. `ngram` and `max_overlap`
+    are those of `near_duplicates.pairs`. Questions with one id count as shared or duplicated ids, not as
+    near-duplicates too.
     """
     questions = [text if isinstance(text, str) else None for text in frame["question"]]
     asked = [row for row, text in enumerate(questions) if _is_asked(text)]
@@ -100,7 +103,12 @@ def check_questions(name: str, frame: pd.DataFrame, others: Mapping[str, Sequenc
         _rule("ColumnValuesToNotBeNull", "Every question has an id.", "question_id"),
         _rule("ColumnValuesToMatchRegex", "An id is 16 hex digits.", "question_id", regex="^[0-9a-f]{16}$"),
         _rule("ColumnValuesToBeUnique", "No question is in the set twice: remove the copies.", "question_id"),
-        _rule("ColumnValuesToBeInSet", "The id is that of the question's text: import again.", "id_is_of_question", value_set=[True]),
+        _rule(
+            "ColumnValuesToBeInSet",
+            "The id is that of the question's text: import again.",
+            "id_is_of_question",
+            value_set=[True],
+        ),
         _rule("ColumnValuesToNotBeNull", "No question is null.", "question_words"),
         _rule("ColumnValuesToBeBetween", "No question is blank.", "question_words", min_value=1),
         _rule("ColumnValuesToBeInSet", "A label is 1 (member), 0 (non-member) or null.", "label", value_set=[0, 1]),
@@ -112,12 +120,16 @@ def check_questions(name: str, frame: pd.DataFrame, others: Mapping[str, Sequenc
         theirs = [text for text in their_texts if _is_asked(text)]
         their_ids = [question_id(text) for text in theirs]
         known = set(their_ids)
-        table[f"also_in_{other}"] = _counts([row for row, own in zip(asked, ids, strict=True) if own in known], len(table))
+        table[f"also_in_{other}"] = _counts(
+            [row for row, own in zip(asked, ids, strict=True) if own in known], len(table)
+        )
         across = [i for i, j in near_duplicates.pairs(texts, theirs, ngram, max_overlap) if ids[i] != their_ids[j]]
         table[f"near_duplicates_in_{other}"] = _counts([asked[i] for i in across], len(table))
         rules += [
             _none(f"also_in_{other}", f"No question is also in {other}: remove it from one of the two."),
-            _none(f"near_duplicates_in_{other}", f"No question has a near-duplicate in {other}: remove one of the two."),
+            _none(
+                f"near_duplicates_in_{other}", f"No question has a near-duplicate in {other}: remove one of the two."
+            ),
         ]
     return _validate(name, table, rules)
 
@@ -138,14 +150,40 @@ def check_generations(name: str, table: pa.Table, expected_ids: Mapping[str, Seq
     rules = [
         _rule("TableRowCountToBeBetween", "There is at least one answer.", min_value=1),
         _rule("CompoundColumnsToBeUnique", "No question is answered twice.", column_list=["set", "question_id"]),
-        _rule("ColumnValuesToBeInSet", "Every answer is to a question of its set: generate again.", "expected", value_set=[True]),
-        _rule("ColumnValuesToMatchRegex", "A prompt's hash is 64 hex digits.", "prompt_sha256", regex="^[0-9a-f]{64}$"),
-        _rule("ColumnValuesToBeInSet", "An answer ended by itself or at the limit.", "finish_reason", value_set=["stop", "length"]),
         _rule(
-            "ColumnValuesToBeBetween", f"At least {ANSWERED:.0%} of the answers have a token.", "tokens", min_value=1, mostly=ANSWERED
+            "ColumnValuesToBeInSet",
+            "Every answer is to a question of its set: generate again.",
+            "expected",
+            value_set=[True],
         ),
-        _rule("ColumnPairValuesToBeEqual", "Each token has its log-prob.", column_A="tokens", column_B="logprobs", **either),
-        _rule("ColumnPairValuesToBeEqual", "Each token has its base log-prob.", column_A="tokens", column_B="base_logprobs", **either),
+        _rule("ColumnValuesToMatchRegex", "A prompt's hash is 64 hex digits.", "prompt_sha256", regex="^[0-9a-f]{64}$"),
+        _rule(
+            "ColumnValuesToBeInSet",
+            "An answer ended by itself or at the limit.",
+            "finish_reason",
+            value_set=["stop", "length"],
+        ),
+        _rule(
+            "ColumnValuesToBeBetween",
+            f"At least {ANSWERED:.0%} of the answers have a token.",
+            "tokens",
+            min_value=1,
+            mostly=ANSWERED,
+        ),
+        _rule(
+            "ColumnPairValuesToBeEqual",
+            "Each token has its log-prob.",
+            column_A="tokens",
+            column_B="logprobs",
+            **either,
+        ),
+        _rule(
+            "ColumnPairValuesToBeEqual",
+            "Each token has its base log-prob.",
+            column_A="tokens",
+            column_B="base_logprobs",
+            **either,
+        ),
     ]
     rules += [
         _rule("ColumnValuesToNotBeNull", "Never null.", column)
@@ -153,7 +191,10 @@ def check_generations(name: str, table: pa.Table, expected_ids: Mapping[str, Seq
     ]
     for column in ("logprobs", "base_logprobs"):
         rules += [
-            _none(f"non_finite_{column}", "Every log-prob is a finite number: generate again, in another dtype if it stays."),
+            _none(
+                f"non_finite_{column}",
+                "Every log-prob is a finite number: generate again, in another dtype if it stays.",
+            ),
             _none(f"positive_{column}", "No log-prob is above 0."),
         ]
     missing: dict[str, list[str]] = {}
@@ -168,8 +209,9 @@ def check_generations(name: str, table: pa.Table, expected_ids: Mapping[str, Seq
 def write_docs(outcomes: Sequence[Outcome], folder: Path) -> None:
     """Write one Data Docs site of all outcomes, one page each behind `index.html`; it replaces `folder`.
 
-    The same outcomes give the same bytes: run times, random element ids and cache-busting query strings are fixed. Without
-    network the pages lack their styles, which come from a public host. Raises ValueError if two outcomes share a name.
+    The same outcomes give the same bytes: run times, random element ids and cache-busting query strings are fixed.
+    Without network the pages lack their styles, which come from a public host. Raises ValueError if two outcomes share
+    a name.
     """
     if len({outcome.name for outcome in outcomes}) < len(outcomes):
         raise ValueError("two outcomes share a name, so one would hide the other")
@@ -216,23 +258,32 @@ def _logprob_counts(column: pa.ChunkedArray) -> tuple[Any, Any, Any]:
     values = pc.list_flatten(column).to_numpy().astype(float)  # a null inside a list becomes NaN
     rows = np.repeat(np.arange(len(lengths)), lengths.fillna(0).astype(int))
     finite = np.isfinite(values)
-    odd, positive = (pd.array(_counts(rows[which], len(lengths)), "Int64") for which in (~finite, finite & (values > POSITIVE)))
+    odd, positive = (
+        pd.array(_counts(rows[which], len(lengths)), "Int64") for which in (~finite, finite & (values > POSITIVE))
+    )
     odd[lengths.isna()] = positive[lengths.isna()] = pd.NA
     return lengths, odd, positive
 
 
 def _context() -> Any:
-    """A Great Expectations context in memory that sends nothing, draws no progress bars and leaves no temporary folder."""
+    """A Great Expectations context in memory that sends nothing, draws no progress bars and leaves no temporary
+    folder."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import, by the versions that have analytics
     import great_expectations as gx
-    from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults, ProgressBarsConfig
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
 
     stores = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
     config = DataContextConfig(store_backend_defaults=stores, progress_bars=ProgressBarsConfig(globally=False))
     return gx.get_context(mode="ephemeral", project_config=config)
 
 
-def _validate(name: str, table: pd.DataFrame, rules: Sequence[Rule], named: Mapping[str, Sequence[str]] | None = None) -> Outcome:
+def _validate(
+    name: str, table: pd.DataFrame, rules: Sequence[Rule], named: Mapping[str, Sequence[str]] | None = None
+) -> Outcome:
     """Evaluate the rules on a table without texts.
 
     `named`: for a column that describes the whole table instead of its row, the ids of the questions that make it fail.
@@ -251,7 +302,8 @@ def _validate(name: str, table: pd.DataFrame, rules: Sequence[Rule], named: Mapp
     failed = sorted(found.expectation_config.meta["rule"] for found in result.results if not found.success)
     failures = []
     for number in failed:
-        # The result kept for the Data Docs says yes or no. Which rows fail is computed here, for failed expectations only.
+        # The result kept for the Data Docs says yes or no. Which rows fail is computed here, for failed expectations
+        # only.
         detail = batch.validate(expectations[number], result_format="COMPLETE")
         failures.append(_failure(rules[number], detail, table, (named or {}).get(rules[number].column)))
     return Outcome(name, bool(result.success), failures, len(result.results), result)
@@ -284,7 +336,10 @@ def _build_site(outcomes: Sequence[Outcome], folder: Path) -> None:
     """Great Expectations' own site: an index and a page a validation, without its tutorials and pages about suites."""
     context = _context()
     from great_expectations.core.run_identifier import RunIdentifier
-    from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
+    from great_expectations.data_context.types.resource_identifiers import (
+        ExpectationSuiteIdentifier,
+        ValidationResultIdentifier,
+    )
     from great_expectations.render.renderer.site_builder import SiteBuilder
 
     for place, outcome in enumerate(outcomes):
@@ -292,7 +347,9 @@ def _build_site(outcomes: Sequence[Outcome], folder: Path) -> None:
         run = RunIdentifier(run_name=outcome.name, run_time=_RUN_TIME - timedelta(seconds=place))
         result = copy.copy(outcome.result)
         # The batch markers hold the time of loading.
-        result.meta = {key: value for key, value in outcome.result.meta.items() if key != "batch_markers"} | {"run_id": run}
+        result.meta = {key: value for key, value in outcome.result.meta.items() if key != "batch_markers"} | {
+            "run_id": run
+        }
         key = ValidationResultIdentifier(ExpectationSuiteIdentifier(outcome.name), run, "batch")
         context.validation_results_store.set(key, result)
     SiteBuilder(
@@ -306,7 +363,8 @@ def _build_site(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def _fixed(page: str) -> str:
-    """The page without what differs between two builds: times in the links' query strings, time zones, random element ids."""
+    """The page without what differs between two builds: times in the links' query strings, time zones, random element
+    ids."""
     page = re.sub(r"\?d=\d{8}T\d{6}\.\d+Z", "", page)
     page = _SHOWN_TIME.sub("not recorded", page)
     numbers: dict[str, str] = {}

@@ -18,7 +18,8 @@ LABELS = {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0, "member": 1
 
 
 def read(source: str) -> tuple[pd.DataFrame, int]:
-    """The rows of a file, or of a `datasets` id such as `org/name:split`, and what to add to an index to get the row's number."""
+    """The rows of a file, or of a `datasets` id such as `org/name:split`, and what to add to an index to get the row's
+    number."""
     path = Path(source)
     if len(path.name.encode()) > 255:
         raise InputError(f"{source[:60]}...: no such file.")
@@ -42,7 +43,8 @@ def read(source: str) -> tuple[pd.DataFrame, int]:
 
 
 def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str, str | None]) -> pd.DataFrame:
-    """Rows of `records.QUESTIONS`. `columns` names the source's column for question, label, reasoning and answer (None: none).
+    """Rows of `records.QUESTIONS`. `columns` names the source's column for question, label, reasoning and answer (None:
+    none).
 
     Raises InputError for a missing column, a blank or repeated question, a label that is neither 1 nor 0.
     """
@@ -56,10 +58,14 @@ def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str
         for field in ("question", "reasoning", "answer"):
             row[field] = _text(entry, columns.get(field), source, number)
         if not row["question"]:
-            raise InputError(f"{source}, row {number}: {columns['question']!r} is empty. Fill it in or leave the row out.")
+            raise InputError(
+                f"{source}, row {number}: {columns['question']!r} is empty. Fill it in or leave the row out."
+            )
         row["question_id"] = question_id(row["question"])
         if row["question_id"] in seen:
-            raise InputError(f"{source}, row {number}: the same question as row {seen[row['question_id']]}. Leave one out.")
+            raise InputError(
+                f"{source}, row {number}: the same question as row {seen[row['question_id']]}. Leave one out."
+            )
         seen[row["question_id"]] = number
         row["label"] = _label(entry, columns.get("label"), source, number)
         rows.append(row)
@@ -75,7 +81,9 @@ def _text(entry: Mapping[Any, Any], column: str | None, source: str, number: int
     if not isinstance(value, str):
         raise InputError(f"{source}, row {number}: {column!r} is {type(value).__name__}, not text.")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"{source}, row {number}: {column!r} holds half of a surrogate pair, which is no character. Correct it.")
+        raise InputError(
+            f"{source}, row {number}: {column!r} holds half of a surrogate pair, which is no character. Correct it."
+        )
     return value if value.strip() else None
 
 
@@ -84,7 +92,9 @@ def _label(entry: Mapping[Any, Any], column: str | None, source: str, number: in
         return None
     text = str(entry[column]).strip().lower()
     if text not in LABELS:
-        raise InputError(f"{source}, row {number}: {column!r} is {text[:40]!r}; a label is 1 (member) or 0 (non-member).")
+        raise InputError(
+            f"{source}, row {number}: {column!r} is {text[:40]!r}; a label is 1 (member) or 0 (non-member)."
+        )
     return LABELS[text]
 
 
@@ -120,7 +130,9 @@ def _json(path: Path) -> tuple[pd.DataFrame, int]:
 def _csv(path: Path) -> tuple[pd.DataFrame, int]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than the header names: they would be dropped
+            warnings.simplefilter(
+                "error", pd.errors.ParserWarning
+            )  # more fields than the header names: they would be dropped
             return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False), 2
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None

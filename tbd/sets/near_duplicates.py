@@ -1,9 +1,9 @@
 """Which questions ask the same thing in nearly the same words. Knows texts alone: no ids, no files, no sets' names.
 
-Two questions are near-duplicates when they hold the same numbers, each as often, and their sets of word n-grams overlap by at
-least a given Jaccard index |A & B| / |A | B|. The numbers matter because two questions of one template with other numbers are
-different questions although nearly all their words agree. Case, spacing and punctuation between words never matter. Operators
-do (`3 + 4` and `3 * 4` are two questions), except the minus sign, which is also a hyphen.
+Two questions are near-duplicates when they hold the same numbers, each as often, and their sets of word n-grams overlap
+by at least a given Jaccard index |A & B| / |A | B|. The numbers matter because two questions of one template with other
+numbers are different questions although nearly all their words agree. Case, spacing and punctuation between words never
+matter. Operators do (`3 + 4` and `3 * 4` are two questions), except the minus sign, which is also a hyphen.
 """
 
 import re
@@ -24,13 +24,16 @@ _WORD = re.compile(r"\w+|(?<!\*)\*(?!\*)|[^\w\s*.,;:!?'\"()\[\]…–—“”�
 
 
 def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_overlap: float) -> list[tuple[int, int]]:
-    """Index pairs (i, j) of near-duplicates, `left[i]` and `right[j]`, in ascending order; within `left`, i < j, if `right` is None.
+    """Index pairs (i, j) of near-duplicates, `left[i]` and `right[j]`, in ascending order; within `left`, i < j, if
+    `right` is None.
 
-    `ngram` is the number of words in an n-gram; a question with fewer words is a near-duplicate only of one with the same words
-    in the same order. `max_overlap`, in (0, 1], is the smallest Jaccard index that counts. Time grows with the pairs that share
-    numbers and an n-gram, memory with `ROWS` times the longer side. Raises ValueError on parameters out of range.
+    `ngram` is the number of words in an n-gram; a question with fewer words is a near-duplicate only of one with the
+    same words in the same order. `max_overlap`, in (0, 1], is the smallest Jaccard index that counts. Time grows with
+    the pairs that share numbers and an n-gram, memory with `ROWS` times the longer side. Raises ValueError on
+    parameters out of range.
 
-    >>> pairs(["Tom has 3 red apples.", "tom  has 3 RED apples", "Tom has 4 red apples."], None, ngram=2, max_overlap=0.5)
+    >>> texts = ["Tom has 3 red apples.", "tom  has 3 RED apples", "Tom has 4 red apples."]
+    >>> pairs(texts, None, ngram=2, max_overlap=0.5)
     [(0, 1)]
     """
     if ngram < 1 or not 0 < max_overlap <= 1:
@@ -57,8 +60,10 @@ def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_over
 
 
 def _features(text: str, ngram: int) -> Iterator[str]:
-    """The text's word n-grams, each after the text's numbers: texts with other numbers share none and are not compared."""
-    # Case folding can undo the normal form, so the form comes first and last; "_" is punctuation here, though \w holds it.
+    """The text's word n-grams, each after the text's numbers: texts with other numbers share none and are not
+    compared."""
+    # Case folding can undo the normal form, so the form comes first and last; "_" is punctuation here, though \w holds
+    # it.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("_", " ")
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     text = _NUMBER.sub(_one_spelling, text)

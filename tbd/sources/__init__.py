@@ -1,7 +1,8 @@
 """Sources of checkpoints: the places `tbd watch` looks at. One file a kind, one small protocol for all.
 
-A source lists the checkpoints that are there and gets them onto this machine. It decides nothing: checkpoints are told apart by their
-fingerprint (see `tbd.checkpoints`), and which were audited already is in the history (see `tbd.history`).
+A source lists the checkpoints that are there and gets them onto this machine. It decides nothing: checkpoints are told
+apart by their fingerprint (see `tbd.checkpoints`), and which were audited already is in the history (see
+`tbd.history`).
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Found:
     origin: str
     """the same, pinned to the weights that are there now if the source can do that: `hf://org/name@COMMIT`"""
     version: str
-    """cheap to find out, and different whenever the content may have changed: a digest of sizes and times, or the commit"""
+    """cheap to find out, and different whenever the content may have changed: a digest of sizes and times, or the
+    commit"""
     changed: float = 0.0
     """when something in it last changed, in seconds since 1970; 0 if its source lists only complete checkpoints"""
 
@@ -35,7 +37,8 @@ class Source(Protocol):
     """What every source offers."""
 
     def look(self) -> list[Found]:
-        """What is there now, oldest first if the source knows. Raises InputError if there is no such source. Raises TransientFault."""
+        """What is there now, oldest first if the source knows. Raises InputError if there is no such source. Raises
+        TransientFault."""
 
     def fetch(self, found: Found) -> Path:
         """Its local folder (relative to the workspace if it lies inside); downloaded if it is not here yet.
@@ -48,9 +51,9 @@ class Source(Protocol):
 def source(address: str) -> Source:
     """The source at an address. Raises InputError for one of no known kind.
 
-    A folder, whose sub-folders are checkpoints, or which is one itself; `models:/NAME`, a registered model of MLflow (every version;
-    `models:/NAME@ALIAS` the one with that alias; `models:/NAME?KEY=VALUE` those with that tag); `hf://ORG/NAME`, the branches and tags
-    of a repository on the hub (`hf://ORG/NAME@REVISION`: one of them).
+    A folder, whose sub-folders are checkpoints, or which is one itself; `models:/NAME`, a registered model of MLflow
+    (every version; `models:/NAME@ALIAS` the one with that alias; `models:/NAME?KEY=VALUE` those with that tag);
+    `hf://ORG/NAME`, the branches and tags of a repository on the hub (`hf://ORG/NAME@REVISION`: one of them).
     """
     if not address.strip():
         raise InputError("source: empty. Name a folder, models:/NAME or hf://ORG/NAME.")
@@ -70,12 +73,13 @@ def source(address: str) -> Source:
 def resolve(checkpoint: str) -> Path:
     """The local folder of a checkpoint, checked.
 
-    `checkpoint` is a folder, a hub id with a revision (`org/name@revision`, `hf://org/name@revision`) or a version of a registered
-    model (`models:/NAME/VERSION`). The latter two are downloaded into the workspace; from the hub only safetensors and text files.
+    `checkpoint` is a folder, a hub id with a revision (`org/name@revision`, `hf://org/name@revision`) or a version of a
+    registered model (`models:/NAME/VERSION`). The latter two are downloaded into the workspace; from the hub only
+    safetensors and text files.
 
     Raises:
-        InputError: it is none of these, or the folder is not a checkpoint that may be loaded (see `checkpoint.inspect`).
-        TransientFault: the hub or the registry cannot give it now.
+        InputError: it is none of these, or the folder is not a checkpoint that may be loaded (see
+        `checkpoint.inspect`). TransientFault: the hub or the registry cannot give it now.
     """
     return find(checkpoint)[0]
 
@@ -87,7 +91,9 @@ def find(checkpoint: str) -> tuple[Path, str | None]:
         folder, origin = _fetch(checkpoint)
     elif not folder.exists() and checkpoints.HUB_ID.match(checkpoint) and not checkpoint.startswith((".", "/")):
         if "@" not in checkpoint:
-            raise InputError(f"{checkpoint}: no such folder; for a model on the hub name its revision too: {checkpoint}@REVISION.")
+            raise InputError(
+                f"{checkpoint}: no such folder; for a model on the hub name its revision too: {checkpoint}@REVISION."
+            )
         folder, origin = _fetch(f"hf://{checkpoint}")
     checkpoints.inspect(folder)
     return folder, origin

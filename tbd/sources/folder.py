@@ -17,9 +17,15 @@ class Folder:
 
     def look(self) -> list[Found]:
         if not self.folder.is_dir():
-            raise InputError(f"{self.folder}: no such folder to look for checkpoints in. Make it, or correct the address.")
+            raise InputError(
+                f"{self.folder}: no such folder to look for checkpoints in. Make it, or correct the address."
+            )
         alone = (self.folder / "config.json").is_file()
-        folders = [self.folder] if alone else [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
+        folders = (
+            [self.folder]
+            if alone
+            else [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
+        )
         return sorted((found for found in map(_found, folders) if found), key=lambda found: (found.changed, found.name))
 
     def fetch(self, found: Found) -> Path:
@@ -32,8 +38,11 @@ def _found(folder: Path) -> Found | None:
         stats = sorted((str(file.relative_to(folder)), _stat(file)) for file in [folder, *folder.rglob("*")])
     except FileNotFoundError:
         return None
-    # the time of change (ctime) as well: a copy may keep the old modification times (mtime) although it was made just now
-    version = sha256(repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats]))
+    # the time of change (ctime) as well: a copy may keep the old modification times (mtime) although it was made just
+    # now
+    version = sha256(
+        repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats])
+    )
     changed = max(stat.st_ctime for _, stat in stats)
     place = relative(folder)
     return Found(folder.resolve().name, place, place, version, changed)

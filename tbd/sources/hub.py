@@ -27,7 +27,8 @@ PATIENCE = 30.0
 
 
 class Hub:
-    """See `tbd.sources.Source`. A branch or tag is a checkpoint; if several are at one commit, only the first is listed."""
+    """See `tbd.sources.Source`. A branch or tag is a checkpoint; if several are at one commit, only the first is
+    listed."""
 
     def __init__(self, address: str) -> None:
         rest = address.removeprefix("hf://")
@@ -115,7 +116,9 @@ def _fault(error: Exception, what: str) -> Exception:
         return InputError(f"{hub} does not give it ({_refusal(cause)}).")
     unlike = (FileMetadataError, ValueError, LookupError, TypeError, httpx2.UnsupportedProtocol, httpx2.InvalidURL)
     if isinstance(cause, unlike):
-        return InputError(f"{hub} does not answer as a hub does ({type(cause).__name__}). Correct the address or HF_ENDPOINT.")
+        return InputError(
+            f"{hub} does not answer as a hub does ({type(cause).__name__}). Correct the address or HF_ENDPOINT."
+        )
     while deeper := cause.__cause__ or cause.__context__:
         cause = deeper
     said = str(cause).splitlines() or [""]
@@ -137,7 +140,8 @@ def _refusal(error: "HfHubHTTPError") -> str:
 
 @cache
 def _set_up_client() -> None:
-    """Set our time limits in the library's HTTP client. Done once, because each change closes the connections of other threads."""
+    """Set our time limits in the library's HTTP client. Done once, because each change closes the connections of other
+    threads."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -155,6 +159,7 @@ def _limit(request: "httpx2.Request") -> None:
 
 
 def _refuse_busy(response: "httpx2.Response") -> None:
-    """Fail at once; the caller retries later. The library would sleep here for as long as a busy hub tells it to, many minutes."""
+    """Fail at once; the caller retries later. The library would sleep here for as long as a busy hub tells it to, many
+    minutes."""
     if response.status_code in (408, 429) or response.status_code >= 500:
         response.raise_for_status()

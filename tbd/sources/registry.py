@@ -15,7 +15,9 @@ from tbd.mlflow_store import CREDENTIALS, SETTINGS, reaching, store
 from tbd.records import sha256
 from tbd.sources import FETCHED, Found
 
-ADDRESS = re.compile(r"models:/(?P<name>[^/@?:]+)(/(?P<version>\d+)|@(?P<alias>[^/@?:]+)|\?(?P<key>[^=]+)=(?P<value>.*))?")
+ADDRESS = re.compile(
+    r"models:/(?P<name>[^/@?:]+)(/(?P<version>\d+)|@(?P<alias>[^/@?:]+)|\?(?P<key>[^=]+)=(?P<value>.*))?"
+)
 PAGE = 1000
 """versions asked for at once"""
 SILENCE = "120"
@@ -30,21 +32,25 @@ class Registry:
         match = ADDRESS.fullmatch(address)
         if not match:
             raise InputError(
-                f"{address}: not an address in the registry. Write models:/NAME, models:/NAME/VERSION, models:/NAME@ALIAS "
+                f"{address}: not an address in the registry. Write models:/NAME, models:/NAME/VERSION, "
+                f"models:/NAME@ALIAS "
                 "or models:/NAME?KEY=VALUE."
             )
         self.address = address
         self.wanted = match.groupdict()
         registry = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
         self.uri = registry or store()
-        # artifacts come from the tracking server, which is the registry's server too unless MLFLOW_REGISTRY_URI names another
+        # artifacts come from the tracking server, which is the registry's server too unless MLFLOW_REGISTRY_URI names
+        # another
         self.tracking = store() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else self.uri
 
     def look(self) -> list[Found]:
         with self._asking(self.address) as client:
             versions = self._versions(client)
         ready = [version for version in versions if version.status == "READY"]
-        return [self._found(version) for version in sorted(ready, key=lambda it: (it.creation_timestamp, int(it.version)))]
+        return [
+            self._found(version) for version in sorted(ready, key=lambda it: (it.creation_timestamp, int(it.version)))
+        ]
 
     def _versions(self, client: Any) -> list[Any]:
         name, key = self.wanted["name"], self.wanted["key"]
@@ -92,9 +98,13 @@ class Registry:
             run = re.fullmatch("runs:/([^/]+)/?", uri)  # a whole run: not an address that MLflow takes
             what = {"run_id": run[1]} if run else {"artifact_uri": uri}
             try:
-                got = Path(download_artifacts(**what, dst_path=str(partial), tracking_uri=self.tracking, registry_uri=self.uri))
+                got = Path(
+                    download_artifacts(**what, dst_path=str(partial), tracking_uri=self.tracking, registry_uri=self.uri)
+                )
             except ImportError as error:
-                raise InputError(f"{found.place}: its artifact store needs {error.name}: pip install {error.name}") from None
+                raise InputError(
+                    f"{found.place}: its artifact store needs {error.name}: pip install {error.name}"
+                ) from None
             except Exception as error:  # artifacts may lie in any store, and each store's library has its own errors
                 raise self._fault(error, found.place) from None
         return got if got.is_dir() else got.parent
@@ -102,7 +112,9 @@ class Registry:
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:
         """A client; its failures are raised as InputError or TransientFault."""
-        os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")  # else it sleeps for as long as a busy server says
+        os.environ.setdefault(
+            "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false"
+        )  # else it sleeps for as long as a busy server says
         with reaching(self.uri):  # its settings, and silence
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
@@ -158,9 +170,11 @@ def _whole(folder: Path) -> bool:
 
 
 def _checkpoint(root: Path) -> Path:
-    """The checkpoint's folder among artifacts: the root, or the only folder with a config.json; the root if there is none.
+    """The checkpoint's folder among artifacts: the root, or the only folder with a config.json; the root if there is
+    none.
 
-    MLflow's transformers flavour puts the weights into `model` and the tokenizer into `components/tokenizer`: both go into one folder.
+    MLflow's transformers flavour puts the weights into `model` and the tokenizer into `components/tokenizer`: both go
+    into one folder.
     """
     if (root / "config.json").is_file():
         return root

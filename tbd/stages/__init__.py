@@ -1,4 +1,5 @@
-"""One thin module a DVC stage: read the section of params.yaml and the inputs, call the library, write the outputs whole."""
+"""One thin module a DVC stage: read the section of params.yaml and the inputs, call the library, write the outputs
+whole."""
 
 import signal
 import sys
@@ -17,7 +18,9 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
 
     Bad input: one line on stderr, exit code 2. A failure: 3. A transient fault: 75.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C ends it also where a script ignores that for what it starts
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # Ctrl-C ends it also where a script ignores that for what it starts
     ending.with_dvc()
     environment.prepare()
     arguments = sys.argv[1:]

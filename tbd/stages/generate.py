@@ -1,7 +1,7 @@
 """Stage `generate@A`: the audited checkpoint's greedy answers to its benchmark and unseen questions, token by token.
 
-Where the audit names a base model, the base's log-probs of the same tokens stand beside them, and the base's own answers, for the
-exchangeability check, in a file of their own (empty without a base).
+Where the audit names a base model, the base's log-probs of the same tokens stand beside them, and the base's own
+answers, for the exchangeability check, in a file of their own (empty without a base).
 """
 
 from collections.abc import Callable
@@ -57,7 +57,12 @@ def main(audit: str, progress: Progress) -> None:
         else:
             print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
         base_rows = answers(base, base_prompts, sets, p, progress, "the base's answers")
-    decoding = {"decoding": "greedy", "end_token": "included", "max_new_tokens": p.max_new_tokens, "batch_size": p.batch_size}
+    decoding = {
+        "decoding": "greedy",
+        "end_token": "included",
+        "max_new_tokens": p.max_new_tokens,
+        "batch_size": p.batch_size,
+    }
     base_fingerprint = base_identity["fingerprint"] if base_identity else None
     out = AUDITS / audit
     write(out / "generations.parquet", rows, {**identity, **decoding, "base_fingerprint": base_fingerprint})
@@ -83,15 +88,23 @@ def plan_answers(prompts: Prompts, p: params.Generate, progress: Progress) -> No
 
 
 def answers(
-    engine: Engine, prompts: Prompts, sets: dict[str, pa.Table], p: params.Generate, progress: Progress, what: str = "answers"
+    engine: Engine,
+    prompts: Prompts,
+    sets: dict[str, pa.Table],
+    p: params.Generate,
+    progress: Progress,
+    what: str = "answers",
 ) -> list[dict[str, Any]]:
-    """One row of `records.GENERATIONS` a question, sets in order. Each set is planned by itself, so that audits can share it."""
+    """One row of `records.GENERATIONS` a question, sets in order. Each set is planned by itself, so that audits can
+    share it."""
     rows = []
     with units.journal(engine.identity) as journal:
         for name, table in sets.items():
             progress.begin(f"{what} to {name}")
             found = units.answer(engine, prompts[name], p.max_new_tokens, p.batch_size, journal, progress)
-            for identity, prompt, completion in zip(table["question_id"].to_pylist(), prompts[name], found, strict=True):
+            for identity, prompt, completion in zip(
+                table["question_id"].to_pylist(), prompts[name], found, strict=True
+            ):
                 rows.append(
                     {
                         "set": name,
@@ -106,8 +119,11 @@ def answers(
     return rows
 
 
-def add_base_logprobs(base: Engine, rows: list[dict[str, Any]], prompts: Prompts, p: params.Generate, progress: Progress) -> None:
-    """Fill `base_logprobs`: what the base gives to each token the checkpoint generated, after the checkpoint's own prompt."""
+def add_base_logprobs(
+    base: Engine, rows: list[dict[str, Any]], prompts: Prompts, p: params.Generate, progress: Progress
+) -> None:
+    """Fill `base_logprobs`: what the base gives to each token the checkpoint generated, after the checkpoint's own
+    prompt."""
     written = [row["token_ids"] for row in rows]
     progress.plan("read", tokens(prompts) + sum(map(len, written)))
     progress.begin("the base's log-probs of the same tokens")

@@ -1,4 +1,5 @@
-"""Stages `validate`, of the built-in question sets, and `validate@A`, of the two that an audit asks: Great Expectations over each.
+"""Stages `validate`, of the built-in question sets, and `validate@A`, of the two that an audit asks: Great Expectations
+over each.
 
 A failed expectation fails the pipeline. The Data Docs are written either way, so that there is something to look at.
 """
@@ -55,7 +56,9 @@ def check(tables: dict[str, pa.Table], apart: dict[str, list[str]], built_in: bo
     if built_in:  # what the benchmark calls a non-member must not be among the members
         others_of_benchmark = frames["benchmark"][frames["benchmark"]["label"] == 0]
         members = {"members": list(frames["members"]["question"])}
-        outcomes.append(expectations.check_questions("benchmark.others", others_of_benchmark, members, p.ngram, p.max_overlap))
+        outcomes.append(
+            expectations.check_questions("benchmark.others", others_of_benchmark, members, p.ngram, p.max_overlap)
+        )
     return outcomes
 
 

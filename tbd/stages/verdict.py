@@ -25,9 +25,7 @@ def main(name: str) -> None:
     print(f"{name}: {judgement.verdict.verdict}. {' '.join(judgement.verdict.reasons)}", flush=True)
 
 
-def write(
-    name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8] | None, detector: Detector
-) -> None:
+def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8] | None, detector: Detector) -> None:
     """Everything a reader looks at, verdict.json last."""
     folder, verdict = AUDITS / name, judgement.verdict
     questions = records.read_table(set_path(audit.benchmark), records.QUESTIONS)

@@ -1,8 +1,8 @@
 """The calibrated detector as an MLflow model: token log-probs in, score, p-value and flag out. It has no weights.
 
-What the model keeps is `detector.json` and the code of this package. Its p-values compare with the reference's unseen questions, so
-it speaks for the reference checkpoint alone: thresholds do not transfer, and one that is asked about another checkpoint refuses.
-(`tbd check` audits another checkpoint against that checkpoint's own unseen questions.)
+What the model keeps is `detector.json` and the code of this package. Its p-values compare with the reference's unseen
+questions, so it speaks for the reference checkpoint alone: thresholds do not transfer, and one that is asked about
+another checkpoint refuses. (`tbd check` audits another checkpoint against that checkpoint's own unseen questions.)
 """
 
 import importlib.metadata
@@ -24,7 +24,10 @@ MODEL = "tbd-detector"
 ALIAS = "current"
 PROVENANCE = ("fingerprint", "dtype", "template")
 """what must be the same for a threshold to hold; the parameters of `predict`"""
-DESCRIPTION = "Token log-probs of the reference's answers in; score, p-value and flag out. `current` is the detector recorded last."
+DESCRIPTION = (
+    "Token log-probs of the reference's answers in; score, p-value and flag out. `current` is the "
+    "detector recorded last."
+)
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "scipy")
 
 
@@ -37,14 +40,16 @@ class DetectorModel:
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score answers of the checkpoint that the detector was calibrated on.
 
-        `model_input`: `logprobs`, a list of the generated tokens' log-probs (nats, raw logits) for each question, and, for the choice
-        that compares with the base model, `base_logprobs` of the same tokens. `params`: the fingerprint, dtype and chat template
-        that the log-probs come from; one left empty is not compared.
+        `model_input`: `logprobs`, a list of the generated tokens' log-probs (nats, raw logits) for each question, and,
+        for the choice that compares with the base model, `base_logprobs` of the same tokens. `params`: the fingerprint,
+        dtype and chat template that the log-probs come from; one left empty is not compared.
 
-        Returns `score` (higher = member; NaN without a token), `p_value` in [1 / (n + 1), 1] and `flagged` (p_value <= fpr).
+        Returns `score` (higher = member; NaN without a token), `p_value` in [1 / (n + 1), 1] and `flagged` (p_value <=
+        fpr).
 
         Raises:
-            ValueError: the log-probs come from something else than the detector was calibrated on, or some lack the base's.
+            ValueError: the log-probs come from something else than the detector was calibrated on, or some lack the
+            base's.
         """
         for key in PROVENANCE:
             stated, own = (params or {}).get(key), getattr(self.detector.provenance, key)
@@ -70,7 +75,8 @@ def _base_logprobs(model_input: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.flo
         return None
     if missing:
         raise ValueError(
-            f"base_logprobs: missing for {missing} of {len(model_input)} questions. Give all of them, or leave the column out."
+            f"base_logprobs: missing for {missing} of {len(model_input)} questions. Give all of them, or leave "
+            f"the column out."
         )
     return pad(list(model_input["base_logprobs"]))
 
@@ -94,7 +100,9 @@ def save(detector: Path, folder: Path, model_id: str, run_id: str) -> None:
         ParamSchema([ParamSpec(key, "string", "") for key in PROVENANCE]),
     )
     provenance = read_detector(detector).provenance
-    example = pd.DataFrame({"logprobs": [[-0.01, -0.2, 0.0], [-1.5, -0.7]], "base_logprobs": [[-0.5, -0.9, -0.1], [-1.4, -0.8]]})
+    example = pd.DataFrame(
+        {"logprobs": [[-0.01, -0.2, 0.0], [-1.5, -0.7]], "base_logprobs": [[-0.5, -0.9, -0.1], [-1.4, -0.8]]}
+    )
     with tempfile.TemporaryDirectory() as temporary:
         code = Path(temporary) / "tbd"
         shutil.copytree(Path(__file__).parents[1], code, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,5 @@
-"""The history in MLflow: failures as runs, verdicts as tags of model versions, and a run a workspace whose metrics are the history.
+"""The history in MLflow: failures as runs, verdicts as tags of model versions, and a run a workspace whose metrics are
+the history.
 
 Like `tbd.tracking.runs`, from finished files alone, and the same state only once.
 """
@@ -29,13 +30,16 @@ SERIES: dict[str, Callable[[Outcome], float | None]] = {
     "contamination_rate": lambda o: o.contamination_rate.estimate if o.contamination_rate else None,
     "contamination_rate_low": lambda o: o.contamination_rate.low if o.contamination_rate else None,
     "contamination_rate_high": lambda o: o.contamination_rate.high if o.contamination_rate else None,
-    "flagged_share": lambda o: o.flagged / o.benchmark.n if o.flagged is not None and o.benchmark and o.benchmark.n else None,
+    "flagged_share": lambda o: (
+        o.flagged / o.benchmark.n if o.flagged is not None and o.benchmark and o.benchmark.n else None
+    ),
 }
 """metrics of the history, each a series a benchmark"""
 
 
 def record_failure(outcome: Outcome, workspace: Path = Path()) -> str:
-    """Record a checkpoint that could not be audited as a FAILED run among the checks; returns its id. Raises TrackingDown."""
+    """Record a checkpoint that could not be audited as a FAILED run among the checks; returns its id. Raises
+    TrackingDown."""
     uri = store(workspace)
     with reaching(uri):
         from mlflow import MlflowClient
@@ -43,7 +47,9 @@ def record_failure(outcome: Outcome, workspace: Path = Path()) -> str:
         client = MlflowClient(uri)
         experiment = runs.open_experiment(client, runs.CHECKS, uri)
         found = client.search_runs([experiment], f"tags.state = '{outcome.id}'", max_results=1)
-        run = found[0] if found else client.create_run(experiment, tags=_failure_tags(outcome), run_name=_title(outcome))
+        run = (
+            found[0] if found else client.create_run(experiment, tags=_failure_tags(outcome), run_name=_title(outcome))
+        )
         if run.info.status != "FAILED":  # of an old run too: it may have been killed before
             client.set_terminated(run.info.run_id, "FAILED")
         return str(run.info.run_id)
@@ -67,7 +73,8 @@ def tag_version(origin: str, outcome: Outcome, run_id: str, workspace: Path = Pa
 
 
 def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str:
-    """The whole history in one run that grows: metrics by the place in a benchmark's history, page and table; returns the run's id.
+    """The whole history in one run that grows: metrics by the place in a benchmark's history, page and table; returns
+    the run's id.
 
     What was logged before is not logged again. Raises TrackingDown.
     """
@@ -81,7 +88,9 @@ def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str
         if run.data.tags.get("state") != state:
             _log_series(client, run_id, history_page.series(outcomes))
             client.log_text(run_id, history_page.render(outcomes), "history.html")
-            client.log_text(run_id, _history_table(outcomes), "history.json")  # log_table() would add to the one that is there
+            client.log_text(
+                run_id, _history_table(outcomes), "history.json"
+            )  # log_table() would add to the one that is there
             client.set_tag(run_id, "state", state)
         if run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")
@@ -95,7 +104,9 @@ def _title(outcome: Outcome) -> str:
 def _failure_tags(outcome: Outcome) -> dict[str, str]:
     on = f" on `{outcome.benchmark.name}`" if outcome.benchmark else ""
     checkpoint, reason = (plain(text).replace("`", "'") for text in (outcome.checkpoint, outcome.reason))
-    description = f"**{outcome.outcome}**: `{checkpoint}`{on} could not be audited, so nothing is known of it.\n\n`{reason}`"
+    description = (
+        f"**{outcome.outcome}**: `{checkpoint}`{on} could not be audited, so nothing is known of it.\n\n`{reason}`"
+    )
     tags = {key: getattr(outcome, key) for key in ("outcome", "reason", "checkpoint", "place", "origin", "fingerprint")}
     tags |= {"benchmark": outcome.benchmark.name if outcome.benchmark else None, "state": outcome.id}
     return runs.texts(tags | {"mlflow.note.content": description, "mlflow.source.name": "tbd"}, 8000)
@@ -146,13 +157,16 @@ def _history_run(client: Any, experiment: str, workspace: Path) -> Any:
             os.link(fresh, file)
         fresh.unlink()
     own = file.read_text().strip()
-    found = client.search_runs([experiment], f"tags.workspace = '{own}'", max_results=1, order_by=["attributes.start_time ASC"])
+    found = client.search_runs(
+        [experiment], f"tags.workspace = '{own}'", max_results=1, order_by=["attributes.start_time ASC"]
+    )
     if found:
         return found[0]
     tags = {
         "workspace": own,
         "mlflow.source.name": "tbd",
-        "mlflow.note.content": "The audits of one workspace; a step is a checkpoint, the oldest first. Read `history.html`.",
+        "mlflow.note.content": "The audits of one workspace; a step is a checkpoint, the oldest first. Read "
+        "`history.html`.",
         "mlflow.loggedArtifacts": json.dumps([{"path": "history.json", "type": "table"}]),  # shown as a table
     }
     return client.create_run(experiment, tags=tags, run_name=workspace.resolve().name)
@@ -188,7 +202,10 @@ def _history_table(outcomes: Sequence[Outcome]) -> str:
             "contamination_rate": o.contamination_rate.estimate if o.contamination_rate else None,
             "low": o.contamination_rate.low if o.contamination_rate else None,
             "high": o.contamination_rate.high if o.contamination_rate else None,
-            **{key: getattr(o, key) for key in ("p_value", "flagged", "audit", "same_as", "detector_version", "git_commit")},
+            **{
+                key: getattr(o, key)
+                for key in ("p_value", "flagged", "audit", "same_as", "detector_version", "git_commit")
+            },
             "reason": CREDENTIALS.sub("://", plain(o.reason)),
         }
         for o in reversed(outcomes)

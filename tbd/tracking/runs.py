@@ -1,7 +1,8 @@
-"""Finished results into MLflow, where they are read and compared. Written after the pipeline, from its files alone; feeds no stage.
+"""Finished results into MLflow, where they are read and compared. Written after the pipeline, from its files alone;
+feeds no stage.
 
-A record is read and checked in full first: what is recorded are exactly the outputs `dvc.lock` knows. Then it is sent: a run
-becomes FINISHED last, carries a digest of its state as a tag, and the same state is not recorded again.
+A record is read and checked in full first: what is recorded are exactly the outputs `dvc.lock` knows. Then it is sent:
+a run becomes FINISHED last, carries a digest of its state as a tag, and the same state is not recorded again.
 """
 
 import json
@@ -27,10 +28,14 @@ from tbd.workspace import set_path
 CALIBRATIONS = "tbd calibrations"
 CHECKS = "tbd checks"
 EXPERIMENTS = {
-    CALIBRATIONS: "One run a calibrated detector: every method on the reference, the choice, its AUC and power with intervals.",
-    CHECKS: "One run an audit: was the benchmark in the checkpoint's distillation data? Compare `verdict` and `contamination_rate`.",
+    CALIBRATIONS: "One run a calibrated detector: every method on the reference, the choice, its AUC and power "
+    "with intervals.",
+    CHECKS: "One run an audit: was the benchmark in the checkpoint's distillation data? Compare `verdict` and "
+    "`contamination_rate`.",
     "tbd history": "One run a workspace, which grows: `contamination_rate.BENCHMARK` over checkpoints, oldest first.",
 }
+
+
 @dataclass
 class Record:
     """What one run will hold: read and checked before anything is sent."""
@@ -68,7 +73,8 @@ def record_check(audit: str, workspace: Path = Path()) -> str:
 
 
 def record_all(workspace: Path = Path()) -> list[str]:
-    """Record every result that is not recorded yet; returns the ids of the runs made. Raises as `record_calibration`, at the end."""
+    """Record every result that is not recorded yet; returns the ids of the runs made. Raises as `record_calibration`,
+    at the end."""
     uri, made, refused = store(workspace), [], []
     sources: list[Callable[[], Record]] = []
     if (workspace / "detector/detector.json").is_file():
@@ -103,7 +109,7 @@ def recorded(states: Sequence[str], workspace: Path = Path()) -> bool:
         return all(_finished(client, experiment.experiment_id, state) for state in states)
 
 
-# --- what a run holds -------------------------------------------------------------------------------------------------------------
+# --- what a run holds -------------------------------------------------------------------------------------------------
 
 
 def _calibration(workspace: Path) -> Record:
@@ -144,7 +150,9 @@ def _calibration(workspace: Path) -> Record:
     )
     sets = [*_sets(provenance), *lock.members()]
     docs = lock.optional("data/validation/docs", "validation/docs")
-    files = lock.files({"detector/plots": "plots", "detector/roc.csv": "roc.csv", "detector/detector.json": "detector.json"})
+    files = lock.files(
+        {"detector/plots": "plots", "detector/roc.csv": "roc.csv", "detector/detector.json": "detector.json"}
+    )
     return Record(
         experiment=CALIBRATIONS,
         name=f"{best.method}(m={best.parameters['m']}) AUC {auc}",
@@ -246,11 +254,12 @@ def _known(metrics: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if value is not None}
 
 
-# --- sending ----------------------------------------------------------------------------------------------------------------------
+# --- sending ----------------------------------------------------------------------------------------------------------
 
 
 def _send(record: Record, uri: str) -> tuple[str, bool]:
-    """(run id, whether the run is new). A run killed half way is not FINISHED, so it is not found and another is made."""
+    """(run id, whether the run is new). A run killed half way is not FINISHED, so it is not found and another is
+    made."""
     with reaching(uri):
         from mlflow import MlflowClient
 
@@ -279,7 +288,10 @@ def open_experiment(client: Any, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         root = artifact_root(uri)
-        tags = {"mlflow.note.content": EXPERIMENTS[name], "mlflow.experimentKind": "custom_model_development"}  # else shown as GenAI
+        tags = {
+            "mlflow.note.content": EXPERIMENTS[name],
+            "mlflow.experimentKind": "custom_model_development",
+        }  # else shown as GenAI
         folder = (root / name.replace(" ", "-")).as_uri() if root else None
         try:
             return str(client.create_experiment(name, folder, tags=tags))
@@ -288,7 +300,9 @@ def open_experiment(client: Any, name: str, uri: str) -> str:
                 raise
             found = client.get_experiment_by_name(name)  # somebody was faster
     if found.lifecycle_stage == "deleted":
-        raise InputError(f"MLflow: experiment {name!r} was deleted: mlflow experiments restore --experiment-id {found.experiment_id}")
+        raise InputError(
+            f"MLflow: experiment {name!r} was deleted: mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
     return str(found.experiment_id)
 
 

@@ -1,8 +1,9 @@
-"""What to do about a checkpoint that a source lists: wait, nothing, call it broken, or audit it. The flow `watch` does it.
+"""What to do about a checkpoint that a source lists: wait, nothing, call it broken, or audit it. The flow `watch` does
+it.
 
-Checkpoints are told apart by their fingerprint: the same weights under another name share an audit, other weights under the same name
-get another one. What was decided before is read from the audits and the history. Only fingerprints are kept besides, because they
-take long to compute.
+Checkpoints are told apart by their fingerprint: the same weights under another name share an audit, other weights under
+the same name get another one. What was decided before is read from the audits and the history. Only fingerprints are
+kept besides, because they take long to compute.
 """
 
 import json
@@ -148,7 +149,9 @@ def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
 def decide(fetched: Fetched, p: Params, standing: Standing, retry: bool = False) -> list[Decision]:
     """What to do about a checkpoint that is here, one decision a benchmark."""
     found, weights = fetched.found, fetched.fingerprint
-    return [_decide(found, fetched.folder, weights, rule, standing, retry) for rule in rules(found.name, p.watch.policy)]
+    return [
+        _decide(found, fetched.folder, weights, rule, standing, retry) for rule in rules(found.name, p.watch.policy)
+    ]
 
 
 def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Standing, retry: bool) -> Decision:
@@ -156,14 +159,20 @@ def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Stan
     same = {
         name: audit
         for name, audit in standing.audits.items()
-        if (audit.checkpoint_fingerprint, audit.benchmark, audit.unseen, audit.fpr) == (weights, rule.benchmark, rule.unseen, rule.fpr)
+        if (audit.checkpoint_fingerprint, audit.benchmark, audit.unseen, audit.fpr)
+        == (weights, rule.benchmark, rule.unseen, rule.fpr)
     }
     last = known.last(found.place, rule.benchmark)
     for name in same:
         judged = known.judged(name)
         if judged is None:
             continue
-        if last is not None and last.fingerprint == weights and last.outcome != FAILED and name in (last.audit, last.same_as):
+        if (
+            last is not None
+            and last.fingerprint == weights
+            and last.outcome != FAILED
+            and name in (last.audit, last.same_as)
+        ):
             return Known(found, f"{last.outcome} (audit {name})")
         return Same(found, weights, name)
     if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, retry):
@@ -172,7 +181,9 @@ def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Stan
     if base is not None and Path(base).is_dir() and _fingerprint_of_base(Path(base)) == weights:
         base = None
     place = relative(folder)
-    begun = next((name for name, audit in same.items() if audit.checkpoint == place), None)  # and killed before its verdict
+    begun = next(
+        (name for name, audit in same.items() if audit.checkpoint == place), None
+    )  # and killed before its verdict
     return Job(found, weights, folder, rule, base, begun or audit_name(found.name, weights, rule))
 
 

@@ -1,4 +1,5 @@
-"""What became of something that was looked at, as a line of the history: a verdict, the same weights again, a failure."""
+"""What became of something that was looked at, as a line of the history: a verdict, the same weights again, a
+failure."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from tbd.workspace import AUDITS, set_path
 
 
 def verdict(audit: str, found: Found | None = None) -> Outcome:
-    """The outcome of a judged audit, from its files. `found`: where its checkpoint was seen; else what its audit.yaml says.
+    """The outcome of a judged audit, from its files. `found`: where its checkpoint was seen; else what its audit.yaml
+    says.
 
     Raises InputError if the files are not what `dvc.lock` says.
     """
@@ -64,10 +66,14 @@ def same(decision: Same, known: History) -> Outcome:
     found = decision.found
     own = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "version": found.version}
     about = {"time": history.now(), "same_as": decision.audit}
-    return judged.model_copy(update={**own, **about, "reason": f"The same weights as audit {decision.audit}. {judged.reason}"})
+    return judged.model_copy(
+        update={**own, **about, "reason": f"The same weights as audit {decision.audit}. {judged.reason}"}
+    )
 
 
-def failure(found: Found, fingerprint: str | None, why: str, benchmark: str | None = None, transient: bool = False) -> Outcome:
+def failure(
+    found: Found, fingerprint: str | None, why: str, benchmark: str | None = None, transient: bool = False
+) -> Outcome:
     """The outcome of a checkpoint that failed, on one benchmark or before any."""
     known_set = None
     if benchmark is not None:

@@ -39,7 +39,9 @@ def test_what_is_broken_is_named_in_one_line(broken: Callable[[str], Path], how:
         assert isinstance(error.value, Incomplete) == (how not in ("pickle only", "adapter"))
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\xff" * 64, (4).to_bytes(8, "little") + b'{"a"', (2**62).to_bytes(8, "little")])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 7, b"\xff" * 64, (4).to_bytes(8, "little") + b'{"a"', (2**62).to_bytes(8, "little")]
+)
 def test_junk_for_weights(tiny_checkpoint: Path, tmp_path: Path, content: bytes) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "c")
     (tmp_path / "c" / "model.safetensors").write_bytes(content)
@@ -78,7 +80,9 @@ def test_junk_for_a_configuration(tiny_checkpoint: Path, tmp_path: Path, content
         (["model-1-of-x", "model-of-3"], None),
     ],
 )
-def test_names_of_shards_say_how_many_there_are(tiny_checkpoint: Path, tmp_path: Path, names: list[str], missing: str | None) -> None:
+def test_names_of_shards_say_how_many_there_are(
+    tiny_checkpoint: Path, tmp_path: Path, names: list[str], missing: str | None
+) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "c")
     for name in names:
         shutil.copy(tmp_path / "c" / "model.safetensors", tmp_path / "c" / f"{name}.safetensors")

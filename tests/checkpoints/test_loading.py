@@ -14,7 +14,11 @@ ASK = "from tbd.checkpoints.loading import choose_dtype; print(choose_dtype('aut
 
 
 def test_a_type_that_is_named_is_taken() -> None:
-    assert [choose_dtype(name, "cpu") for name in ("bfloat16", "float16", "float32")] == ["bfloat16", "float16", "float32"]
+    assert [choose_dtype(name, "cpu") for name in ("bfloat16", "float16", "float32")] == [
+        "bfloat16",
+        "float16",
+        "float32",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,10 @@ def test_auto_is_what_the_processor_computes_in(
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the variable is of oneDNN on x86")
 def test_a_processor_without_bfloat16() -> None:
     told = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    assert subprocess.run([sys.executable, "-c", ASK], env=told, capture_output=True, text=True, check=True).stdout == "float32\n"
+    assert (
+        subprocess.run([sys.executable, "-c", ASK], env=told, capture_output=True, text=True, check=True).stdout
+        == "float32\n"
+    )
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])

@@ -21,7 +21,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-# --- halves -----------------------------------------------------------------------------------------------------------------------
+# --- halves -----------------------------------------------------------------------------------------------------------
 
 
 @given(labels=st.lists(st.sampled_from([0, 1]), max_size=60), seed=st.integers(0, 2**32))
@@ -40,14 +40,18 @@ def test_halves_do_not_follow_the_order_of_the_questions() -> None:
     assert not np.array_equal(chooses, calibration.halves(y, np.random.default_rng(8)))
 
 
-# --- threshold --------------------------------------------------------------------------------------------------------------------
+# --- threshold --------------------------------------------------------------------------------------------------------
 
 SCORES = st.lists(st.sampled_from([-3.0, -1.0, -0.5, -0.25, 0.0, 1.0]) | st.floats(-10, 10), min_size=1, max_size=40)
 
 
 @settings(max_examples=300)
-@given(negatives=SCORES, scores=SCORES, fpr=st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5, 0.9]) | st.floats(0.001, 0.999))
-def test_above_the_threshold_is_a_p_value_of_at_most_the_rate(negatives: list[float], scores: list[float], fpr: float) -> None:
+@given(
+    negatives=SCORES, scores=SCORES, fpr=st.sampled_from([0.01, 0.05, 0.1, 0.25, 0.5, 0.9]) | st.floats(0.001, 0.999)
+)
+def test_above_the_threshold_is_a_p_value_of_at_most_the_rate(
+    negatives: list[float], scores: list[float], fpr: float
+) -> None:
     bound = calibration.threshold(np.array(negatives), fpr)
     every = np.array([*scores, *negatives])  # ties with a negative are where it goes wrong
     p = conformal_p_values(every, negatives)
@@ -64,7 +68,7 @@ def test_threshold_by_hand() -> None:
     assert calibration.threshold(negatives, 0.04) is None
 
 
-# --- performance, choice, work ----------------------------------------------------------------------------------------------------
+# --- performance, choice, work ----------------------------------------------------------------------------------------
 
 
 def measured(scores: list[float], chooses: list[int]) -> Performance:

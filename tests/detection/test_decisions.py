@@ -24,7 +24,8 @@ RULES = {"fpr": 0.05, "level": 0.05, "exchangeability_level": 0.01, "min_power":
 
 
 def test_conformal_p_values_by_hand() -> None:
-    # Four negatives, n + 1 = 5. 9: none at least as high, 1/5. 3: two (3 and 4), 3/5, a tie counts against. 0: all, 5/5.
+    # Four negatives, n + 1 = 5. 9: none at least as high, 1/5. 3: two (3 and 4), 3/5, a tie counts against. 0: all,
+    # 5/5.
     found = conformal_p_values([9.0, 3.0, 0.0, 3.5, np.nan], [1.0, 4.0, 2.0, 3.0])
     np.testing.assert_allclose(found, [0.2, 0.6, 1.0, 0.4, np.nan])
 
@@ -51,7 +52,8 @@ def test_nan_among_scores_taken_together_is_refused(function, scores) -> None:
 
 
 def test_benjamini_hochberg_by_hand() -> None:
-    # Sorted 0.01 0.02 0.03 0.2 against 0.05 * i / 4 = 0.0125 0.025 0.0375 0.05: the third passes, so the first three do.
+    # Sorted 0.01 0.02 0.03 0.2 against 0.05 * i / 4 = 0.0125 0.025 0.0375 0.05: the third passes, so the first three
+    # do.
     assert benjamini_hochberg([0.2, 0.03, 0.01, 0.02], 0.05).tolist() == [False, True, True, True]
     # 0.02 alone is above 0.0125, but 0.024 <= 0.025 carries it along: step up, not step down.
     assert benjamini_hochberg([0.02, 0.024, 0.9, 0.9], 0.05).tolist() == [True, True, False, False]
@@ -64,7 +66,9 @@ def test_benjamini_hochberg_by_hand() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.sampled_from([0.025, 0.05, 0.2]))
 def test_benjamini_hochberg_is_scipys(p_values: list[float], level: float) -> None:
-    np.testing.assert_array_equal(benjamini_hochberg(p_values, level), false_discovery_control(p_values) <= level * (1 + 1e-12))
+    np.testing.assert_array_equal(
+        benjamini_hochberg(p_values, level), false_discovery_control(p_values) <= level * (1 + 1e-12)
+    )
 
 
 @pytest.mark.parametrize("m", range(1, 200))
@@ -92,14 +96,17 @@ def test_negatives_needed_is_the_fewest(fpr: float) -> None:
 
 
 def evidence(**changed: float | None) -> Evidence:
-    return Evidence(**{"p_value": 0.4, "discoveries": 0, "exchangeability": 0.5, "power": 0.6, "negatives": 40, **changed})
+    return Evidence(
+        **{"p_value": 0.4, "discoveries": 0, "exchangeability": 0.5, "power": 0.6, "negatives": 40, **changed}
+    )
 
 
 def test_no_evidence_names_the_power() -> None:
     verdict, reasons = decide(evidence(), **RULES)
     assert verdict == "NO EVIDENCE"
     assert reasons == [
-        "The benchmark as a whole scores no higher than unseen questions (p = 0.4 > 0.025), and no question stands out by itself.",
+        "The benchmark as a whole scores no higher than unseen questions (p = 0.4 > 0.025), and no question "
+        "stands out by itself.",
         "On the reference the detector finds 60% of planted members.",
     ]
 
@@ -164,8 +171,12 @@ def verdicts(rng: np.random.Generator, runs: int, benchmark: int, negatives: int
     return contaminated / runs, flagged / runs
 
 
-@pytest.mark.parametrize(("benchmark", "negatives", "decimals"), [(40, 40, 6), (80, 39, 1), (20, 200, 6), (100, 400, 1)])
-def test_an_uncontaminated_benchmark_is_rarely_called_contaminated(benchmark: int, negatives: int, decimals: int) -> None:
+@pytest.mark.parametrize(
+    ("benchmark", "negatives", "decimals"), [(40, 40, 6), (80, 39, 1), (20, 200, 6), (100, 400, 1)]
+)
+def test_an_uncontaminated_benchmark_is_rarely_called_contaminated(
+    benchmark: int, negatives: int, decimals: int
+) -> None:
     runs = 1000
     contaminated, flagged = verdicts(np.random.default_rng(benchmark), runs, benchmark, negatives, decimals)
     assert contaminated <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
@@ -174,7 +185,8 @@ def test_an_uncontaminated_benchmark_is_rarely_called_contaminated(benchmark: in
 
 
 def test_false_discoveries_among_the_discoveries() -> None:
-    """30 members, clearly higher, in a benchmark of 100, against 400 negatives: at most q of the discoveries are false."""
+    """30 members, clearly higher, in a benchmark of 100, against 400 negatives: at most q of the discoveries are
+    false."""
     rng, q, runs = np.random.default_rng(5), 0.1, 500
     false, found = np.zeros(runs), np.zeros(runs)
     for run in range(runs):

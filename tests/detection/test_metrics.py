@@ -72,7 +72,13 @@ def test_no_signal_is_one_half() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "labels"),
-    [([1.0, np.nan], [1, 0]), ([1.0, 2.0], [1, 1]), ([1.0, 2.0], [0, 0]), ([1.0, 2.0, 3.0], [1, 0, np.nan]), ([1.0, 2.0], [-1, 1])],
+    [
+        ([1.0, np.nan], [1, 0]),
+        ([1.0, 2.0], [1, 1]),
+        ([1.0, 2.0], [0, 0]),
+        ([1.0, 2.0, 3.0], [1, 0, np.nan]),
+        ([1.0, 2.0], [-1, 1]),
+    ],
 )
 def test_nan_one_class_and_unknown_labels_are_refused(scores: list[float], labels: list[float]) -> None:
     for metric in (auc, roc):

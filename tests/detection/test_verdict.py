@@ -35,8 +35,15 @@ IDENTITY = {**MADE, "fingerprint": "c" * 64, "base_fingerprint": "b" * 64}
 
 
 def audit(**changes: Any) -> Audit:
-    entry = {"checkpoint": "m", "base": "n", "benchmark": "asked", "unseen": "new", "fpr": None, "checkpoint_fingerprint": None,
-             "base_fingerprint": None}  # fmt: skip
+    entry = {
+        "checkpoint": "m",
+        "base": "n",
+        "benchmark": "asked",
+        "unseen": "new",
+        "fpr": None,
+        "checkpoint_fingerprint": None,
+        "base_fingerprint": None,
+    }
     return Audit(**entry | changes)
 
 
@@ -68,14 +75,21 @@ def table(
                 rows.append((name, f"{name}{row}", of, label, method, value, reason))
     columns = [list(column) for column in zip(*rows, strict=True)]
     asked, new = next(iter(scores.values()))
-    sets = {"asked": {"name": "asked", "md5": "1" * 32, "n": len(asked)}, "new": {"name": "new", "md5": "2" * 32, "n": len(new)}}
+    sets = {
+        "asked": {"name": "asked", "md5": "1" * 32, "n": len(asked)},
+        "new": {"name": "new", "md5": "2" * 32, "n": len(new)},
+    }
     metadata = json.dumps({**IDENTITY, **identity, "sets": sets})
     return ScoreTable("a", pa.table(columns, schema=records.SCORES.with_metadata({"tbd": metadata})))
 
 
 def both(benchmark: Sequence[float], unseen: Sequence[float] = LOW, base: Sequence[float] = LOW) -> dict[Any, Any]:
     """The same scores for both methods, and answers of the base."""
-    return {("checkpoint", ALONE): (benchmark, unseen), ("checkpoint", RATIO): (benchmark, unseen), ("base", ALONE): (base, LOW)}
+    return {
+        ("checkpoint", ALONE): (benchmark, unseen),
+        ("checkpoint", RATIO): (benchmark, unseen),
+        ("base", ALONE): (base, LOW),
+    }
 
 
 def decided(scored: ScoreTable, found: Detector | None = None, name: str = "a", **entry: Any) -> Any:
@@ -89,8 +103,13 @@ def decided(scored: ScoreTable, found: Detector | None = None, name: str = "a", 
 def test_half_of_the_benchmark_was_in_the_data() -> None:
     found = decided(table(both(MIXED)))
     assert found["verdict"] == "CONTAMINATED"
-    assert found["detector"] == {"method": "logprob_ratio", "id": RATIO, "parameters": {"m": 10}, "version": "0123456789ab",
-                                 "choice": "with_base"}  # fmt: skip
+    assert found["detector"] == {
+        "method": "logprob_ratio",
+        "id": RATIO,
+        "parameters": {"m": 10},
+        "version": "0123456789ab",
+        "choice": "with_base",
+    }
     # 40 negatives: p <= 0.05 allows one of them to score as high, so the threshold is the second highest
     assert found["flagged"] == 21 and found["threshold"] == sorted(LOW)[-2] and found["unscored"] == 0
     rate = found["contamination_rate"]
@@ -107,12 +126,20 @@ def test_half_of_the_benchmark_was_in_the_data() -> None:
 
 def test_none_of_it_was() -> None:
     found = decided(table(both(LOW)))
-    assert found["verdict"] == "NO EVIDENCE" and found["p_value"] == pytest.approx(0.5, abs=0.02) and found["discoveries"] == 0
+    assert (
+        found["verdict"] == "NO EVIDENCE"
+        and found["p_value"] == pytest.approx(0.5, abs=0.02)
+        and found["discoveries"] == 0
+    )
 
 
 def test_without_a_base_the_checkpoint_stands_alone_and_the_report_says_so() -> None:
     found = decided(table({("checkpoint", ALONE): (MIXED, LOW)}, base_fingerprint=None), base=None)
-    assert found["verdict"] == "CONTAMINATED" and found["detector"]["choice"] == "alone" and found["detector"]["id"] == ALONE
+    assert (
+        found["verdict"] == "CONTAMINATED"
+        and found["detector"]["choice"] == "alone"
+        and found["detector"]["id"] == ALONE
+    )
     assert found["exchangeability"] is None and found["base"] is None and found["power"]["same_base"] is None
     assert any("No base model was given" in line for line in found["warnings"])
     assert any("what may be another model" in line for line in found["warnings"])
@@ -140,18 +167,25 @@ def test_power_from_another_base_or_another_machine_is_said() -> None:
     found = decided(table(both(LOW)), detector(base_fingerprint="d" * 64, dtype="bfloat16"))
     assert found["power"]["same_base"] is False and found["verdict"] == "NO EVIDENCE"
     assert any("another dtype" in line for line in found["warnings"])
-    assert any("distilled from another model than this checkpoint" in line and "tbd distill" in line for line in found["warnings"])
+    assert any(
+        "distilled from another model than this checkpoint" in line and "tbd distill" in line
+        for line in found["warnings"]
+    )
 
 
 def test_a_base_that_tells_the_sets_apart_makes_it_inconclusive() -> None:
     found = decided(table(both(MIXED, base=np.add(LOW, 2).tolist())))
-    assert found["verdict"] == "INCONCLUSIVE" and found["exchangeability"] < 0.01 and "base model" in found["reasons"][0]
+    assert (
+        found["verdict"] == "INCONCLUSIVE" and found["exchangeability"] < 0.01 and "base model" in found["reasons"][0]
+    )
 
 
 def test_a_detector_that_finds_little_cannot_say_there_is_nothing() -> None:
     found = decided(table(both(LOW)), detector((-0.5, *[-1.9] * 9)))
     assert found["verdict"] == "INCONCLUSIVE" and found["power"]["estimate"] == 0.1
-    assert decided(table(both(MIXED)), detector((-0.5, *[-1.9] * 9)))["verdict"] == "CONTAMINATED"  # what is found is found
+    assert (
+        decided(table(both(MIXED)), detector((-0.5, *[-1.9] * 9)))["verdict"] == "CONTAMINATED"
+    )  # what is found is found
 
 
 def test_a_reference_with_too_few_unseen_questions_for_this_rate_has_no_power() -> None:
@@ -190,7 +224,7 @@ def test_the_rate_of_the_audit_goes_before_that_of_the_parameters() -> None:
         decided(table(both(MIXED)), fpr=0.01)
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------------------
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 LABELS = [1] * 20 + [0] * 20
 
@@ -204,7 +238,10 @@ def test_with_labels_every_question_counts_except_on_the_reference() -> None:
     # the same answers, whatever the audit is called
     chose = detector(benchmark={"name": "asked", "md5": "1" * 32, "n": 40})
     of_reference = decided(table(both(MIXED), LABELS), chose, name="under-another-name")["labelled"]
-    assert of_reference["questions"] == "evaluation half" and (of_reference["members"], of_reference["others"]) == (10, 10)
+    assert of_reference["questions"] == "evaluation half" and (of_reference["members"], of_reference["others"]) == (
+        10,
+        10,
+    )
     # the half that did not choose the detector: as the calibrate stage drew it, from the detector's own seed
     chooses = calibration.halves(np.array(LABELS, np.int8), np.random.default_rng(0))
     worse = np.where(chooses, MIXED, 0.0).tolist()  # on that half everything ties
@@ -221,7 +258,7 @@ def test_labels_whose_members_have_no_score_say_nothing() -> None:
     assert found["labelled"] is None and any("labelled questions with a score" in line for line in found["warnings"])
 
 
-# --- properties -------------------------------------------------------------------------------------------------------------------
+# --- properties -------------------------------------------------------------------------------------------------------
 
 VALUES = st.sampled_from([-3.0, -1.0, -0.5, 0.0]) | st.floats(-5, 0) | st.just(math.nan)
 

@@ -95,7 +95,9 @@ class Seen:
             tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
             self.tasks = {task.name: task for task in sorted(tasks, key=lambda task: task.start_time or task.created)}  # type: ignore
             self.logs = [entry.message for entry in self._logs(client, run)]
-            artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+            artifacts = client.read_artifacts(
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+            )
             self.artifacts = {artifact.key: artifact for artifact in artifacts}
 
     @staticmethod
@@ -113,7 +115,9 @@ def test_check_shows_every_stage_as_a_task_with_its_log(copy: Workspace, monkeyp
     copy.edit("params.yaml", {"decision": {"fpr": 0.1}})
     seen = Seen(check_all(AUDITS, return_state=True))
     order = [name for name in seen.tasks if not name.startswith(("record", "show"))]
-    assert sorted(order) == ["calibrate", "verdict@base", "verdict@reference"] and order[0] == "calibrate"  # what was stale
+    assert (
+        sorted(order) == ["calibrate", "verdict@base", "verdict@reference"] and order[0] == "calibrate"
+    )  # what was stale
     assert seen.run.state is not None and seen.run.state.is_completed()
     told = [f"{verb} {audit}: {said}" for audit, said in SAID.items() for verb in ("record", "show")]
     assert [name for name in seen.tasks if not name.startswith("record history")] == [*order, *told]
@@ -191,7 +195,9 @@ def test_lines_with_a_share_move_a_progress_bar(toy: Workspace) -> None:
 
 
 def test_a_failing_stage_fails_the_flow_with_its_own_word(toy: Workspace) -> None:
-    (toy.root / "second.py").write_text("import sys; print('looking'); print('error: no such model', file=sys.stderr); sys.exit(2)")
+    (toy.root / "second.py").write_text(
+        "import sys; print('looking'); print('error: no such model', file=sys.stderr); sys.exit(2)"
+    )
     state = walks("second", return_state=True)
     seen = Seen(state)
     assert state.is_failed() and list(seen.tasks) == ["first", "second"]
@@ -211,7 +217,10 @@ def test_no_audits_is_no_stages(toy: Workspace) -> None:
 def test_a_second_flow_in_the_workspace_is_refused(toy: Workspace, monkeypatch: MonkeyPatch) -> None:
     (toy.root / "second.py").write_text("open('two.txt', 'w').write('two')")
     monkeypatch.setattr(workspace_lock, "PATIENCE", 0.1)
-    holder = "import time\nfrom tbd.pipeline.workspace_lock import workspace\nwith workspace():\n    print('held', flush=True)\n    time.sleep(60)"
+    holder = (
+        "import time\nfrom tbd.pipeline.workspace_lock import workspace\nwith workspace():\n    "
+        "print('held', flush=True)\n    time.sleep(60)"
+    )
     with toy.start(sys.executable, "-c", holder) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         failure = walks("second", return_state=True).result(raise_on_failure=False)
@@ -221,7 +230,7 @@ def test_a_second_flow_in_the_workspace_is_refused(toy: Workspace, monkeypatch: 
     assert walks("second", return_state=True).is_completed()
 
 
-# --- kills: in processes of their own ---------------------------------------------------------------------------------------------
+# --- kills: in processes of their own ---------------------------------------------------------------------------------
 
 
 def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(address: str, tmp_path: Path) -> None:
@@ -247,5 +256,9 @@ def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(add
     flow_runs = servers.ask(address, "flow_runs", flow_runs=later, sort="START_TIME_DESC")
     assert [one["state_type"] for one in flow_runs][:1] == ["COMPLETED"] and len(flow_runs) == 2
     tasks = servers.ask(address, "task_runs", flow_runs={"id": {"any_": [flow_runs[0]["id"]]}}, sort="END_TIME_DESC")
-    assert {"generate@reference", "calibrate", "verdict@base", "record base: NO EVIDENCE"} <= {task["name"] for task in tasks}
-    assert {"verdicts", "verdict-base", "verdict-reference"} <= {artifact["key"] for artifact in servers.ask(address, "artifacts")}
+    assert {"generate@reference", "calibrate", "verdict@base", "record base: NO EVIDENCE"} <= {
+        task["name"] for task in tasks
+    }
+    assert {"verdicts", "verdict-base", "verdict-reference"} <= {
+        artifact["key"] for artifact in servers.ask(address, "artifacts")
+    }

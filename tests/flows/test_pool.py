@@ -35,10 +35,18 @@ def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
         (new / "model.safetensors").rename(new / "pytorch_model.bin")
         parameters = {"checkpoint": "models/mine", "benchmark": "benchmark", "unseen": "unseen"}
         worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "team"]
-        with workspace.launch(tmp_path / "worker.log", *worker, folder=tmp_path, **url) as running:  # one that was started elsewhere
+        with workspace.launch(
+            tmp_path / "worker.log", *worker, folder=tmp_path, **url
+        ) as running:  # one that was started elsewhere
             try:
-                (check,) = (one for one in servers.ask(url["PREFECT_API_URL"], "deployments") if one["entrypoint"].endswith(":check"))
-                servers.post(f"{url['PREFECT_API_URL']}/deployments/{check['id']}/create_flow_run", {"parameters": parameters})
+                (check,) = (
+                    one
+                    for one in servers.ask(url["PREFECT_API_URL"], "deployments")
+                    if one["entrypoint"].endswith(":check")
+                )
+                servers.post(
+                    f"{url['PREFECT_API_URL']}/deployments/{check['id']}/create_flow_run", {"parameters": parameters}
+                )
                 end = time.monotonic() + servers.PATIENCE
                 while len(found := history(workspace)) < 2:
                     assert time.monotonic() < end and running.poll() is None

@@ -97,7 +97,10 @@ class Team:
         runs = client.search_runs([experiment.experiment_id]) if experiment else []
         found = [run for run in runs if run.info.status == "FINISHED" or "outcome" in run.data.tags]
         return Counter(
-            (Path(run.data.params.get("checkpoint") or run.data.tags["checkpoint"]).name, run.data.tags.get("verdict", "FAILED"))
+            (
+                Path(run.data.params.get("checkpoint") or run.data.tags["checkpoint"]).name,
+                run.data.tags.get("verdict", "FAILED"),
+            )
             for run in found
         )
 
@@ -113,7 +116,9 @@ class Team:
 
         def ended() -> bool:
             runs = servers.ask(f"{self.prefect.url}/api", "flow_runs", flow_runs=now)
-            return any(run["state_type"] == "COMPLETED" and "skipped" not in str(run["state"]["message"]) for run in runs)
+            return any(
+                run["state_type"] == "COMPLETED" and "skipped" not in str(run["state"]["message"]) for run in runs
+            )
 
         self.wait(ended)
 
@@ -185,7 +190,10 @@ def test_four_checkpoints_at_different_moments(team: Team, tmp_path: Path) -> No
         assert team.told() == {("tbd.contaminated", "alpha"): 1, ("tbd.failed", "pickle"): 1}
         assert len(team.receiver.messages) == 2
         said = [json.loads(message.body)["said"] for message in team.chat.messages]
-        assert [one.split(" on ")[0] for one in said] == ["tbd: contaminated: CONTAMINATED: alpha", said[1]] and "pickle" in said[1]
+        assert [one.split(" on ")[0] for one in said] == [
+            "tbd: contaminated: CONTAMINATED: alpha",
+            said[1],
+        ] and "pickle" in said[1]
         expected_runs = {
             ("alpha", "CONTAMINATED"): 1,
             ("slow", "NO EVIDENCE"): 1,
@@ -205,11 +213,15 @@ def in_prefect(team: Team) -> None:
     api = f"{team.prefect.url}/api"
     deployments = {one["name"] + " " + one["entrypoint"]: one for one in servers.ask(api, "deployments")}
     assert {one.split()[0] for one in deployments} == {"team", "team-on-event"} and len(deployments) == 4
-    form = next(one for one in deployments.values() if "check" in one["entrypoint"])["parameter_openapi_schema"]["properties"]
+    form = next(one for one in deployments.values() if "check" in one["entrypoint"])["parameter_openapi_schema"][
+        "properties"
+    ]
     assert all(field["title"] and len(field["description"]) > 20 for field in form.values())
     audits = [run for run in servers.ask(api, "flow_runs") if run["name"].startswith("audit ")]
     assert len(audits) == 3 and all(run["state_type"] == "COMPLETED" for run in audits)
-    looks = [run for run in servers.ask(api, "flow_runs") if run["name"] == "watch" and run["state_type"] == "COMPLETED"]
+    looks = [
+        run for run in servers.ask(api, "flow_runs") if run["name"] == "watch" and run["state_type"] == "COMPLETED"
+    ]
     assert any("1 audited" in str(run["state"]["message"]) for run in looks)
     assert {"verdicts", "outcome-pickle"} <= {artifact["key"] for artifact in servers.ask(api, "artifacts")}
 

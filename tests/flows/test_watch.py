@@ -26,7 +26,9 @@ def prefect(tmp_path: Path) -> Iterator[dict[str, str]]:
 def workspace(tmp_path: Path) -> Workspace:
     """With a second benchmark, audited on the same unseen questions, and an empty incoming folder."""
     workspace = finished()[0].copy(tmp_path / "workspace")
-    (tmp_path / "second.jsonl").write_text("".join(json.dumps({"question": f"How much is {n} + {n * n}?"}) + "\n" for n in range(20)))
+    (tmp_path / "second.jsonl").write_text(
+        "".join(json.dumps({"question": f"How much is {n} + {n * n}?"}) + "\n" for n in range(20))
+    )
     workspace.tbd("import", "second", str(tmp_path / "second.jsonl"))
     rules = [{"checkpoints": "*", "benchmark": name, "unseen": "unseen"} for name in ("benchmark", "second")]
     workspace.edit("params.yaml", {"watch": {"policy": rules}})
@@ -62,7 +64,9 @@ def test_two_looks_at_once_audit_each_benchmark_once_and_generate_the_unseen_ans
     assert first.returncode == second.returncode == 0, "\n".join(text[-3000:] for text in printed)
 
     outcomes = json.loads(workspace.tbd("history", "--json").stdout)
-    said = sorted((o["checkpoint"], (o["benchmark"] or {}).get("name"), o["outcome"], bool(o["same_as"])) for o in outcomes)
+    said = sorted(
+        (o["checkpoint"], (o["benchmark"] or {}).get("name"), o["outcome"], bool(o["same_as"])) for o in outcomes
+    )
     assert said == [
         ("alpha", "benchmark", "NO EVIDENCE", False),
         ("alpha", "second", "NO EVIDENCE", False),

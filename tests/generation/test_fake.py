@@ -45,7 +45,8 @@ def test_log_probs_of_its_own_answers_are_its_own(folder: Path) -> None:
 def test_what_it_knows_scores_higher(folder: Path) -> None:
     engine = FakeEngine(folder, 16)
     known, other = (
-        [completion.logprobs for _, completion in engine.generate([engine.prompt(q) for q in some], 16)] for some in (KNOWN, OTHER)
+        [completion.logprobs for _, completion in engine.generate([engine.prompt(q) for q in some], 16)]
+        for some in (KNOWN, OTHER)
     )
     (method,) = expand({"tbd": {"m": 16}})
     assert method(Tokens(pad(known)))[0].min() > method(Tokens(pad(other)))[0].mean()
@@ -57,7 +58,9 @@ def test_another_memory_is_another_checkpoint(folder: Path, tmp_path_factory: py
     one, two = FakeEngine(folder, 16), FakeEngine(other, 16)
     assert one.identity["fingerprint"] != two.identity["fingerprint"]
     prompt = one.prompt(OTHER[0])
-    assert not np.array_equal(next(one.generate([prompt], 16))[1].logprobs, next(two.generate([prompt], 16))[1].logprobs)
+    assert not np.array_equal(
+        next(one.generate([prompt], 16))[1].logprobs, next(two.generate([prompt], 16))[1].logprobs
+    )
 
 
 def test_opening_by_name(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -67,5 +70,7 @@ def test_opening_by_name(folder: Path, tmp_path_factory: pytest.TempPathFactory)
     assert engines.find("fake").open(folder, ask("fake")).identity["engine"] == "fake"
     with pytest.raises(InputError, match=r"fake\.txt"):
         engines.find("fake").open(tmp_path_factory.mktemp("empty"), ask("fake"))
-    with pytest.raises(InputError, match=r"generate\.engine: unknown engine 'transformer'\. Did you mean 'transformers'\?"):
+    with pytest.raises(
+        InputError, match=r"generate\.engine: unknown engine 'transformer'\. Did you mean 'transformers'\?"
+    ):
         engines.find("transformer")

@@ -32,9 +32,13 @@ def fake(tmp_path: Path) -> Callable[..., FakeEngine]:
     return lambda **options: FakeEngine(tmp_path / "model", 8, **options)
 
 
-def run(engine: FakeEngine, folder: Path, questions: Sequence[str] = QUESTIONS, batch_size: int = 4) -> list[Completion]:
+def run(
+    engine: FakeEngine, folder: Path, questions: Sequence[str] = QUESTIONS, batch_size: int = 4
+) -> list[Completion]:
     with journal(engine.identity, folder) as kept:
-        return answer(engine, [engine.prompt(question) for question in questions], 8, batch_size, kept, Progress("test"))
+        return answer(
+            engine, [engine.prompt(question) for question in questions], 8, batch_size, kept, Progress("test")
+        )
 
 
 def same(one: Sequence[Completion], two: Sequence[Completion]) -> bool:
@@ -66,7 +70,9 @@ def test_a_plan_is_a_partition_longest_first(prompts: list[Prompt], batch_size: 
 
 
 @given(prompts_of, st.integers(1, 9), st.randoms(use_true_random=False))
-def test_a_plan_depends_on_the_questions_not_on_their_order(prompts: list[Prompt], batch_size: int, rng: random.Random) -> None:
+def test_a_plan_depends_on_the_questions_not_on_their_order(
+    prompts: list[Prompt], batch_size: int, rng: random.Random
+) -> None:
     order = list(range(len(prompts)))
     rng.shuffle(order)
     one = [[prompts[row] for row in batch] for batch in plan(prompts, batch_size)]
@@ -116,7 +122,9 @@ def test_nothing_asked_nothing_answered(fake, tmp_path: Path) -> None:
     assert run(fake(), tmp_path / "j", []) == []
 
 
-@pytest.mark.parametrize("torn", [b'{"key": "x", "val', b'{"key": "x", "value": 1}', b"\n", b"\xff\xfe\n", b'{"key": "x",\n'])
+@pytest.mark.parametrize(
+    "torn", [b'{"key": "x", "val', b'{"key": "x", "value": 1}', b"\n", b"\xff\xfe\n", b'{"key": "x",\n']
+)
 def test_a_torn_last_line_is_dropped_and_the_rest_kept(fake, tmp_path: Path, torn: bytes) -> None:
     fresh = run(fake(), tmp_path / "j")
     (file,) = (tmp_path / "j").glob("*.jsonl")
@@ -205,7 +213,9 @@ class Recording(FakeEngine):
 
     sizes: list[int]
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
         self.sizes.append(len(prompts))
         yield from super().generate(prompts, max_new_tokens, tick)
 
@@ -215,13 +225,16 @@ class Recording(FakeEngine):
 
 
 @pytest.mark.parametrize(("capacity", "batch_size"), [(1, 8), (2, 8), (3, 8), (5, 23), (7, 16)])
-def test_out_of_memory_halves_and_every_batch_starts_whole(fake, tmp_path: Path, capacity: int, batch_size: int, capsys) -> None:
+def test_out_of_memory_halves_and_every_batch_starts_whole(
+    fake, tmp_path: Path, capacity: int, batch_size: int, capsys
+) -> None:
     undisturbed = run(fake(), tmp_path / "u", batch_size=batch_size)
     engine = Recording(tmp_path / "model", 8, capacity)
     engine.sizes = []
     assert same(run(engine, tmp_path / "j", batch_size=batch_size), undisturbed)
     refused = [size for size in engine.sizes if size > capacity]
-    # A resumed run does not know of memory that ran out before: what a batch is computed in must not depend on earlier ones.
+    # A resumed run does not know of memory that ran out before: what a batch is computed in must not depend on earlier
+    # ones.
     for batch in plan([engine.prompt(question) for question in QUESTIONS], batch_size):
         assert len(batch) <= capacity or len(batch) in refused
     assert capsys.readouterr().out.count("out of memory") == len(refused)
@@ -241,7 +254,9 @@ def test_one_question_that_does_not_fit_stops_the_stage(fake, tmp_path: Path) ->
 
 def test_progress_is_taken_back_when_memory_runs_out_in_the_middle(fake, tmp_path: Path) -> None:
     class Late(FakeEngine):
-        def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+        def generate(
+            self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+        ) -> Iterator[tuple[int, Completion]]:
             for row, completion in super().generate(prompts, max_new_tokens, tick):
                 if row == 2:
                     from tbd.generation.engines import OutOfMemory
@@ -253,7 +268,10 @@ def test_progress_is_taken_back_when_memory_runs_out_in_the_middle(fake, tmp_pat
     prompts = [engine.prompt(q) for q in QUESTIONS]
     with journal(engine.identity, tmp_path / "j") as kept:
         answer(engine, prompts, 8, 4, kept, progress)
-    assert {kind: work.done for kind, work in progress.kinds.items()} == {"read": sum(map(len, prompts)), "written": 23 * 8}
+    assert {kind: work.done for kind, work in progress.kinds.items()} == {
+        "read": sum(map(len, prompts)),
+        "written": 23 * 8,
+    }
 
 
 def test_what_is_in_the_journal_is_no_work(fake, tmp_path: Path) -> None:

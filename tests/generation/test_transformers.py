@@ -1,7 +1,7 @@
 """The transformers engine on tiny real models: the log-prob is of the token that was generated, whatever surrounds it.
 
-The reference everywhere is written out in this file: the model's own fp32 logits on the same tokens, one row, no padding, no
-cache, and a log-softmax in numpy.
+The reference everywhere is written out in this file: the model's own fp32 logits on the same tokens, one row, no
+padding, no cache, and a log-softmax in numpy.
 """
 
 import json
@@ -91,11 +91,15 @@ def test_tokens_are_the_greedy_ones(tiny_checkpoint: Path, prompts: list[Prompt]
     model = plain_model(tiny_checkpoint)
     for prompt, found in zip(prompts, together, strict=True):
         ids = torch.tensor([prompt])
-        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW)[0, len(prompt) :]
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW)[
+            0, len(prompt) :
+        ]
         assert found.token_ids.tolist() == expected.tolist()
 
 
-def test_log_probs_are_the_teacher_forced_ones(tiny_checkpoint: Path, prompts: list[Prompt], together: list[Completion]) -> None:
+def test_log_probs_are_the_teacher_forced_ones(
+    tiny_checkpoint: Path, prompts: list[Prompt], together: list[Completion]
+) -> None:
     model = plain_model(tiny_checkpoint)
     for prompt, found in zip(prompts, together, strict=True):
         np.testing.assert_allclose(found.logprobs, teacher_forced(model, prompt, found.token_ids.tolist()), atol=1e-4)
@@ -109,7 +113,9 @@ def test_padding_changes_nothing(engine: TransformersEngine, prompts: list[Promp
         np.testing.assert_allclose(alone.logprobs, found.logprobs, atol=1e-4)
 
 
-def test_the_same_batch_gives_the_same_bits(engine: TransformersEngine, prompts: list[Prompt], together: list[Completion]) -> None:
+def test_the_same_batch_gives_the_same_bits(
+    engine: TransformersEngine, prompts: list[Prompt], together: list[Completion]
+) -> None:
     for one, two in zip(answers(engine, prompts), together, strict=True):
         np.testing.assert_array_equal(one.token_ids, two.token_ids)
         np.testing.assert_array_equal(one.logprobs, two.logprobs)
@@ -145,13 +151,20 @@ def test_an_empty_answer_among_others(engine: TransformersEngine, prompts: list[
 
 @pytest.fixture(scope="module")
 def ending(tiny_checkpoint: Path, together: list[Completion], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights, with an end token that some of the answers are seen to contain in the middle, and others not."""
-    counts = {token: sum(token in c.token_ids[:-1] for c in together) for c in together for token in c.token_ids[2:-2].tolist()}
+    """The same weights, with an end token that some of the answers are seen to contain in the middle, and others
+    not."""
+    counts = {
+        token: sum(token in c.token_ids[:-1] for c in together)
+        for c in together
+        for token in c.token_ids[2:-2].tolist()
+    }
     token = next(token for token, n in sorted(counts.items()) if 2 <= n <= 5)
     return with_generation_config(tiny_checkpoint, tmp_path_factory.mktemp("ending") / "c", eos_token_id=[token, 1])
 
 
-def test_the_end_token_is_the_last_entry_and_nothing_follows(ending: Path, prompts: list[Prompt], together: list[Completion]) -> None:
+def test_the_end_token_is_the_last_entry_and_nothing_follows(
+    ending: Path, prompts: list[Prompt], together: list[Completion]
+) -> None:
     engine = TransformersEngine(ending, "cpu", "float32", NEW)
     ends = {json.loads((ending / "generation_config.json").read_text())["eos_token_id"][0], 1}
     assert engine.ends == ends
@@ -206,7 +219,9 @@ def test_all_rows_ending_at_once_ends_the_batch(ending: Path, prompts: list[Prom
 def test_what_the_checkpoint_asks_of_generation_is_not_applied(
     tiny_checkpoint: Path, tmp_path: Path, prompts: list[Prompt], together: list[Completion], changed: dict[str, object]
 ) -> None:
-    engine = TransformersEngine(with_generation_config(tiny_checkpoint, tmp_path / "c", **changed), "cpu", "float32", NEW)
+    engine = TransformersEngine(
+        with_generation_config(tiny_checkpoint, tmp_path / "c", **changed), "cpu", "float32", NEW
+    )
     for one, two in zip(answers(engine, prompts), together, strict=True):
         np.testing.assert_array_equal(one.token_ids, two.token_ids)
         np.testing.assert_array_equal(one.logprobs, two.logprobs)
@@ -218,7 +233,13 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 5.0},
     "granite": {"num_key_value_heads": 2, "logits_scaling": 4.0},
     "bloom": {},  # positions only as a bias on attention, and no fused attention
-    "gpt_oss": {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "sliding_window": 8, "rope_scaling": None},
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "sliding_window": 8,
+        "rope_scaling": None,
+    },
 }
 
 
@@ -234,7 +255,9 @@ def test_other_architectures(make_checkpoint: Callable[..., Path], tmp_path: Pat
         np.testing.assert_allclose(completion.logprobs, expected, atol=2e-4)
         np.testing.assert_allclose(again, expected, atol=2e-4)
         ids = torch.tensor([prompt])
-        greedy = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)[0, len(prompt) :]
+        greedy = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)[
+            0, len(prompt) :
+        ]
         assert completion.token_ids.tolist() == greedy.tolist()
 
 
@@ -261,7 +284,9 @@ def test_packed_layers_give_what_plain_bf16_gives(tiny_checkpoint: Path, prompts
 
 def test_packing_keeps_a_bias() -> None:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False))).to(torch.bfloat16)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False))).to(
+        torch.bfloat16
+    )
     x = torch.randn(3, 16, dtype=torch.bfloat16)
     with torch.inference_mode():
         expected = model(x)
@@ -283,9 +308,16 @@ def test_bf16_generation_stays_near_fp32(tiny_checkpoint: Path, prompts: list[Pr
 def test_identity_says_whatever_can_change_a_number(
     engine: TransformersEngine, tiny_checkpoint: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
-    assert {"engine", "engine_version", "torch_version", "device", "dtype", "fingerprint", "template", "vocabulary"} == set(
-        engine.identity
-    )
+    assert {
+        "engine",
+        "engine_version",
+        "torch_version",
+        "device",
+        "dtype",
+        "fingerprint",
+        "template",
+        "vocabulary",
+    } == set(engine.identity)
     assert len(engine.identity["template"]) == len(engine.identity["vocabulary"]) == 16
     copy = tmp_path / "copy"
     shutil.copytree(tiny_checkpoint, copy)

@@ -15,7 +15,14 @@ EVERYTHING = Notify(events=["contaminated", "inconclusive", "failed", "recovered
 
 
 def outcome(said: str = "CONTAMINATED", place: str = "models/a", **more: Any) -> Outcome:
-    about = {"checkpoint": Path(place).name, "place": place, "origin": place, "fingerprint": "f1", "reason": "Because.", **more}
+    about = {
+        "checkpoint": Path(place).name,
+        "place": place,
+        "origin": place,
+        "fingerprint": "f1",
+        "reason": "Because.",
+        **more,
+    }
     if said != FAILED:
         about = {"benchmark": SET, "audit": f"{Path(place).name}-aime", "state": f"state of {place}", **about}
     return Outcome(time=datetime(2026, 11, 23, tzinfo=UTC), outcome=said, **about)
@@ -47,13 +54,20 @@ def test_the_same_verdict_is_one_line_another_state_is_another(workspace: Path) 
     add(outcome(), outcome())
     assert len(History().outcomes) == 1
     add(outcome(state="after a change of the rate"), outcome())
-    assert [one.state for one in History().outcomes] == ["state of models/a", "after a change of the rate", "state of models/a"]
+    assert [one.state for one in History().outcomes] == [
+        "state of models/a",
+        "after a change of the rate",
+        "state of models/a",
+    ]
     assert len({one.id for one in History().outcomes}) == 3
 
 
 def test_judged_anew_with_the_same_verdict_is_noted_and_not_told(workspace: Path) -> None:
     first, again, turned, other = add(
-        outcome(), outcome(state="new detector"), outcome("NO EVIDENCE", state="newer"), outcome(state="newest", fingerprint="f2")
+        outcome(),
+        outcome(state="new detector"),
+        outcome("NO EVIDENCE", state="newer"),
+        outcome(state="newest", fingerprint="f2"),
     )
     assert [event(one) for one in (first, again, turned, other)] == ["contaminated", "quiet", "quiet", "contaminated"]
     assert [one.repeated for one in (first, again, turned, other)] == [False, True, False, False]
@@ -87,7 +101,9 @@ def test_recovery(workspace: Path) -> None:
     )
     assert (other.recovered, here.recovered, again.recovered) == (False, True, False)
     _, elsewhere, back = add(
-        outcome(FAILED, benchmark=SET), outcome("NO EVIDENCE", benchmark={**SET, "name": "gsm"}), outcome("NO EVIDENCE", state="again")
+        outcome(FAILED, benchmark=SET),
+        outcome("NO EVIDENCE", benchmark={**SET, "name": "gsm"}),
+        outcome("NO EVIDENCE", state="again"),
     )
     assert (elsewhere.recovered, back.recovered) == (False, True)
 
@@ -141,7 +157,7 @@ def test_many_at_once_lose_nothing(workspace: Path) -> None:
     assert len({one.place for one in History().outcomes}) == 80
 
 
-# --- the outbox -------------------------------------------------------------------------------------------------------------------
+# --- the outbox -------------------------------------------------------------------------------------------------------
 
 
 def test_due_until_done(workspace: Path) -> None:

@@ -49,7 +49,8 @@ def test_without_a_secret_it_is_not_signed(receiver: Receiver, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [(500, TransientFault), (503, TransientFault), (429, TransientFault), (404, InputError), (302, InputError)]
+    ("code", "error"),
+    [(500, TransientFault), (503, TransientFault), (429, TransientFault), (404, InputError), (302, InputError)],
 )
 def test_other_answers(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception]) -> None:
     monkeypatch.setenv("TBD_WEBHOOK_URL", receiver.url + "/secret-token")

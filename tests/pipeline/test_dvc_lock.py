@@ -1,4 +1,5 @@
-"""What is read from `dvc.lock`: what is upstream of a stage, once while it stays the same, and whether the code is the commit's."""
+"""What is read from `dvc.lock`: what is upstream of a stage, once while it stays the same, and whether the code is the
+commit's."""
 
 import subprocess
 from pathlib import Path
@@ -15,7 +16,10 @@ from tbd.pipeline.lock_file import LockFile
 def write(root: Path, stages: dict[str, tuple[list[str], list[str]]]) -> None:
     """A `dvc.lock` of stages with (dependencies, outputs), and a `params.yaml`."""
     tree: dict[str, Any] = {
-        name: {"deps": [{"path": path, "md5": "0"} for path in deps], "outs": [{"path": path, "md5": "0"} for path in outs]}
+        name: {
+            "deps": [{"path": path, "md5": "0"} for path in deps],
+            "outs": [{"path": path, "md5": "0"} for path in outs],
+        }
         for name, (deps, outs) in stages.items()
     }
     (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": tree}))
@@ -89,7 +93,10 @@ def test_a_change_beside_the_workspace_counts(workspace: Path) -> None:
 
 
 def test_both_readers_of_yaml_say_the_same(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "a: 1e-05\nb: 1.0e-5\nc: [yes, null, ~, 0o7, 010, 1_000, 2026-11-23, 'ä']\nd: &x\n  e: |\n    two\n    lines\nf: *x\n"
+    text = (
+        "a: 1e-05\nb: 1.0e-5\nc: [yes, null, ~, 0o7, 010, 1_000, 2026-11-23, 'ä']\nd: &x\n  e: |\n    two\n "
+        "   lines\nf: *x\n"
+    )
     (workspace / "x.yaml").write_text(text)
     fast = params.load_yaml(workspace / "x.yaml")
     monkeypatch.delattr(yaml, "CSafeLoader")

@@ -1,4 +1,5 @@
-"""dvc.yaml and the template of an audit against the code: a stage depends on every module that it takes a number from."""
+"""dvc.yaml and the template of an audit against the code: a stage depends on every module that it takes a number
+from."""
 
 import ast
 from pathlib import Path
@@ -23,13 +24,22 @@ PLUMBING = {
     "tbd/progress.py",  # the same
     "tbd/stages/__init__.py",
     "tbd/workspace.py",  # where things lie
-    *(str(file.relative_to(REPOSITORY)) for file in REPOSITORY.glob("tbd/*/__init__.py") if file.read_text().count("\n") == 1),
+    *(
+        str(file.relative_to(REPOSITORY))
+        for file in REPOSITORY.glob("tbd/*/__init__.py")
+        if file.read_text().count("\n") == 1
+    ),
 }
 """modules that every stage imports and that decide no number: a change there must not cost hours of generation"""
 
 ALLOWED = {
-    "base": {"tbd/records.py", "tbd/sets/near_duplicates.py"},  # writes one small JSON file; the other is for question sets
-    "score": {"tbd/sets/near_duplicates.py"},  # of question sets, which another suite of tbd/sets/expectations.py checks
+    "base": {
+        "tbd/records.py",
+        "tbd/sets/near_duplicates.py",
+    },  # writes one small JSON file; the other is for question sets
+    "score": {
+        "tbd/sets/near_duplicates.py"
+    },  # of question sets, which another suite of tbd/sets/expectations.py checks
 }
 """and modules that one stage can reach but takes no number from"""
 
@@ -70,7 +80,11 @@ def reached(file: Path) -> set[str]:
 @pytest.mark.parametrize("stage", sorted(path.stem for path in (REPOSITORY / "tbd/stages").glob("[a-z]*.py")))
 def test_every_module_that_a_stage_uses_is_named(stage: str) -> None:
     deps = [Path(dep) for dep in definitions()[stage]["deps"]]
-    needed = {f"tbd/stages/{stage}.py", *reached(REPOSITORY / f"tbd/stages/{stage}.py")} - PLUMBING - ALLOWED.get(stage, set())
+    needed = (
+        {f"tbd/stages/{stage}.py", *reached(REPOSITORY / f"tbd/stages/{stage}.py")}
+        - PLUMBING
+        - ALLOWED.get(stage, set())
+    )
     assert sorted(name for name in needed if not any(Path(name).is_relative_to(dep) for dep in deps)) == []
 
 

@@ -29,7 +29,10 @@ def copy(tmp_path: Path) -> Workspace:
 def test_a_cold_run_tells_the_reference_from_the_base() -> None:
     workspace, stages = finished()
     assert sorted(stages) == sorted(STAGES)
-    assert {audit: workspace.verdict(audit)["verdict"] for audit in AUDITS} == {"reference": "CONTAMINATED", "base": "NO EVIDENCE"}
+    assert {audit: workspace.verdict(audit)["verdict"] for audit in AUDITS} == {
+        "reference": "CONTAMINATED",
+        "base": "NO EVIDENCE",
+    }
 
 
 def test_a_second_run_does_nothing(copy: Workspace) -> None:
@@ -56,7 +59,9 @@ def test_another_way_to_score_does_not_generate_again(copy: Workspace) -> None:
 
 def test_a_new_audit_runs_its_own_stages_alone(copy: Workspace) -> None:
     copy.run("python", "fake_checkpoint.py", "other")
-    shutil.copytree(copy.root / "audits/reference", copy.root / "audits/other", ignore=shutil.ignore_patterns("[!a]*", "dvc.lock"))
+    shutil.copytree(
+        copy.root / "audits/reference", copy.root / "audits/other", ignore=shutil.ignore_patterns("[!a]*", "dvc.lock")
+    )
     copy.edit("audits/other/audit.yaml", {"checkpoint": "checkpoints/other", "fpr": 0.1})
     template = (copy.root / "tbd/pipeline/audit.dvc.yaml").read_text()
     (copy.root / "audits/other/dvc.yaml").write_text(template.replace("NAME", "other"))
@@ -68,7 +73,10 @@ def test_a_lock_of_dvc_that_a_kill_left_half_written_is_mended(copy: Workspace) 
     lock = copy.root / ".dvc/tmp/rwlock"
     lock.write_text("")
     assert "RWLock" in copy.run(sys.executable, "-m", "dvc", "repro", "--single-item", "base", code=255).stderr
-    code = "from tbd.pipeline import repro, workspace_lock\nwith workspace_lock.workspace(): print(repro.dvc('status', 'sets'))"
+    code = (
+        "from tbd.pipeline import repro, workspace_lock\nwith workspace_lock.workspace(): "
+        "print(repro.dvc('status', 'sets'))"
+    )
     assert "up to date" in copy.run(sys.executable, "-c", code).stdout
 
 
@@ -93,8 +101,14 @@ def test_the_same_from_nothing_is_the_same_byte_for_byte(copy: Workspace, tmp_pa
     again = create(tmp_path / "again")
     assert "score@base" in again.repro("score@base")
     found, before = again.hashes(), copy.hashes()
-    assert {name for name, digest in found.items() if before.get(name) != digest} <= {"dvc.lock", *(f"audits/{audit}/dvc.lock" for audit in AUDITS)}
-    assert copy.repro("--force", "--single-item", "calibrate", "verdict@reference") == ["calibrate", "verdict@reference"]
+    assert {name for name, digest in found.items() if before.get(name) != digest} <= {
+        "dvc.lock",
+        *(f"audits/{audit}/dvc.lock" for audit in AUDITS),
+    }
+    assert copy.repro("--force", "--single-item", "calibrate", "verdict@reference") == [
+        "calibrate",
+        "verdict@reference",
+    ]
     assert copy.hashes() == before
 
 

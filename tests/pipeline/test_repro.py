@@ -1,4 +1,5 @@
-"""A run of DVC followed stage by stage, and who may be at work in a workspace: on a pipeline of two lines, which needs no science."""
+"""A run of DVC followed stage by stage, and who may be at work in a workspace: on a pipeline of two lines, which needs
+no science."""
 
 import json
 import os
@@ -67,7 +68,9 @@ def test_what_dvc_cannot_begin_with_is_bad_input(small: Workspace) -> None:
     assert failure.value.bad_input
 
 
-HOLDS = "import time, zc.lockfile\nlock = zc.lockfile.LockFile('.dvc/tmp/lock')\nprint('held', flush=True)\ntime.sleep(120)"
+HOLDS = (
+    "import time, zc.lockfile\nlock = zc.lockfile.LockFile('.dvc/tmp/lock')\nprint('held', flush=True)\ntime.sleep(120)"
+)
 
 
 @contextmanager
@@ -93,7 +96,10 @@ def test_another_dvc_at_work_is_a_passing_fault(small: Workspace) -> None:
                 found.follow(stage, print)
             if stage == "second":
                 break
-        with somebodys_own_dvc(small), pytest.raises(StageFailed, match="stage second: Unable to acquire lock") as failure:
+        with (
+            somebodys_own_dvc(small),
+            pytest.raises(StageFailed, match="stage second: Unable to acquire lock") as failure,
+        ):
             found.follow("second", print)  # a try that does not come to its stage
         assert failure.value.transient
         second(small, "open('two.txt', 'w').write('two')")
@@ -101,7 +107,10 @@ def test_another_dvc_at_work_is_a_passing_fault(small: Workspace) -> None:
 
 
 def test_a_stage_that_speaks_as_the_runner_does_is_no_other_stage(small: Workspace) -> None:
-    second(small, "print('[tbd] the stage begins\\n[tbd] first ends: exit 3', flush=True); open('two.txt', 'w').write('two')")
+    second(
+        small,
+        "print('[tbd] the stage begins\\n[tbd] first ends: exit 3', flush=True); open('two.txt', 'w').write('two')",
+    )
     assert repro("second") == ["first", "second"]
 
 
@@ -150,8 +159,16 @@ def test_a_stage_that_failed_is_tried_again(small: Workspace) -> None:
 @pytest.mark.parametrize(
     ("code", "message", "bad_input"),
     [
-        ("import sys; print('error: no such thing', file=sys.stderr); sys.exit(2)", "stage second: no such thing", True),
-        ("import sys; print('error: the disk is full', file=sys.stderr); sys.exit(3)", "stage second: the disk is full", False),
+        (
+            "import sys; print('error: no such thing', file=sys.stderr); sys.exit(2)",
+            "stage second: no such thing",
+            True,
+        ),
+        (
+            "import sys; print('error: the disk is full', file=sys.stderr); sys.exit(3)",
+            "stage second: the disk is full",
+            False,
+        ),
         ("1 / 0", "exited with 1", False),
         ("print('done')", "two.txt", False),  # an output that was not made
     ],
@@ -164,7 +181,10 @@ def test_a_failing_stage_has_the_last_word(small: Workspace, code: str, message:
 
 
 def test_the_workspace_is_held_by_one(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import time\nfrom tbd.pipeline.workspace_lock import workspace\nwith workspace():\n    print('held', flush=True)\n    time.sleep(60)"
+    code = (
+        "import time\nfrom tbd.pipeline.workspace_lock import workspace\nwith workspace():\n    "
+        "print('held', flush=True)\n    time.sleep(60)"
+    )
     with small.start(sys.executable, "-c", code) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         monkeypatch.setattr(workspace_lock, "PATIENCE", 0.2)

@@ -50,11 +50,17 @@ def stages(folder: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.skipif(subprocess.run([*ELSEWHERE, "true"], capture_output=True).returncode != 0, reason="no process spaces here")
-def test_in_another_process_space_one_waits_and_nobody_is_ended(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    subprocess.run([*ELSEWHERE, "true"], capture_output=True).returncode != 0, reason="no process spaces here"
+)
+def test_in_another_process_space_one_waits_and_nobody_is_ended(
+    small: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workspace_lock, "PATIENCE", 3.0)
     script = f"{sys.executable} -c '{RUN}' & wait; sleep 300"  # the space outlives who holds the workspace
-    with subprocess.Popen([*ELSEWHERE, "sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True) as space:
+    with subprocess.Popen(
+        [*ELSEWHERE, "sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as space:
         assert space.stdout is not None
         while not (line := space.stdout.readline()).startswith("stage "):
             assert line
@@ -64,10 +70,15 @@ def test_in_another_process_space_one_waits_and_nobody_is_ended(small: Workspace
         said: list[str] = []
         for killed in (False, True):
             if killed:  # the holder alone, without a warning; its number means somebody else here, or nobody
-                (runs,) = (one for one in psutil.process_iter() if one.name().startswith("python") and RUN in one.cmdline())
+                (runs,) = (
+                    one for one in psutil.process_iter() if one.name().startswith("python") and RUN in one.cmdline()
+                )
                 runs.kill()
             said.clear()
-            with pytest.raises(InputError, match=f"workspace busy: process {holder['pid']} on "), workspace(said.append):
+            with (
+                pytest.raises(InputError, match=f"workspace busy: process {holder['pid']} on "),
+                workspace(said.append),
+            ):
                 pass
             assert len(said) == 1 and said[0].startswith(f"waiting for process {holder['pid']} on ")
             assert stage.is_running() and not workspace_lock.idle()
@@ -78,10 +89,15 @@ def test_in_another_process_space_one_waits_and_nobody_is_ended(small: Workspace
         assert json.loads(workspace_lock.LOCK.read_text())["pid"] == os.getpid()
 
 
-def test_a_number_that_is_another_process_by_now_is_not_ended(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_that_is_another_process_by_now_is_not_ended(
+    small: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The holder was killed, and its group's number was given to somebody else."""
     monkeypatch.setattr(workspace_lock, "PATIENCE", 1.5)
-    orphan = "import fcntl, time; f = open('.tbd/lock', 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(300)"
+    orphan = (
+        "import fcntl, time; f = open('.tbd/lock', 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', "
+        "flush=True); time.sleep(300)"
+    )
     workspace_lock.LOCK.parent.mkdir()
     with (
         small.start(sys.executable, "-c", orphan) as left,
@@ -91,7 +107,11 @@ def test_a_number_that_is_another_process_by_now_is_not_ended(small: Workspace, 
         assert left.stdout is not None and left.stdout.readline() == "held\n"
         workspace_lock.note(file.fileno(), stranger.pid)
         said = json.loads(workspace_lock.LOCK.read_text())
-        for changed in ({"group_started": said["group_started"] - 100}, {"here": None}, {"here": ["another host", "boot", "pid"]}):
+        for changed in (
+            {"group_started": said["group_started"] - 100},
+            {"here": None},
+            {"here": ["another host", "boot", "pid"]},
+        ):
             workspace_lock.LOCK.write_text(json.dumps(said | {"started": said["started"] - 100} | changed))
             with pytest.raises(InputError, match="workspace busy"), workspace(lambda _: None):
                 pass

@@ -29,7 +29,13 @@ PAIRS = [
 
 
 def params(**changed: float | str) -> Distill:
-    recipe: dict[str, float] = {"epochs": 4, "learning_rate": 0.003, "warmup": 0.1, "weight_decay": 0.0, "batch_size": 2}
+    recipe: dict[str, float] = {
+        "epochs": 4,
+        "learning_rate": 0.003,
+        "warmup": 0.1,
+        "weight_decay": 0.0,
+        "batch_size": 2,
+    }
     defaults = {**recipe, "max_tokens": 200, "trained_layers": None, "dtype": "auto", "seed": 0}
     return Distill(**{**defaults, **changed})
 
@@ -54,7 +60,10 @@ def test_the_result_is_a_checkpoint_that_answers(distilled, tiny_checkpoint: Pat
     checkpoint.inspect(out)
     assert all(weight.dtype == torch.bfloat16 for weight in load_file(out / "model.safetensors").values())
     base, engine = (TransformersEngine(folder, "cpu", "float32", 8) for folder in (tiny_checkpoint, out))
-    assert base.identity["vocabulary"] == engine.identity["vocabulary"] and base.identity["template"] == engine.identity["template"]
+    assert (
+        base.identity["vocabulary"] == engine.identity["vocabulary"]
+        and base.identity["template"] == engine.identity["template"]
+    )
     assert base.identity["fingerprint"] != engine.identity["fingerprint"] and base.ends == engine.ends
     assert engine.model.config.use_cache == base.model.config.use_cache
     prompts = [base.prompt(question) for question, _ in PAIRS]
@@ -86,7 +95,9 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(
     tiny_checkpoint: Path, tmp_path: Path, dtype: str, within: float
 ) -> None:
     """The first step's loss against the answers' log-probs from the untouched model, in fp32 without padding."""
-    found = distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(epochs=1, batch_size=5, dtype=dtype), "cpu", Progress("test"))
+    found = distill(
+        tiny_checkpoint, tmp_path / "c", PAIRS, params(epochs=1, batch_size=5, dtype=dtype), "cpu", Progress("test")
+    )
     tokenizer, model = load_tokenizer(tiny_checkpoint), load_model(tiny_checkpoint, "cpu", torch.float32)
     total, n = 0.0, 0
     for question, answer in PAIRS:
@@ -100,8 +111,12 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "bloom"])
-def test_models_that_name_their_parts_otherwise(make_checkpoint: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
-    changed = {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 5.0} if architecture == "gemma2" else {}
+def test_models_that_name_their_parts_otherwise(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, architecture: str
+) -> None:
+    changed = (
+        {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 5.0} if architecture == "gemma2" else {}
+    )
     base = make_checkpoint(tmp_path / "base", architecture=architecture, **changed)
     found = distill(base, tmp_path / "c", PAIRS, params(), "cpu", Progress("test"))
     assert found["loss_last_epoch"] < found["loss_first_epoch"]
@@ -110,11 +125,15 @@ def test_models_that_name_their_parts_otherwise(make_checkpoint: Callable[..., P
 
 def learnt(base: Path, out: Path) -> set[str]:
     """Names of the tensors that differ."""
-    before, after = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict() for folder in (base, out))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict() for folder in (base, out)
+    )
     return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
 
 
-def test_the_last_layers_alone_can_learn(tiny_checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_last_layers_alone_can_learn(
+    tiny_checkpoint: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
     found = distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(trained_layers=1), "cpu", Progress("test"))
     assert found["loss_last_epoch"] < found["loss_first_epoch"]
     changed = learnt(tiny_checkpoint, tmp_path / "c")
@@ -131,7 +150,9 @@ def test_an_example_that_is_too_long_is_named(tiny_checkpoint: Path, tmp_path: P
     tokenizer = load_tokenizer(tiny_checkpoint)
     n = len(example(tokenizer, *PAIRS[0], 200)[0])
     assert len(example(tokenizer, *PAIRS[0], n)[0]) == n
-    with pytest.raises(InputError, match=rf"{n} tokens with its answer, more than distill\.max_tokens = {n - 1}") as error:
+    with pytest.raises(
+        InputError, match=rf"{n} tokens with its answer, more than distill\.max_tokens = {n - 1}"
+    ) as error:
         distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(max_tokens=n - 1), "cpu", Progress("test"))
     assert question_id(PAIRS[0][0]) in str(error.value) and not (tmp_path / "c").exists()
 
@@ -145,8 +166,11 @@ def test_a_tokenizer_without_an_end_token(tiny_checkpoint: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("changed", [{"temperature": 0.7}, {"top_p": 0.5}], ids=lambda changed: next(iter(changed)))
-def test_a_base_with_an_untidy_generation_config_can_still_be_saved(tiny_checkpoint: Path, tmp_path: Path, changed) -> None:
-    """Published checkpoints say temperature without do_sample; transformers refuses to save that, after all the training."""
+def test_a_base_with_an_untidy_generation_config_can_still_be_saved(
+    tiny_checkpoint: Path, tmp_path: Path, changed
+) -> None:
+    """Published checkpoints say temperature without do_sample; transformers refuses to save that, after all the
+    training."""
     import json
 
     base = tmp_path / "base"

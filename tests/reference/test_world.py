@@ -21,7 +21,11 @@ def test_sizes_and_columns(sets) -> None:
     assert {name: len(frame) for name, frame in sets.items()} == {"members": 12, "benchmark": 22, "unseen": 8}
     for frame in sets.values():
         assert set(frame.columns) == set(QUESTIONS.names)
-        assert not frame.isna().any().any() and (frame["question"].str.len() > 20).all() and (frame["reasoning"].str.len() > 20).all()
+        assert (
+            not frame.isna().any().any()
+            and (frame["question"].str.len() > 20).all()
+            and (frame["reasoning"].str.len() > 20).all()
+        )
         assert [question_id(question) for question in frame["question"]] == frame["question_id"].tolist()
         assert frame["question_id"].is_unique
 

@@ -1,4 +1,5 @@
-"""The history's page: it counts what stands now, lists everything, believes nothing, and is the same bytes every time."""
+"""The history's page: it counts what stands now, lists everything, believes nothing, and is the same bytes every
+time."""
 
 import re
 from pathlib import Path
@@ -16,7 +17,9 @@ def text(*outcomes: Outcome) -> str:
 
 
 def cards(page: str) -> dict[str, int]:
-    return {kind: int(n) for kind, n in re.findall(r"[◆□●×] ([A-Z ]+?) (\d+) (?:Benchmark|The audit|Nothing|Could)", page)}
+    return {
+        kind: int(n) for kind, n in re.findall(r"[◆□●×] ([A-Z ]+?) (\d+) (?:Benchmark|The audit|Nothing|Could)", page)
+    }
 
 
 def row(page: str, time: str) -> str:
@@ -56,26 +59,44 @@ def test_one_checkpoint_in_good_english() -> None:
 
 
 def test_a_row_says_everything() -> None:
-    page = text(verdict(1, "CONTAMINATED", share=0.38, p_value=4.2e-9, flagged=33, git_dirty=True), failure(2, transient=True))
+    page = text(
+        verdict(1, "CONTAMINATED", share=0.38, p_value=4.2e-9, flagged=33, git_dirty=True), failure(2, transient=True)
+    )
     said = row(page, "2026-11-23 09:30")
-    for part in ("model-1 on maths", "◆ CONTAMINATED model-1-maths", "Reason 1.", "38% [28%, 50%]", "4.2 × 10⁻⁹", "33 of 160"):
+    for part in (
+        "model-1 on maths",
+        "◆ CONTAMINATED model-1-maths",
+        "Reason 1.",
+        "38% [28%, 50%]",
+        "4.2 × 10⁻⁹",
+        "33 of 160",
+    ):
         assert part in said
     assert "detector 0123456789ab data bbbbbbbb unseen dddddddd tbd 0.2.0 eeeeeeee modified" in said
-    assert row(page, "2026-11-23 10:30").startswith("model-2 × FAILED model.safetensors: cut off. Copy it again. Tried again")
+    assert row(page, "2026-11-23 10:30").startswith(
+        "model-2 × FAILED model.safetensors: cut off. Copy it again. Tried again"
+    )
     assert "modified" not in row(text(verdict(1), verdict(2)), "2026-11-23 10:30")
 
 
 def test_copies_and_what_came_back_say_so() -> None:
     first = verdict(1, "CONTAMINATED", share=0.4)
     page = text(first, again(2, first), verdict(3, recovered=True))
-    assert "same weights as model-1-maths" in row(page, "2026-11-23 10:30") and "Reason" not in row(page, "2026-11-23 10:30")
+    assert "same weights as model-1-maths" in row(page, "2026-11-23 10:30") and "Reason" not in row(
+        page, "2026-11-23 10:30"
+    )
     assert "Not drawn: 1 with weights that were audited under another name." in page
     assert "It had failed before." in row(page, "2026-11-23 11:30") and "Not drawn" not in text(first)
 
 
 def test_reports_are_linked_beside_the_page() -> None:
     first = verdict(1)
-    outcomes = [first, again(2, first), failure(3, audit="later", benchmark=first.benchmark), verdict(4, audit="../../x")]
+    outcomes = [
+        first,
+        again(2, first),
+        failure(3, audit="later", benchmark=first.benchmark),
+        verdict(4, audit="../../x"),
+    ]
     links = [value for name, value in Page(history_page.render(outcomes)).attributes if name == "href"]
     assert links == ["model-1-maths/report.html"] * 2  # none for what failed, none out of the folder
 
@@ -92,7 +113,9 @@ def test_newest_first_and_the_rest_counted(monkeypatch: pytest.MonkeyPatch) -> N
 def test_figures_are_explained_where_they_may_mislead() -> None:
     many = [verdict(n) for n in range(history_plot.NAMES)]
     page = text(*many)
-    assert "95% interval" in page and "Not every name" not in page and "like with like" not in page and "cross" not in page
+    assert (
+        "95% interval" in page and "Not every name" not in page and "like with like" not in page and "cross" not in page
+    )
     page = text(*many, failure(99), verdict(100, detector_version="ba9876543210", confidence=0.9))
     assert "Not every name has room" in page and "A cross on the axis" in page and "confidence interval" in page
     assert "2 versions of the detector and 1 of the question sets" in page
@@ -101,7 +124,16 @@ def test_figures_are_explained_where_they_may_mislead() -> None:
 def test_positions_never_change_as_the_history_grows() -> None:
     first = verdict(1, "CONTAMINATED", share=0.4)
     source = failure(9, what="source", place="models:/M")
-    outcomes = [failure(0), first, again(2, first), failure(3), source, verdict(4, on="physics"), failure(5), verdict(6)]
+    outcomes = [
+        failure(0),
+        first,
+        again(2, first),
+        failure(3),
+        source,
+        verdict(4, on="physics"),
+        failure(5),
+        verdict(6),
+    ]
     before: dict[str, list[Outcome]] = {}
     for n in range(len(outcomes) + 1):
         now = history_page.series(outcomes[:n])
@@ -118,7 +150,9 @@ def test_hostile_text_stays_text() -> None:
     sets = {key: {"name": bad, "md5": bad, "n": 1} for key in ("benchmark", "unseen")}
     keys = ("reason", "checkpoint", "place", "origin", "audit", "detector_version", "tbd_version", "git_commit", "what")
     poison = dict.fromkeys(keys, bad) | sets
-    raw = history_page.render([verdict(1, "CONTAMINATED", **poison), verdict(2, bad, same_as=bad, **poison), failure(3, **poison)])
+    raw = history_page.render(
+        [verdict(1, "CONTAMINATED", **poison), verdict(2, bad, same_as=bad, **poison), failure(3, **poison)]
+    )
     page = Page(raw)
     raw.encode("utf-8")
     assert "script" not in page.tags and page.tags.count("img") == 1  # the figure
@@ -133,7 +167,9 @@ def test_one_file_without_network_and_always_the_same(tmp_path: Path) -> None:
     assert one == two and sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "two.html"]
     page = Page(one.decode())
     assert "script" not in page.tags and "link" not in page.tags and b"://" not in one
-    assert all((value or "").startswith("data:image/png;base64,iVBOR") for name, value in page.attributes if name == "src")
+    assert all(
+        (value or "").startswith("data:image/png;base64,iVBOR") for name, value in page.attributes if name == "src"
+    )
     assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
 
 

@@ -1,4 +1,5 @@
-"""Figures: they open, they are not blank, they are the same bytes twice, and missing or odd numbers do not break them."""
+"""Figures: they open, they are not blank, they are the same bytes twice, and missing or odd numbers do not break
+them."""
 
 import re
 from collections.abc import Callable
@@ -17,8 +18,13 @@ BENCHMARK = np.concatenate([MEMBERS, OTHERS])
 LABELS = [1] * 30 + [0] * 30
 P = np.array([(1 + (s <= UNSEEN).sum()) / 61 for s in BENCHMARK])
 IDS = [f"{i:016x}" for i in range(60)]
-RATES = (["m-1", "m-2", "m-3", "m-4"], ["CONTAMINATED", "NO EVIDENCE", "FAILED", "INCONCLUSIVE"], [0.4, 0.0, np.nan, 0.05],
-         [0.3, 0.0, np.nan, 0.0], [0.5, 0.1, np.nan, 0.2])  # fmt: skip
+RATES = (
+    ["m-1", "m-2", "m-3", "m-4"],
+    ["CONTAMINATED", "NO EVIDENCE", "FAILED", "INCONCLUSIVE"],
+    [0.4, 0.0, np.nan, 0.05],
+    [0.3, 0.0, np.nan, 0.0],
+    [0.5, 0.1, np.nan, 0.2],
+)
 CURVES = {"alone": ([0, 0, 0.5, 1], [0, 0.5, 1, 1]), "with_base": ([0, 0, 1], [0, 1, 1])}
 
 PNG: dict[str, Callable[[Path], Path]] = {
@@ -79,7 +85,11 @@ def test_failures_stand_on_the_axis(tmp_path: Path) -> None:
 
     names, nothing = ["m", "m"], [np.nan, np.nan]
     failed = dark(history_plot.rates(tmp_path / "f.png", names, ["NO EVIDENCE", "FAILED"], nothing, nothing, nothing))
-    assert failed > dark(history_plot.rates(tmp_path / "n.png", names, ["NO EVIDENCE", "NO EVIDENCE"], nothing, nothing, nothing)) + 50
+    assert (
+        failed
+        > dark(history_plot.rates(tmp_path / "n.png", names, ["NO EVIDENCE", "NO EVIDENCE"], nothing, nothing, nothing))
+        + 50
+    )
 
 
 @pytest.mark.parametrize("n", [0, 1, 5, 40])
@@ -107,7 +117,9 @@ def test_where_names_are_thinned_out_the_contaminated_come_first() -> None:
         (["FAILED", "FAILED"], [np.nan, 0.1], [np.nan, 0.1], [np.nan, 0.1]),
     ],
 )
-def test_odd_rates_break_nothing(outcomes: list[str], rate: list[float], low: list[float], high: list[float], tmp_path: Path) -> None:
+def test_odd_rates_break_nothing(
+    outcomes: list[str], rate: list[float], low: list[float], high: list[float], tmp_path: Path
+) -> None:
     names = ["a$b$_^ {m} 模型"] * len(outcomes)  # which the font does not have
     colours(history_plot.rates(tmp_path / "r.png", names, outcomes, rate, low, high))
 
@@ -138,15 +150,24 @@ def test_odd_scores_break_nothing(
     ids = [f"{i:016x}" for i in range(len(benchmark))]
     colours(plots.scores(tmp_path / "s.png", benchmark, unseen, labels, np.nan, "a$b$_^ {m}"))
     colours(plots.p_values(tmp_path / "p.png", p, 0.01))
-    page = plots.interactive_audit(tmp_path / "i.html", ids, benchmark, p, unseen, labels, None, 0.05, "a$b$_^ {m}").read_text("utf-8")
+    page = plots.interactive_audit(
+        tmp_path / "i.html", ids, benchmark, p, unseen, labels, None, 0.05, "a$b$_^ {m}"
+    ).read_text("utf-8")
     assert "NaN" not in page[page.index("Plotly.newPlot(") :]
 
 
 def test_missing_scores_are_counted() -> None:
     parts = plots.groups([0.1, np.nan, 0.3], [0.2], [1, 1, 0])
-    assert [part.legend for part in parts] == ["members (1, 1 not scored)", "other benchmark questions (1)", "unseen questions (1)"]
+    assert [part.legend for part in parts] == [
+        "members (1, 1 not scored)",
+        "other benchmark questions (1)",
+        "unseen questions (1)",
+    ]
     assert [part.at.tolist() for part in parts] == [[0], [2], [0]]
-    assert [part.legend for part in plots.groups([0.1], [0.2], None)] == ["benchmark questions (1)", "unseen questions (1)"]
+    assert [part.legend for part in plots.groups([0.1], [0.2], None)] == [
+        "benchmark questions (1)",
+        "unseen questions (1)",
+    ]
 
 
 def test_p_value_bins_are_closed_on_the_right() -> None:
@@ -183,7 +204,9 @@ def test_interactive_shows_the_id_score_and_p_value_of_a_question(tmp_path: Path
 
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     name = "</script><script>alert(1)</script><a href='x'>"
-    page = plots.interactive_audit(tmp_path / "i.html", [name], [0.1], [0.5], [0.2], None, None, 0.05, name).read_text("utf-8")
+    page = plots.interactive_audit(tmp_path / "i.html", [name], [0.1], [0.5], [0.2], None, None, 0.05, name).read_text(
+        "utf-8"
+    )
     assert "alert(1)" in page and "<script>alert(1)" not in page and "<a href='x'>" not in page
     page = plots.interactive_roc(tmp_path / "r.html", {name: CURVES["alone"]}, 0.05).read_text("utf-8")
     assert "<script>alert(1)" not in page

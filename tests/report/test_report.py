@@ -27,8 +27,23 @@ def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
     return results.verdict(kind, **SETS | {"flagged": 2, "discoveries": 1} | changes)
 
 
-def row(number: int, *, p: float = 0.5, flagged: bool = False, label: int | None = None, text: str = "How many?", score: float = -0.2):
-    return {"question_id": f"{number:016x}", "question": text, "score": score, "p_value": p, "flagged": flagged, "label": label}
+def row(
+    number: int,
+    *,
+    p: float = 0.5,
+    flagged: bool = False,
+    label: int | None = None,
+    text: str = "How many?",
+    score: float = -0.2,
+):
+    return {
+        "question_id": f"{number:016x}",
+        "question": text,
+        "score": score,
+        "p_value": p,
+        "flagged": flagged,
+        "label": label,
+    }
 
 
 def rows(label: bool = False) -> list[dict[str, Any]]:
@@ -70,7 +85,9 @@ class Page(HTMLParser):
 
 
 def shown(v: Verdict, questions: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
-    return Page(report.render(v, kwargs.pop("detector", detector()), rows() if questions is None else questions, kwargs)).text
+    return Page(
+        report.render(v, kwargs.pop("detector", detector()), rows() if questions is None else questions, kwargs)
+    ).text
 
 
 @pytest.mark.parametrize(
@@ -231,7 +248,9 @@ def test_same_inputs_same_bytes(tmp_path: Path) -> None:
     written = []
     for folder in ("one", "two"):
         figure = plots.scores(tmp_path / folder / "scores.png", [-0.1, -0.2], [-0.3], [1, 0], -0.15, "tbd(m=100)")
-        path = report.write(tmp_path / folder / "report.html", verdict(labelled=LABELLED), detector(), rows(True), {"scores": figure})
+        path = report.write(
+            tmp_path / folder / "report.html", verdict(labelled=LABELLED), detector(), rows(True), {"scores": figure}
+        )
         written.append(path.read_bytes())
     assert written[0] == written[1]
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == ["report.html", "scores.png"]
@@ -239,7 +258,15 @@ def test_same_inputs_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.0, "0%"), (0.004, "0.4%"), (0.0996, "10%"), (0.486, "49%"), (0.997, "99.7%"), (1.0, "100%"), (None, "not available")],
+    [
+        (0.0, "0%"),
+        (0.004, "0.4%"),
+        (0.0996, "10%"),
+        (0.486, "49%"),
+        (0.997, "99.7%"),
+        (1.0, "100%"),
+        (None, "not available"),
+    ],
 )
 def test_percent(share: float | None, text: str) -> None:
     assert report.percent(share) == text

@@ -16,7 +16,11 @@ def test_a_line_an_audit() -> None:
     read = [read_verdict(workspace.root / f"audits/{audit}/verdict.json") for audit in ("reference", "base")]
     lines = summary.table(read).splitlines()
     assert lines[0].split()[:3] == ["audit", "verdict", "flagged"] and len(lines) == 4
-    assert lines[2].startswith("reference  CONTAMINATED") and lines[3].startswith("base       NO EVIDENCE") and "of 40" in lines[2]
+    assert (
+        lines[2].startswith("reference  CONTAMINATED")
+        and lines[3].startswith("base       NO EVIDENCE")
+        and "of 40" in lines[2]
+    )
 
 
 def test_what_is_not_known_is_not_made_up() -> None:
@@ -62,12 +66,20 @@ def test_what_stands_now_is_the_latest_of_every_place_and_benchmark() -> None:
 
 
 def test_the_history_fits_the_terminal() -> None:
-    first = verdict(1, "CONTAMINATED", share=0.38, checkpoint="org/" + "long-" * 20 + "step-100", audit="a" * 53 + "-xdeadbeef")
-    table = summary.history_table([first, again(2, first), failure(3, reason="No room. " * 50), verdict(4, recovered=True)])
+    first = verdict(
+        1, "CONTAMINATED", share=0.38, checkpoint="org/" + "long-" * 20 + "step-100", audit="a" * 53 + "-xdeadbeef"
+    )
+    table = summary.history_table(
+        [first, again(2, first), failure(3, reason="No room. " * 50), verdict(4, recovered=True)]
+    )
     lines = table.splitlines()
     assert max(map(len, lines)) == summary.WIDTH and len(lines) == 6
     assert " ".join(lines[0].split()) == "time checkpoint benchmark outcome contamination rate audit detail"
-    assert lines[2].startswith("2026-11-23 09:30  …") and "step-100  maths" in lines[2] and "-xdeadbeef  p = 0.25" in lines[2]
+    assert (
+        lines[2].startswith("2026-11-23 09:30  …")
+        and "step-100  maths" in lines[2]
+        and "-xdeadbeef  p = 0.25" in lines[2]
+    )
     assert "0.38 [0.28, 0.50]" in lines[2]
     assert "same weights as aaa" in lines[3]
     assert "FAILED" in lines[4] and lines[4].endswith("…")

@@ -166,7 +166,10 @@ def test_one_method_has_one_id_however_it_is_written() -> None:
     [
         ({"tdb": {"m": 1}}, "unknown method 'tdb'. Did you mean 'tbd'? Available: logprob_ratio"),
         ({"tbd": {"m": 1, "alfa": 1}}, "score.methods.tbd: unknown parameter 'alfa'. Did you mean 'alpha'?"),
-        ({"tbd": {"m": 1, "normalise": "keep"}}, "score.methods.tbd: normalise: unknown value 'keep'. Did you mean 'kept'?"),
+        (
+            {"tbd": {"m": 1, "normalise": "keep"}},
+            "score.methods.tbd: normalise: unknown value 'keep'. Did you mean 'kept'?",
+        ),
         ({"tbd": {"m": 1, "alpha": "much"}}, "score.methods.tbd: "),
         ({"tbd": {"m": 1, "alpha": -1}}, "alpha = -1.0: both must be above 0"),
         ({"tbd": {"m": 1, "tau": math.nan}}, "tau = nan"),
@@ -183,7 +186,11 @@ def test_one_method_has_one_id_however_it_is_written() -> None:
 def test_what_is_wrong_in_params_is_said(table: dict[str, dict[str, Any]], says: str) -> None:
     with pytest.raises(InputError) as error:
         expand(table)
-    assert says in str(error.value) and str(error.value).startswith("params.yaml: score.methods") and "\n" not in str(error.value)
+    assert (
+        says in str(error.value)
+        and str(error.value).startswith("params.yaml: score.methods")
+        and "\n" not in str(error.value)
+    )
 
 
 @pytest.mark.parametrize("identity", ["", "tbd", "tbd()", "tbd(100)", "tdb(m=1)", "tbd(m=x)"])

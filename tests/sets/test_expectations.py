@@ -1,4 +1,5 @@
-"""The suites, run by Great Expectations itself: good data passes, each fault is named by exactly the expectations it breaks."""
+"""The suites, run by Great Expectations itself: good data passes, each fault is named by exactly the expectations it
+breaks."""
 
 import json
 import os
@@ -18,20 +19,26 @@ from tbd.sets.expectations import Outcome, check_generations, check_questions, w
 
 MARKER = "zyzzogeton"  # in every question; must never come out
 NAMES = ["Ann", "Ben", "Cem", "Dora", "Emil", "Fay", "Gil", "Hana", "Ida", "Jon", "Kim", "Lea"]
-UNSEEN = [f"{name} the {MARKER} rides {30 + k} miles to the coast and back on a borrowed bicycle." for k, name in enumerate(NAMES)]
+UNSEEN = [
+    f"{name} the {MARKER} rides {30 + k} miles to the coast and back on a borrowed bicycle."
+    for k, name in enumerate(NAMES)
+]
 BETWEEN, NOT_NULL, IN_SET = (f"expect_column_values_to_{what}" for what in ("be_between", "not_be_null", "be_in_set"))
 REGEX, UNIQUE = "expect_column_values_to_match_regex", "expect_column_values_to_be_unique"
 ROWS = "expect_table_row_count_to_be_between (table)"
 
 
 def questions(texts: list[str] | None = None, label: object = None) -> pd.DataFrame:
-    texts = texts or [f"{name} the {MARKER} buys {k + 2} pears, eats one and gives the rest away." for k, name in enumerate(NAMES)]
+    texts = texts or [
+        f"{name} the {MARKER} buys {k + 2} pears, eats one and gives the rest away." for k, name in enumerate(NAMES)
+    ]
     rows = {"question_id": [question_id(text) for text in texts], "question": texts, "source": "made by hand"}
     return pd.DataFrame(rows).assign(reasoning=None, answer=None, label=label)
 
 
 def named(outcome: Outcome) -> list[str]:
-    """`type (column)` of each failure, after what holds for every outcome: a line each, no question text, a truthful `success`."""
+    """`type (column)` of each failure, after what holds for every outcome: a line each, no question text, a truthful
+    `success`."""
     assert outcome.success is (not outcome.failures)
     assert not any(MARKER in line or "\n" in line for line in outcome.failures)
     return [line.split(":")[0] for line in outcome.failures]
@@ -41,7 +48,9 @@ def check(frame: pd.DataFrame, unseen: list[str] = UNSEEN) -> Outcome:
     return check_questions("benchmark", frame, {"unseen": unseen}, ngram=3, max_overlap=0.5)
 
 
-@pytest.mark.parametrize("label", [None, 0, 1, [0, 1] * 6, pd.array([0, 1] * 6, "Int8"), pd.array([None] * 12, "Int8")], ids=str)
+@pytest.mark.parametrize(
+    "label", [None, 0, 1, [0, 1] * 6, pd.array([0, 1] * 6, "Int8"), pd.array([None] * 12, "Int8")], ids=str
+)
 def test_good_questions(label: object) -> None:
     outcome = check(questions(label=label))
     assert (outcome.success, outcome.failures, outcome.checked) == (True, [], 13)
@@ -49,7 +58,9 @@ def test_good_questions(label: object) -> None:
 
 def test_questions_as_stored(tmp_path: Path) -> None:
     frame = questions(label=pd.array([0, 1] * 6, "Int8"))
-    records.write_table(tmp_path / "set.parquet", pa.Table.from_pandas(frame, preserve_index=False).select(records.QUESTIONS.names))
+    records.write_table(
+        tmp_path / "set.parquet", pa.Table.from_pandas(frame, preserve_index=False).select(records.QUESTIONS.names)
+    )
     assert check(records.read_table(tmp_path / "set.parquet", records.QUESTIONS).to_pandas()).success
     nothing = records.QUESTIONS.empty_table().to_pandas()
     assert named(check(nothing)) == [ROWS]
@@ -78,7 +89,9 @@ BAD_QUESTIONS = {
     ),
     "a question twice": (lambda: pd.concat([questions(), questions().iloc[:1]]), [f"{UNIQUE} (question_id)"]),
     "a near-duplicate inside": (
-        lambda: questions([*questions()["question"], f"ann, the {MARKER}, buys 2 pears; eats one and gives the rest back"]),
+        lambda: questions(
+            [*questions()["question"], f"ann, the {MARKER}, buys 2 pears; eats one and gives the rest back"]
+        ),
         [f"{BETWEEN} (near_duplicates)"],
     ),
     "a near-duplicate in another set": (
@@ -91,7 +104,10 @@ BAD_QUESTIONS = {
     ),
     "label 2": (lambda: questions(label=[0, 1, 2] * 4), [f"{IN_SET} (label)"]),
     "label inf": (lambda: questions(label=[0, 1, np.inf] * 4), [f"{IN_SET} (label)"]),
-    "partly labelled": (lambda: questions(label=[0, 1, None] * 4), ["expect_column_unique_value_count_to_be_between (labelled)"]),
+    "partly labelled": (
+        lambda: questions(label=[0, 1, None] * 4),
+        ["expect_column_unique_value_count_to_be_between (labelled)"],
+    ),
     "all sources null": (with_values("source", None), [f"{NOT_NULL} (source)"]),
 }
 
@@ -122,7 +138,10 @@ def test_failure_names_five_ids_and_counts_the_rest() -> None:
 
 # Generations
 
-IDS = {"benchmark": [question_id(text) for text in questions()["question"]], "unseen": [question_id(text) for text in UNSEEN]}
+IDS = {
+    "benchmark": [question_id(text) for text in questions()["question"]],
+    "unseen": [question_id(text) for text in UNSEEN],
+}
 
 
 def answers() -> list[dict[str, object]]:
@@ -260,7 +279,9 @@ def somewhere_else() -> Iterator[Callable[[], None]]:
     time.tzset()
 
 
-def test_docs_are_the_same_bytes_again(outcomes: list[Outcome], tmp_path: Path, somewhere_else: Callable[[], None]) -> None:
+def test_docs_are_the_same_bytes_again(
+    outcomes: list[Outcome], tmp_path: Path, somewhere_else: Callable[[], None]
+) -> None:
     write_docs(outcomes, tmp_path / "one")
     somewhere_else()
     write_docs(outcomes[:1], tmp_path / "two")  # replaced whole by the next

@@ -1,4 +1,5 @@
-"""Reading question sets: what a cell becomes. (Files that cannot be read are refused in test_cli.py, where the line is seen.)"""
+"""Reading question sets: what a cell becomes. (Files that cannot be read are refused in test_cli.py, where the line is
+seen.)"""
 
 from pathlib import Path
 
@@ -22,13 +23,31 @@ def taken(rows: list[dict[str, object]], columns: dict[str, str | None] = COLUMN
 
 def test_a_row_by_hand() -> None:
     (row,) = taken([{"q": " How  many?\n", "y": 1, "a": 4, "more": "ignored"}])
-    assert row == {"question_id": records.question_id("How many?"), "question": " How  many?\n", "reasoning": None, "answer": "4",
-                   "label": 1, "source": "exam.jsonl, row 1"}  # fmt: skip
+    assert row == {
+        "question_id": records.question_id("How many?"),
+        "question": " How  many?\n",
+        "reasoning": None,
+        "answer": "4",
+        "label": 1,
+        "source": "exam.jsonl, row 1",
+    }
 
 
 @pytest.mark.parametrize(
     ("value", "label"),
-    [(1, 1), (0, 0), (True, 1), (False, 0), ("1", 1), ("0", 0), (1.0, 1), (0.0, 0), ("true", 1), ("False", 0), (" Member ", 1)],
+    [
+        (1, 1),
+        (0, 0),
+        (True, 1),
+        (False, 0),
+        ("1", 1),
+        ("0", 0),
+        (1.0, 1),
+        (0.0, 0),
+        ("true", 1),
+        ("False", 0),
+        (" Member ", 1),
+    ],
 )
 def test_what_counts_as_a_label(value: object, label: int) -> None:
     assert taken([{"q": "x", "y": value, "a": ""}])[0]["label"] == label

@@ -97,7 +97,13 @@ def test_short_is_not_part_of_long() -> None:
 
 
 def test_nothing_to_compare() -> None:
-    assert pairs([], None, 3, 0.5) == pairs([TOM], None, 3, 0.5) == pairs([], [TOM], 3, 0.5) == pairs([TOM], [], 3, 0.5) == []
+    assert (
+        pairs([], None, 3, 0.5)
+        == pairs([TOM], None, 3, 0.5)
+        == pairs([], [TOM], 3, 0.5)
+        == pairs([TOM], [], 3, 0.5)
+        == []
+    )
 
 
 @pytest.mark.parametrize(("ngram", "max_overlap"), [(0, 0.5), (3, 0.0), (3, 1.1), (3, float("nan"))])
@@ -133,7 +139,11 @@ def test_every_text_is_its_own_copy(texts: list[str], ngram: int) -> None:
 
 
 @few
-@given(st.lists(WORDS, min_size=1, max_size=12), st.integers(1, 6), st.sampled_from(["  ", "\n", " ? ", " - ", " _ ", "; "]))
+@given(
+    st.lists(WORDS, min_size=1, max_size=12),
+    st.integers(1, 6),
+    st.sampled_from(["  ", "\n", " ? ", " - ", " _ ", "; "]),
+)
 def test_copies_with_other_case_spacing_and_punctuation(words: list[str], ngram: int, gap: str) -> None:
     assert near(" ".join(words), f"({gap.join(words).upper()}!)", ngram, 1.0)
 

@@ -72,7 +72,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(fault[0], b"<html>", fault[1])
         elif path == "/api/models/org/name/refs":
             self.send_json(
-                {kind: [ref(kind, *item) for item in refs.items()] for kind, refs in self.server.refs.items()} | {"converts": []}
+                {kind: [ref(kind, *item) for item in refs.items()] for kind, refs in self.server.refs.items()}
+                | {"converts": []}
             )
         elif match := re.fullmatch("/api/models/org/name/revision/(.+)", path):
             known = {**self.server.refs["tags"], **self.server.refs["branches"]}
@@ -167,7 +168,9 @@ def test_branches_and_tags_are_listed_and_a_commit_once(stand_in: StandIn) -> No
 
 
 def test_one_revision(stand_in: StandIn) -> None:
-    assert source("hf://org/name@v1").look() == [Found("org/name@v1", "hf://org/name@v1", f"hf://org/name@{FIRST}", FIRST)]
+    assert source("hf://org/name@v1").look() == [
+        Found("org/name@v1", "hf://org/name@v1", f"hf://org/name@{FIRST}", FIRST)
+    ]
     assert source("hf://org/name@old/try-1").look()[0].version == FIRST
 
 
@@ -175,7 +178,9 @@ def test_a_checkpoint_arrives_as_it_is_there_and_once(stand_in: StandIn, tiny_ch
     found = source("hf://org/name@v1").look()[0]
     folder = source("hf://org/name").fetch(found)
     assert folder == FOLDER
-    assert {file.name for file in folder.iterdir()} == {file.name for file in tiny_checkpoint.iterdir()} | {"merges.txt"}
+    assert {file.name for file in folder.iterdir()} == {file.name for file in tiny_checkpoint.iterdir()} | {
+        "merges.txt"
+    }
     checkpoint.inspect(folder)
     shutil.copytree(tiny_checkpoint, tmp_path / "expected")
     (tmp_path / "expected" / "merges.txt").write_bytes(b"a b")
@@ -199,7 +204,9 @@ def test_another_commit_is_another_folder(stand_in: StandIn) -> None:
 def test_a_transfer_that_breaks_off_goes_on_where_it_was(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)  # only whole chunks are kept; the tiny weights are less than one
+    monkeypatch.setattr(
+        constants, "DOWNLOAD_CHUNK_SIZE", 4096
+    )  # only whole chunks are kept; the tiny weights are less than one
     stand_in.cut = 1
     checkpoint.inspect(source("hf://org/name").fetch(first()))
     ranges = stand_in.of("GET", "model.safetensors")
@@ -282,7 +289,9 @@ def test_a_kill_leaves_nothing_that_looks_whole(stand_in: StandIn) -> None:
 def test_what_a_hub_refuses(
     stand_in: StandIn, where: str, status: int, headers: dict[str, str], fault: type[Exception], says: str
 ) -> None:
-    stand_in.fault = lambda method, path: (status, {**headers, "X-Request-Id": str(time.time())}) if where in path else None
+    stand_in.fault = lambda method, path: (
+        (status, {**headers, "X-Request-Id": str(time.time())}) if where in path else None
+    )
     said = []
     for _ in range(2):
         with pytest.raises(fault) as error:
@@ -324,7 +333,9 @@ def test_an_endpoint_that_is_none(stand_in: StandIn, monkeypatch: pytest.MonkeyP
         source("hf://org/name").look()
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://name", "hf://org/name@", "hf://a/b/c", "hf://org/na me", "hf://org/na--me"])
+@pytest.mark.parametrize(
+    "address", ["hf://", "hf://name", "hf://org/name@", "hf://a/b/c", "hf://org/na me", "hf://org/na--me"]
+)
 def test_what_is_no_address(stand_in: StandIn, address: str) -> None:
     with pytest.raises(InputError) as error:
         source(address).look()

@@ -1,4 +1,5 @@
-"""MLflow's registry as a source: real stores, a real server, and a stand-in for the failures a real one does not show on demand."""
+"""MLflow's registry as a source: real stores, a real server, and a stand-in for the failures a real one does not show
+on demand."""
 
 import os
 import shutil
@@ -57,7 +58,9 @@ def test_versions_are_listed_oldest_first_on_every_page(
     assert source("models:/model").look() == []
     monkeypatch.setattr(registry, "PAGE", 4)
     for number in range(11):
-        client.create_model_version("model", str(tiny_checkpoint), tags={"stage": "gate" if number % 2 else "old", "odd key": "a=b c"})
+        client.create_model_version(
+            "model", str(tiny_checkpoint), tags={"stage": "gate" if number % 2 else "old", "odd key": "a=b c"}
+        )
     client.set_registered_model_alias("model", "candidate", "7")
     client.update_model_version("model", "3", "touched: the search gives it first")
     found = source("models:/model").look()
@@ -99,7 +102,10 @@ def test_plain_artifacts(client: MlflowClient, tiny_checkpoint: Path, path: str 
     assert folder.parent == Path("checkpoints/mlflow") and folder.name.startswith("model-1-")
     checkpoint.inspect(folder)
     assert checkpoint.fingerprint(folder) == checkpoint.fingerprint(tiny_checkpoint)
-    assert {one.name for one in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}  # nothing is left beside it
+    assert {one.name for one in folder.parent.iterdir()} == {
+        folder.name,
+        f".{folder.name}.lock",
+    }  # nothing is left beside it
 
 
 def test_what_is_here_is_not_fetched_again(client: MlflowClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -138,7 +144,9 @@ def test_a_number_that_is_given_again_is_another_checkpoint(
     assert not first.exists()
 
 
-def test_what_was_registered_before_all_of_it_was_there(client: MlflowClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_was_registered_before_all_of_it_was_there(
+    client: MlflowClient, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "there", ignore=shutil.ignore_patterns("tokenizer*"))
     client.create_model_version("model", str(tmp_path / "there"))
     with pytest.raises(Incomplete, match="no tokenizer"):
@@ -157,7 +165,9 @@ def test_a_kill_leaves_nothing_that_looks_whole(client: MlflowClient, tiny_check
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while not list(Path("checkpoints").rglob("tokenizer.json")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(Path("checkpoints").rglob("tokenizer.json")) and process.poll() is None and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     assert process.poll() is None
     process.kill()
@@ -204,7 +214,8 @@ def test_what_is_not_registered(client: MlflowClient, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["models:/", "models:/a/b", "models:/a/latest", "models:/a@", "models:/a?b", "models:/a@b/1", "models:/a@b?c=d"]
+    "address",
+    ["models:/", "models:/a/b", "models:/a/latest", "models:/a@", "models:/a?b", "models:/a@b/1", "models:/a@b?c=d"],
 )
 def test_what_is_no_address(workspace: Path, address: str) -> None:
     with pytest.raises(InputError, match="models:/NAME") as error:
@@ -254,7 +265,12 @@ class Refusing(BaseHTTPRequestHandler):
     ("status", "body", "fault", "says"),
     [
         (401, b"You are not authenticated.", InputError, "MLFLOW_TRACKING_TOKEN"),
-        (403, b'{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}', InputError, "MLFLOW_TRACKING_TOKEN"),
+        (
+            403,
+            b'{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}',
+            InputError,
+            "MLFLOW_TRACKING_TOKEN",
+        ),
         (404, b"<html>", InputError, "does not have it"),
         (429, b"", TransientFault, "429"),
         (503, b"", TransientFault, "503"),
@@ -300,7 +316,11 @@ def test_a_real_server(
     client = MlflowClient(server)
     with mlflow.start_run(experiment_id=client.create_experiment("flavour")):
         mlflow.transformers.log_model(
-            whole, name="model", task="text-generation", registered_model_name="candidate", pip_requirements=["transformers"]
+            whole,
+            name="model",
+            task="text-generation",
+            registered_model_name="candidate",
+            pip_requirements=["transformers"],
         )
     assert client.get_model_version_download_uri("candidate", "1").startswith("mlflow-artifacts:")
     logged = log(client, tiny_checkpoint, "checkpoint")
@@ -316,4 +336,6 @@ def test_a_real_server(
     assert loaded.apply_chat_template([{"role": "user", "content": "5?"}], tokenize=False) == "<|user|>5?<end>"
     plain = sources.resolve("models:/candidate/2")
     assert checkpoint.fingerprint(plain) == checkpoint.fingerprint(tiny_checkpoint)
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]  # longer for files alone
+    assert (
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    )  # longer for files alone

@@ -37,13 +37,18 @@ def change(path: str, **columns: Callable[[list[Any]], list[Any]]) -> None:
     table = pa.parquet.read_table(path)
     for name, new in columns.items():
         field = table.schema.field(name)
-        table = table.set_column(table.schema.get_field_index(name), field, pa.array(new(table[name].to_pylist()), field.type))
+        table = table.set_column(
+            table.schema.get_field_index(name), field, pa.array(new(table[name].to_pylist()), field.type)
+        )
     pa.parquet.write_table(table, path)
 
 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
-    [(InputError("no such thing"), 2, "error: no such thing\n"), (StageFailed("the disk is full"), 3, "error: the disk is full\n")],
+    [
+        (InputError("no such thing"), 2, "error: no such thing\n"),
+        (StageFailed("the disk is full"), 3, "error: the disk is full\n"),
+    ],
 )
 def test_a_stage_ends_in_a_line_and_a_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: MonkeyPatch, raised: Exception, code: int, said: str
@@ -64,7 +69,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: MonkeyPatch) -> None:
         stages.run(lambda: 1 / 0)
 
 
-# --- validate ---------------------------------------------------------------------------------------------------------------------
+# --- validate ---------------------------------------------------------------------------------------------------------
 
 
 def test_overlap_of_benchmark_and_unseen_stops_the_pipeline_by_name(copy: Workspace) -> None:
@@ -89,7 +94,7 @@ def test_an_audit_of_a_set_that_is_not_there_is_refused(copy: Workspace) -> None
         validate.main("base")
 
 
-# --- generate, score --------------------------------------------------------------------------------------------------------------
+# --- generate, score --------------------------------------------------------------------------------------------------
 
 
 def test_generations_are_the_engines_own_and_carry_how_they_were_made(copy: Workspace) -> None:
@@ -97,9 +102,14 @@ def test_generations_are_the_engines_own_and_carry_how_they_were_made(copy: Work
     about = records.metadata(table)
     assert about["decoding"] == "greedy" and about["engine"] == "fake" and about["max_new_tokens"] == 20
     reference, base = FakeEngine(Path("checkpoints/reference"), 20), FakeEngine(Path("checkpoints/base"), 20)
-    assert (about["fingerprint"], about["base_fingerprint"]) == (reference.identity["fingerprint"], base.identity["fingerprint"])
+    assert (about["fingerprint"], about["base_fingerprint"]) == (
+        reference.identity["fingerprint"],
+        base.identity["fingerprint"],
+    )
     expected = [(name, row) for name in ("benchmark", "unseen") for row in questions(name)]
-    assert [(row["set"], row["question_id"]) for row in table.to_pylist()] == [(name, row["question_id"]) for name, row in expected]
+    assert [(row["set"], row["question_id"]) for row in table.to_pylist()] == [
+        (name, row["question_id"]) for name, row in expected
+    ]
     for row, (_, question) in list(zip(table.to_pylist(), expected, strict=True))[::17]:
         prompt = reference.prompt(question["question"])
         ((_, answer),) = reference.generate([prompt], 20)
@@ -115,7 +125,9 @@ def questions(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_base_with_another_vocabulary_gives_no_log_probs_but_answers(copy: Workspace, monkeypatch: MonkeyPatch) -> None:
+def test_a_base_with_another_vocabulary_gives_no_log_probs_but_answers(
+    copy: Workspace, monkeypatch: MonkeyPatch
+) -> None:
     class Other(FakeEngine):
         def __init__(self, folder: Path, max_new_tokens: int) -> None:
             super().__init__(folder, max_new_tokens)
@@ -141,7 +153,11 @@ def test_a_registered_checkpoint_that_changed_is_not_generated_from(copy: Worksp
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("no template", "no chat template"), ("broken template", "chat template does not work"), ("", "exceed the 256 of")],
+    [
+        ("no template", "no chat template"),
+        ("broken template", "chat template does not work"),
+        ("", "exceed the 256 of"),
+    ],
 )
 def test_questions_that_make_no_prompt_are_refused_before_weights_are_loaded(
     copy: Workspace, monkeypatch: MonkeyPatch, broken: Callable[[str], Path], tiny_checkpoint: Path, how: str, said: str
@@ -176,7 +192,7 @@ def test_an_empty_answer_has_no_score_and_is_counted_to_the_end(copy: Workspace)
     assert copy.verdict("base")["unscored"] == 1 and any("1 of 40" in line for line in copy.verdict("base")["warnings"])
 
 
-# --- calibrate --------------------------------------------------------------------------------------------------------------------
+# --- calibrate --------------------------------------------------------------------------------------------------------
 
 
 def test_the_detector_is_what_the_contract_says(copy: Workspace) -> None:

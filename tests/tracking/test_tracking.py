@@ -60,7 +60,9 @@ def write_detector(workspace: Path, version: str = "0123456789ab", auc: float = 
     )
     rows = [(ALONE, False, 0.91, 0.9), (WITH_BASE, True, 0.95, auc), ("min_k(m=50,k=0.2)", False, 0.8, 0.81)]
     table = pd.DataFrame(rows, columns=["method", "with_base", "auc_choice", "auc"])
-    table.assign(auc_low=table.auc - 0.06, auc_high=table.auc + 0.04).to_csv(workspace / "detector/methods.csv", index=False)
+    table.assign(auc_low=table.auc - 0.06, auc_high=table.auc + 0.04).to_csv(
+        workspace / "detector/methods.csv", index=False
+    )
     (workspace / "detector/roc.csv").write_text("choice,fpr,tpr,lowest\nalone,0.0,0.0,0.5\nalone,1.0,1.0,-1.0\n")
 
 
@@ -86,7 +88,9 @@ def write_verdict(workspace: Path, audit: str, verdict: str, rate: float) -> Non
     score = np.append(rng.normal(-0.4, 0.2, 159), np.nan)
     p = conformal_p_values(score, np.linspace(-0.9, -0.1, 120))
     columns = [[f"{i:016x}" for i in range(160)], score, p, np.nan_to_num(p, nan=1) <= 0.05, [1, 0] * 80]
-    write_table(folder / "questions.parquet", pa.Table.from_arrays([pa.array(c) for c in columns], VERDICT_QUESTIONS.names))
+    write_table(
+        folder / "questions.parquet", pa.Table.from_arrays([pa.array(c) for c in columns], VERDICT_QUESTIONS.names)
+    )
     (folder / "report.html").write_text(f"<html><body><h1>{verdict}</h1></body></html>")
     (folder / "plots").mkdir(exist_ok=True)
     (folder / "plots/interactive.html").write_text("<html><body><h1>interactive</h1></body></html>")
@@ -126,7 +130,8 @@ def workspace(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.chdir(root)
     (root / "params.yaml").write_text(
-        "calibrate: {reference: reference}\ndecision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: {learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
+        "calibrate: {reference: reference}\ndecision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: "
+        "{learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
         + "many: {" + ", ".join(f"p{i}: {i}" for i in range(120)) + "}\n"
     )  # fmt: skip
     audit = {"checkpoint": "c", "base": None, "benchmark": "benchmark", "unseen": "unseen", "fpr": None,
@@ -155,7 +160,9 @@ def client(workspace: Path, empty_store: Path) -> MlflowClient:
 
 def artifacts(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
     found = client.list_artifacts(run_id, folder)
-    return {one.path for one in found if not one.is_dir}.union(*(artifacts(client, run_id, one.path) for one in found if one.is_dir))
+    return {one.path for one in found if not one.is_dir}.union(
+        *(artifacts(client, run_id, one.path) for one in found if one.is_dir)
+    )
 
 
 def read(client: MlflowClient, run: Run, table: str) -> pd.DataFrame:
@@ -175,17 +182,38 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
     assert (metrics["members_flagged"], metrics["others_flagged"]) == (0.7, 0.025)
     assert not {"exchangeability", "tpr_at_fpr"} & set(metrics)  # None is left out, and a ROC is the detector's
     assert (run.data.params["many.p119"], run.data.params["score.methods.tbd.m"]) == ("119", "[20, 50]")
-    assert (run.data.params["detector"], run.data.params["engine"], run.data.params["fpr"]) == (ALONE, "transformers", "0.05")
+    assert (run.data.params["detector"], run.data.params["engine"], run.data.params["fpr"]) == (
+        ALONE,
+        "transformers",
+        "0.05",
+    )
     tags = run.data.tags
-    assert (tags["verdict"], tags["checkpoint_fingerprint"], tags["git_dirty"]) == ("CONTAMINATED", FINGERPRINT, "false")
-    assert tags["git_commit"] == subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert (tags["verdict"], tags["checkpoint_fingerprint"], tags["git_dirty"]) == (
+        "CONTAMINATED",
+        FINGERPRINT,
+        "false",
+    )
+    assert (
+        tags["git_commit"]
+        == subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    )
     assert tags["mlflow.note.content"].startswith("**CONTAMINATED: 48% [35%, 60%] of `benchmark`**")
     inputs = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
-    assert (inputs["benchmark"].digest, json.loads(inputs["unseen"].source)) == ("b" * 32, {"uri": "data/sets/unseen.parquet"})
+    assert (inputs["benchmark"].digest, json.loads(inputs["unseen"].source)) == (
+        "b" * 32,
+        {"uri": "data/sets/unseen.parquet"},
+    )
     assert artifacts(client, run.info.run_id) == {
-        "plots/scores.png", "plots/interactive.html", "questions.json", "report.html", "verdict.json", "dvc.lock", "params.yaml",
-        "validation/index.html", *(f"{of}/{name}" for of in ("audit", "reference") for name in ("audit.yaml", "dvc.yaml", "dvc.lock")),
-    }  # fmt: skip
+        "plots/scores.png",
+        "plots/interactive.html",
+        "questions.json",
+        "report.html",
+        "verdict.json",
+        "dvc.lock",
+        "params.yaml",
+        "validation/index.html",
+        *(f"{of}/{name}" for of in ("audit", "reference") for name in ("audit.yaml", "dvc.yaml", "dvc.lock")),
+    }
     table = read(client, run, "questions.json")
     assert list(table.columns) == ["question_id", "score", "p_value", "flagged", "label"]
     assert len(table) == 160
@@ -200,14 +228,20 @@ def test_a_calibration_carries_every_method_and_both_choices(workspace: Path, cl
     assert run.info.run_name == "logprob_ratio(m=8) AUC 0.94 [0.88, 0.98]"
     assert run.data.metrics["tpr_at_fpr"] == 0.7 and run.data.metrics["others_flagged"] == 0.05
     assert run.data.params["fingerprint"] == FINGERPRINT and run.data.params["torch_version"] == "2.13.0"
-    assert (run.data.metrics["auc"], run.data.metrics["with_base.auc"], run.data.metrics["alone.auc"]) == (0.94, 0.94, 0.9)
+    assert (run.data.metrics["auc"], run.data.metrics["with_base.auc"], run.data.metrics["alone.auc"]) == (
+        0.94,
+        0.94,
+        0.9,
+    )
     assert run.data.tags["mlflow.note.content"].startswith("**AUC 0.94 [0.88, 0.98]** for `logprob_ratio(m=8)`")
     assert {one.tags[0].value: one.dataset.name for one in run.inputs.dataset_inputs} == {
         name: name for name in ("benchmark", "unseen", "members")
     }
     table = read(client, run, "methods.json")
     assert list(table["method"]) == [ALONE, WITH_BASE, "min_k(m=50,k=0.2)"]
-    assert {"detector.json", "roc.csv", "plots/roc.png", "validation/docs/index.html"} <= artifacts(client, run.info.run_id)
+    assert {"detector.json", "roc.csv", "plots/roc.png", "validation/docs/index.html"} <= artifacts(
+        client, run.info.run_id
+    )
 
 
 def test_the_same_state_is_recorded_once_and_a_new_one_again(workspace: Path, client: MlflowClient) -> None:
@@ -235,7 +269,9 @@ def test_it_is_known_what_is_recorded(workspace: Path, client: MlflowClient, mon
         outcomes.state("base")
 
 
-def test_a_half_written_run_is_not_taken_for_the_record(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:
+def test_a_half_written_run_is_not_taken_for_the_record(
+    workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch
+) -> None:
     state = tracking._check("base", Path()).state
     experiment = tracking.open_experiment(client, tracking.CHECKS, store())
     killed = client.create_run(experiment, tags={"state": state}).info.run_id  # kill -9: RUNNING for ever
@@ -295,7 +331,9 @@ def test_dvc_itself_digests_a_folder_the_same(workspace: Path, monkeypatch: Monk
     assert digest(Path("folder")) == yaml.safe_load(Path("folder.dvc").read_text())["outs"][0]["md5"]
 
 
-def test_the_registered_detector_scores_as_the_package_does(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:
+def test_the_registered_detector_scores_as_the_package_does(
+    workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch
+) -> None:
     run_id = tracking.record_calibration()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store())
     monkeypatch.setattr(sys, "path", sys.path)  # loading puts the model's code first
@@ -305,7 +343,10 @@ def test_the_registered_detector_scores_as_the_package_does(workspace: Path, cli
     base = [each * np.float32(2) for each in logprobs]
     same = {"fingerprint": FINGERPRINT, "dtype": "bfloat16", "template": TEMPLATE}
 
-    for identity, frame in ((ALONE, {"logprobs": logprobs}), (WITH_BASE, {"logprobs": logprobs, "base_logprobs": base})):
+    for identity, frame in (
+        (ALONE, {"logprobs": logprobs}),
+        (WITH_BASE, {"logprobs": logprobs, "base_logprobs": base}),
+    ):
         found = model.predict(pd.DataFrame(frame), params=same)
         expected, _ = scores.parse(identity)(Tokens(pad(logprobs), pad(base)))
         np.testing.assert_array_equal(found["score"], expected)
@@ -400,7 +441,9 @@ def test_the_store_is_absolute_and_a_mistyped_one_refused(workspace: Path, monke
 
 
 def test_credentials_in_addresses_are_not_recorded() -> None:
-    assert tracking.texts({"engine": "openai https://me:key@host/v1", "none": None}, 99) == {"engine": "openai https://host/v1"}
+    assert tracking.texts({"engine": "openai https://me:key@host/v1", "none": None}, 99) == {
+        "engine": "openai https://host/v1"
+    }
 
 
 def test_a_new_store_is_made_quietly(workspace: Path) -> None:

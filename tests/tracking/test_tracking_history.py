@@ -26,8 +26,12 @@ def client(workspace: Path, empty_store: Path) -> MlflowClient:
     return MlflowClient(store())
 
 
-def test_a_failure_is_a_failed_run_among_the_checks_once(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:
-    failed = failure(1, reason="cut `off` at https://me:key@host/x", checkpoint="m\x1b", origin="models:/M/1", fingerprint="c" * 64)
+def test_a_failure_is_a_failed_run_among_the_checks_once(
+    workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch
+) -> None:
+    failed = failure(
+        1, reason="cut `off` at https://me:key@host/x", checkpoint="m\x1b", origin="models:/M/1", fingerprint="c" * 64
+    )
     with monkeypatch.context() as patch:  # killed between the two calls
         patch.setattr(MlflowClient, "set_terminated", lambda *_: None)
         first = tracking_history.record_failure(failed)
@@ -36,7 +40,13 @@ def test_a_failure_is_a_failed_run_among_the_checks_once(workspace: Path, client
     run = client.get_run(first)
     assert (run.info.status, run.info.run_name) == ("FAILED", "m\ufffd: FAILED")
     assert client.get_experiment(run.info.experiment_id).name == tracking.CHECKS
-    wanted = {"outcome": FAILED, "place": "incoming/model-1", "origin": "models:/M/1", "fingerprint": "c" * 64, "state": failed.id}
+    wanted = {
+        "outcome": FAILED,
+        "place": "incoming/model-1",
+        "origin": "models:/M/1",
+        "fingerprint": "c" * 64,
+        "state": failed.id,
+    }
     assert wanted.items() <= run.data.tags.items()
     assert run.data.tags["reason"] == "cut `off` at https://host/x"
     assert run.data.tags["mlflow.note.content"].endswith("\n\n`cut 'off' at https://host/x`")
@@ -63,7 +73,9 @@ def test_a_model_version_says_what_became_of_it(client: MlflowClient, version: s
     maths = {"tbd.verdict.maths": "CONTAMINATED", "tbd.contamination_rate.maths": "0.38 [0.28, 0.50]",
              "tbd.audit.maths": "model-1-maths", "tbd.run.maths": "run1"}  # fmt: skip
     assert tags_of(client, version) == maths  # the failure is over
-    tracking_history.tag_version(version, failure(1, benchmark={"name": "physics", "md5": "", "n": 0}, reason="no room"), "run2")
+    tracking_history.tag_version(
+        version, failure(1, benchmark={"name": "physics", "md5": "", "n": 0}, reason="no room"), "run2"
+    )
     physics = {"tbd.verdict.physics": FAILED, "tbd.run.physics": "run2", "tbd.reason.physics": "no room"}
     assert tags_of(client, version) == maths | physics
     tracking_history.tag_version(version, again(1, verdict(7, on="physics")), "run3")
@@ -85,7 +97,9 @@ def test_a_description_is_the_owners(client: MlflowClient, version: str) -> None
     assert client.get_model_version("M", "1").description == "mine"
 
 
-def test_only_model_versions_that_are_there_are_tagged(client: MlflowClient, version: str, monkeypatch: MonkeyPatch) -> None:
+def test_only_model_versions_that_are_there_are_tagged(
+    client: MlflowClient, version: str, monkeypatch: MonkeyPatch
+) -> None:
     for origin in ("models:/M/2", "models:/N/1"):
         tracking_history.tag_version(origin, verdict(1), "run1")
     client.delete_model_version("M", "1")
@@ -114,11 +128,16 @@ def test_the_history_is_one_run_that_grows(workspace: Path, client: MlflowClient
         return [(metric.step, metric.value, metric.timestamp) for metric in client.get_metric_history(run_id, key)]
 
     stamps = [int(outcome.time.timestamp() * 1000) for outcome in outcomes]
-    assert drawn("contamination_rate.maths") == [(1, 0.38, stamps[0]), (3, 0.1, stamps[4])]  # the failure keeps its place
+    assert drawn("contamination_rate.maths") == [
+        (1, 0.38, stamps[0]),
+        (3, 0.1, stamps[4]),
+    ]  # the failure keeps its place
     assert drawn("contamination_rate_low.maths") == [(1, 0.28, stamps[0]), (3, 0.0, stamps[4])]
     assert drawn("contamination_rate_high.physics") == [(1, 0.12, stamps[3])]
     assert drawn("flagged_share.maths") == [(1, 0.05, stamps[0]), (3, 0.05, stamps[4])]
-    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "history.json", "type": "table"}]  # shown as a table
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "history.json", "type": "table"}
+    ]  # shown as a table
     table = pd.read_json(client.download_artifacts(run_id, "history.json"), orient="split")
     assert list(table["checkpoint"]) == [f"model-{n}" for n in (5, 4, 3, 2, 1)]  # not added to the older one
     assert list(table["contamination_rate"].round(2)[[0, 4]]) == [0.1, 0.38]

@@ -89,7 +89,11 @@ def note(outcome: Outcome) -> Outcome:
 def test_a_new_checkpoint_is_audited_once(p: Params) -> None:
     folder = fake_checkpoint(INCOMING / "alpha")
     job = only(p)
-    assert isinstance(job, Job) and job.fingerprint == checkpoint.fingerprint(folder) and job.audit.startswith("alpha-exam-x")
+    assert (
+        isinstance(job, Job)
+        and job.fingerprint == checkpoint.fingerprint(folder)
+        and job.audit.startswith("alpha-exam-x")
+    )
     judged(job)
     assert isinstance(only(p), Known)
 
@@ -135,7 +139,12 @@ def test_the_same_weights_under_another_name_are_not_audited_again(p: Params) ->
     same = look(p)["omega"][0]
     assert isinstance(same, Same) and same.audit == first.audit
     noted = note(outcomes.same(same, History()))
-    assert (noted.outcome, noted.checkpoint, noted.same_as, noted.place) == ("CONTAMINATED", "omega", first.audit, "incoming/omega")
+    assert (noted.outcome, noted.checkpoint, noted.same_as, noted.place) == (
+        "CONTAMINATED",
+        "omega",
+        first.audit,
+        "incoming/omega",
+    )
     assert history.event(noted) == "quiet" and noted.id != first.id
     assert all(isinstance(one, Known) for some in look(p).values() for one in some)
 
@@ -201,7 +210,8 @@ def test_policy_every_rule_that_matches_the_first_for_a_benchmark(p: Params) -> 
         Rule(checkpoints="org/*@step-*", benchmark="late", unseen="new"),
     ]
     chosen = {
-        name: [(rule.benchmark, rule.fpr) for rule in decide.rules(name, rules)] for name in ("llama-7", "qwen", "org/m@step-3")
+        name: [(rule.benchmark, rule.fpr) for rule in decide.rules(name, rules)]
+        for name in ("llama-7", "qwen", "org/m@step-3")
     }
     assert chosen["llama-7"] == [("exam", 0.01), ("maths", None)]
     assert chosen["qwen"] == [("exam", None), ("maths", None)]

@@ -1,8 +1,9 @@
 """Engines: text in, token ids and log-probs out.
 
-One module an engine, one protocol for all. An engine knows how to run a model; it does not know batches, journals, files or
-scores (see `tbd.generation.units`). The log-prob of a token is the natural log of its softmax probability under the *raw* logits, at
-temperature 1, before any processor, whatever the checkpoint's own generation config asks for.
+One module an engine, one protocol for all. An engine knows how to run a model; it does not know batches, journals,
+files or scores (see `tbd.generation.units`). The log-prob of a token is the natural log of its softmax probability
+under the *raw* logits, at temperature 1, before any processor, whatever the checkpoint's own generation config asks
+for.
 """
 
 import importlib
@@ -47,7 +48,8 @@ class Engine(Protocol):
     """What every engine offers."""
 
     identity: dict[str, Any]
-    """engine and version, checkpoint fingerprint, device kind, dtype, chat-template hash: whatever can change a number"""
+    """engine and version, checkpoint fingerprint, device kind, dtype, chat-template hash: whatever can change a
+    number"""
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "Engine":
@@ -55,18 +57,22 @@ class Engine(Protocol):
 
     @classmethod
     def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
-        """Its `prompt` without the weights, to try questions and template before anything long starts. Raises InputError."""
+        """Its `prompt` without the weights, to try questions and template before anything long starts. Raises
+        InputError."""
 
     def prompt(self, question: str) -> Prompt:
         """Render one question. Raises InputError if prompt and answer exceed the model's context."""
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
         """Answer greedily as one batch; yield (index in `prompts`, answer) as each finishes. May raise OutOfMemory."""
 
     def logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
     ) -> list[NDArray[np.float32]]:
-        """Log-probs (nats) this model gives to `answers` token by token, each after its prompt. May raise OutOfMemory."""
+        """Log-probs (nats) this model gives to `answers` token by token, each after its prompt. May raise
+        OutOfMemory."""
 
 
 Kind = TypeVar("Kind", bound=type[Engine])
@@ -82,7 +88,8 @@ def engine(kind: Kind) -> Kind:
 
 
 def find(name: str) -> type[Engine]:
-    """The engine of that name; its module is imported now. Raises InputError, suggesting a name, if there is none such."""
+    """The engine of that name; its module is imported now. Raises InputError, suggesting a name, if there is none
+    such."""
     known = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in known:
         raise unknown("engine", name, known, "params.yaml: generate.engine")

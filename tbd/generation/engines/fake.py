@@ -23,7 +23,8 @@ MEMORY = "fake.txt"
 
 @engine
 class FakeEngine:
-    """See `tbd.generation.engines.Engine`. `capacity` prompts fit in memory; a longer batch is refused as out of memory."""
+    """See `tbd.generation.engines.Engine`. `capacity` prompts fit in memory; a longer batch is refused as out of
+    memory."""
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":
@@ -54,7 +55,9 @@ class FakeEngine:
     def prompt(self, question: str) -> Prompt:
         return tuple(question.encode())
 
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
         self._take(prompts)
         for row, prompt in enumerate(prompts):
             tick("read", len(prompt))

@@ -1,8 +1,8 @@
 """The default engine: a Hugging Face model on CPU or GPU.
 
-A small loop over the model's own forward. Against `model.generate(output_scores=True)` it keeps one log-prob a step instead of
-the whole vocabulary, writes keys and values into a cache allocated once, reads prompts eight rows at a time, and drops rows
-that have finished.
+A small loop over the model's own forward. Against `model.generate(output_scores=True)` it keeps one log-prob a step
+instead of the whole vocabulary, writes keys and values into a cache allocated once, reads prompts eight rows at a time,
+and drops rows that have finished.
 """
 
 import json
@@ -29,7 +29,8 @@ PREFILL_ROWS = 8
 
 
 class Rows(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` writes behind what is there.
+    """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` writes behind what is
+    there.
 
     While prompts are read, `window` is the slice of rows being read; rows can be dropped with `keep`.
     """
@@ -76,7 +77,8 @@ class Rows(CacheLayerMixin):  # type: ignore[misc]
 class PackedLinear(torch.nn.Module):
     """A bias-free or biased linear layer whose bf16 weight is laid out for oneDNN once, not again at every call.
 
-    On CPU that is a fifth of a decoding step. The plain weight is let go, so the layer costs no more memory than before.
+    On CPU that is a fifth of a decoding step. The plain weight is let go, so the layer costs no more memory than
+    before.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -136,7 +138,9 @@ class TransformersEngine:
         }
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
         with _out_of_memory():
             yield from self._generate(prompts, max_new_tokens, tick)
 
@@ -181,14 +185,18 @@ class TransformersEngine:
             ).logits[:, -1]
             position = position + 1
 
-    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, layers: list[Rows], tick: Tick) -> torch.Tensor:
+    def _prefill(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, layers: list[Rows], tick: Tick
+    ) -> torch.Tensor:
         """Read the prompts into the cache a few rows at a time; logits (batch, vocabulary) for the first new token."""
         logits = []
         for start in range(0, len(ids), PREFILL_ROWS):
             window = slice(start, min(start + PREFILL_ROWS, len(ids)))
             for layer in layers:
                 layer.filled, layer.window = 0, window
-            logits.append(self._read(ids[window], mask[window], past_key_values=cache, use_cache=True, logits_to_keep=1)[:, -1])
+            logits.append(
+                self._read(ids[window], mask[window], past_key_values=cache, use_cache=True, logits_to_keep=1)[:, -1]
+            )
             tick("read", int(mask[window].sum()))
         for layer in layers:
             layer.window = slice(0, len(ids))
@@ -237,7 +245,9 @@ def _out_of_memory() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):  # torch's allocators on CPU and on MPS
+        if "can't allocate memory" in str(error) or "out of memory" in str(
+            error
+        ):  # torch's allocators on CPU and on MPS
             raise OutOfMemory from error
         raise
 
