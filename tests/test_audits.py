@@ -17,6 +17,7 @@ from tbd.errors import InputError
 from tbd.pipeline import templates
 from tbd.workspace import NAME, NUMBER, check_name, relative
 
+PARAMS = "generate: {engine: fake}\n"
 ENTRY = Audit(
     checkpoint="models/m",
     base=None,
@@ -29,13 +30,15 @@ ENTRY = Audit(
 
 
 def test_what_is_added_is_there(workspace: Path) -> None:
+    (workspace / "params.yaml").write_text(PARAMS)
     assert audits.load() == {}
     second = ENTRY.model_copy(update={"fpr": 0.001, "checkpoint": "ä: #1"})
     templates.add("second", second)
     templates.add("first", ENTRY)
     assert audits.load() == {"first": ENTRY, "second": second} and audits.names() == ["first", "second"]
-    made = (workspace / "audits/first/dvc.yaml").read_text()
-    assert made.replace('audit: "first"', 'audit: "second"') == (workspace / "audits/second/dvc.yaml").read_text()
+    made = (workspace / "audits/first/dvc.yaml").read_text().replace('"models/m"', '"ä: #1"')
+    assert made.replace("first", "second") == (workspace / "audits/second/dvc.yaml").read_text()
+    assert dvc_reads("audits/second/dvc.yaml")["stages"]["generate"]["deps"][6] == "ä: #1"
     assert yaml.safe_load(audits.HEADER) is None  # a comment
 
 
@@ -52,9 +55,10 @@ def read_by_dvc(name: str) -> None:
     """As the name of a set, in audit.yaml."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        Path("params.yaml").write_text(PARAMS)
         templates.add(name, ENTRY.model_copy(update={"benchmark": name}))
         assert dvc_reads(f"audits/{name}/audit.yaml")["benchmark"] == name
-        assert dvc_reads(f"audits/{name}/dvc.yaml")["vars"][0] == {"audit": name}
+        assert dvc_reads(f"audits/{name}/dvc.yaml")["stages"]["score"]["cmd"] == f"python -m tbd.stages.score {name}"
 
 
 @pytest.mark.parametrize("name", ["null", "true", "no", "y", "on", "1", "007", "1_000", "0x1f", "2024-01-01"])
@@ -101,14 +105,14 @@ def test_names_that_are_none(workspace: Path, name: str) -> None:
     ],
 )
 def test_an_audit_that_is_none(workspace: Path, text: str, message: str) -> None:
-    templates.add("a", ENTRY)
+    audits.write("a", ENTRY)
     audits.path("a").write_text(text)
     with pytest.raises(InputError, match=message):
         audits.load()
 
 
 def test_an_unknown_audit_is_refused_with_a_suggestion(workspace: Path) -> None:
-    templates.add("first", ENTRY)
+    audits.write("first", ENTRY)
     with pytest.raises(InputError, match=r"unknown audit 'frist'\. Did you mean 'first'"):
         audits.get("frist")
 

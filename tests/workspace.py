@@ -221,6 +221,9 @@ def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) ->
     for name in FOLDERS:
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     workspace.edit("params.yaml", changes)
+    engine = yaml.safe_load((root / "params.yaml").read_text())["generate"]["engine"]
+    for file in root.glob("audits/*/dvc.yaml"):
+        file.write_text(file.read_text().replace("engines/transformers.py", f"engines/{engine}.py"))
     if fake:
         (root / "fake_checkpoint.py").write_text(FAKE)
         pipeline = (root / "dvc.yaml").read_text()

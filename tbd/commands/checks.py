@@ -21,7 +21,7 @@ from tbd.detection.verdict import judge
 from tbd.errors import InputError, TransientFault
 from tbd.history import History, outbox
 from tbd.params import Rule
-from tbd.pipeline import repro, workspace_lock
+from tbd.pipeline import repro, templates, workspace_lock
 from tbd.pipeline.lock_file import LockFile, target
 from tbd.scores.scoring import score
 from tbd.scores.table import ScoreTable
@@ -130,12 +130,15 @@ def settled(names: Sequence[str]) -> bool:
 def ready(names: Iterable[str]) -> None:
     """Check the parameters, and these audits against them, before a long run that would end there. Raises InputError.
 
+    Their stages are those of this version of tbd from now on.
+
     A checkpoint from afar that is not here (in a new clone) is fetched again; that may raise TransientFault.
     """
     p = params.load()
     scores.expand(p.score.methods)
     for name in names:
         audit = audits.get(name)
+        templates.refresh(name)
         if audit.origin is not None and not Path(audit.checkpoint).is_dir():
             sources.resolve(audit.origin)
         path = set_path(audit.unseen)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tbd.pipeline.templates import TEMPLATE
+from tbd import audits
+from tbd.pipeline.templates import TEMPLATE, stages
 from tests.workspace import REPOSITORY
 
 PLUMBING = {
@@ -99,7 +100,7 @@ def test_an_engine_is_named_by_the_parameter_that_chooses_it() -> None:
     """So that another engine makes no generations stale."""
     deps = definitions()["generate"]["deps"]
     named = [dep for dep in deps if dep.startswith("tbd/generation/engines")]
-    assert named == ["tbd/generation/engines/__init__.py", "tbd/generation/engines/${generate.engine}.py"]
+    assert named == ["tbd/generation/engines/__init__.py", "tbd/generation/engines/${engine}.py"]
 
 
 def test_every_module_that_is_named_exists() -> None:
@@ -109,6 +110,6 @@ def test_every_module_that_is_named_exists() -> None:
 
 
 @pytest.mark.parametrize("audit", sorted(path.parent.name for path in REPOSITORY.glob("audits/*/audit.yaml")))
-def test_the_audits_that_come_with_the_project_are_of_the_template(audit: str) -> None:
-    made = TEMPLATE.read_text().replace("audit: NAME", f'audit: "{audit}"')
-    assert (REPOSITORY / "audits" / audit / "dvc.yaml").read_text() == made
+def test_the_audits_that_come_with_the_project_are_of_the_template(audit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert Path(f"audits/{audit}/dvc.yaml").read_text() == stages(audit, audits.get(audit))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tbd.errors import InputError
+from tbd.pipeline import templates
 from tbd.pipeline.lock_file import LockFile, target
 from tests.workspace import Workspace, create, finished
 
@@ -57,14 +58,14 @@ def test_another_way_to_score_does_not_generate_again(copy: Workspace) -> None:
     assert sorted(copy.repro()) == ["calibrate", "score@base", "score@reference"]
 
 
-def test_a_new_audit_runs_its_own_stages_alone(copy: Workspace) -> None:
+def test_a_new_audit_runs_its_own_stages_alone(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     copy.run("python", "fake_checkpoint.py", "other")
     shutil.copytree(
         copy.root / "audits/reference", copy.root / "audits/other", ignore=shutil.ignore_patterns("[!a]*", "dvc.lock")
     )
     copy.edit("audits/other/audit.yaml", {"checkpoint": "checkpoints/other", "fpr": 0.1})
-    template = (copy.root / "tbd/pipeline/audit.dvc.yaml").read_text()
-    (copy.root / "audits/other/dvc.yaml").write_text(template.replace("NAME", "other"))
+    monkeypatch.chdir(copy.root)
+    templates.refresh("other")
     assert copy.repro() == [f"{kind}@other" for kind in ("validate", "generate", "score", "verdict")]
     assert copy.verdict("other")["verdict"] == "CONTAMINATED" and copy.verdict("other")["fpr"] == 0.1
 
