@@ -13,8 +13,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
 
-from tbd import params
+from tbd import audits, params
 from tbd.errors import StageFailed, TransientFault
+from tbd.pipeline import templates
 from tbd.pipeline.lock_file import target
 from tbd.pipeline.repro import Repro
 from tbd.pipeline.workspace_lock import workspace
@@ -77,21 +78,25 @@ def run_stage(stage: str, repro: Repro) -> State:
 
 
 def walk(*stages: str) -> None:
-    """Bring these stages (`calibrate`, `verdict@NAME`) and all they need up to date; each that is stale is a task of
-    the flow.
+    """Bring these stages (`calibrate`, `verdict@NAME`) and all they need up to date; each that is stale is a task.
 
-    Raises StageFailed, or TransientFault if that was all and did not pass.
+    The `dvc.yaml` of an audit that another version of tbd wrote is written anew. Raises StageFailed, or TransientFault
+    if that was all and did not pass.
     """
     if not stages:  # which DVC would take for everything
         return
     logger, run, ran = get_run_logger(), retrying(run_stage), 0
-    with workspace(logger.info) as lock, Repro([target(stage) for stage in stages], lock, logger.info) as repro:
-        for stage in repro:
-            state = run(stage, repro, return_state=True)
-            if not state.is_completed():
-                failure = state.result(raise_on_failure=False)  # state.data holds it wrapped
-                known = isinstance(failure, StageFailed | TransientFault)
-                raise failure if known else StageFailed(state.message or f"stage {stage} failed")
-            ran += 1
+    with workspace(logger.info) as lock:
+        for name in (params.load().calibrate.reference, *(stage.partition("@")[2] for stage in stages)):
+            if name in audits.names():
+                templates.refresh(name)
+        with Repro([target(stage) for stage in stages], lock, logger.info) as repro:
+            for stage in repro:
+                state = run(stage, repro, return_state=True)
+                if not state.is_completed():
+                    failure = state.result(raise_on_failure=False)  # state.data holds it wrapped
+                    known = isinstance(failure, StageFailed | TransientFault)
+                    raise failure if known else StageFailed(state.message or f"stage {stage} failed")
+                ran += 1
     if not ran:
         logger.info("up to date, with all it needs: %s", ", ".join(stages))

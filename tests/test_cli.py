@@ -19,11 +19,13 @@ import pytest
 
 from tbd import cli, history, records
 from tbd.commands import checks
+from tbd.errors import InputError
 from tbd.history import outbox
+from tbd.pipeline import templates
 from tbd.watch import outcomes
 from tests import outcomes as examples
 from tests.shared import mlflow_store
-from tests.workspace import Workspace, finished
+from tests.workspace import Workspace, fake_checkpoint, finished
 
 pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
@@ -312,6 +314,24 @@ def write(path: Path, entries: list[dict[str, Any]]) -> Path:
     else:
         pq.write_table(pa.Table.from_pylist(entries), path)
     return path
+
+
+def test_other_weights_at_a_place_are_another_audit(tbd: Command) -> None:
+    fake_checkpoint(tbd.root / "models/mine", "first")
+    asked = ("models/mine", "benchmark", "unseen", None)
+    name, entry = checks.prepare(*asked, None, None)
+    assert name == "mine-benchmark" and checks.present() == ["base", "reference"]
+    templates.add(name, entry)
+    assert checks.prepare(*asked, None, None) == (name, entry)
+    shutil.rmtree(tbd.root / "models/mine")
+    fake_checkpoint(tbd.root / "models/mine", "second")
+    another, other = checks.prepare(*asked, None, None)
+    assert another == f"mine-benchmark-x{other.digest}" and other.digest != entry.digest
+    with pytest.raises(InputError, match=r"with another checkpoint_fingerprint\. Choose one with --as"):
+        checks.prepare(*asked, name, None)
+    assert name in checks.present()  # it has no verdict that could stand
+    (tbd.root / f"audits/{name}/verdict.json").write_text("{}")
+    assert checks.present() == ["base", "reference"]
 
 
 def test_audits_are_settled_when_nothing_is_left_to_do(tbd: Command, monkeypatch: MonkeyPatch) -> None:

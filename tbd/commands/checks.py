@@ -21,13 +21,13 @@ from tbd.detection.verdict import judge
 from tbd.errors import InputError, TransientFault
 from tbd.history import History, outbox
 from tbd.params import Rule
-from tbd.pipeline import repro, templates, workspace_lock
+from tbd.pipeline import repro, workspace_lock
 from tbd.pipeline.lock_file import LockFile, target
 from tbd.scores.scoring import score
 from tbd.scores.table import ScoreTable
 from tbd.sets import near_duplicates
 from tbd.tracking import runs
-from tbd.watch import outcomes
+from tbd.watch import decide, outcomes
 from tbd.workspace import AUDITS, DETECTOR, check_name, relative, set_path
 
 
@@ -97,12 +97,17 @@ def _same(known: Audit, entry: Audit) -> bool:
 
 
 def present() -> list[str]:
-    """The audits, without those that are judged and whose checkpoint was taken away since: their verdicts stand."""
+    """The audits, without those that were judged and whose checkpoint is gone or overwritten: their verdicts stand."""
     names, made = [], pipeline_outputs()
     for name, audit in audits.load().items():
-        gone = not Path(audit.checkpoint).is_dir() and audit.origin is None and audit.checkpoint not in made
+        folder, pin = Path(audit.checkpoint), audit.checkpoint_fingerprint
+        if folder.is_dir():
+            gone = pin is not None and decide.fingerprint(folder) != pin
+        else:
+            gone = audit.origin is None and audit.checkpoint not in made
         if gone and (AUDITS / name / "verdict.json").is_file():
-            print(f"{name}: {audit.checkpoint} is no longer there; the verdict on it stands", flush=True)
+            what = "holds other weights by now" if folder.is_dir() else "is no longer there"
+            print(f"{name}: {folder} {what}; the verdict stands", flush=True)
         else:
             names.append(name)
     return names
@@ -130,15 +135,12 @@ def settled(names: Sequence[str]) -> bool:
 def ready(names: Iterable[str]) -> None:
     """Check the parameters, and these audits against them, before a long run that would end there. Raises InputError.
 
-    Their stages are those of this version of tbd from now on.
-
     A checkpoint from afar that is not here (in a new clone) is fetched again; that may raise TransientFault.
     """
     p = params.load()
     scores.expand(p.score.methods)
     for name in names:
         audit = audits.get(name)
-        templates.refresh(name)
         if audit.origin is not None and not Path(audit.checkpoint).is_dir():
             sources.resolve(audit.origin)
         path = set_path(audit.unseen)

@@ -26,13 +26,15 @@ class Folder:
             if alone
             else [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
         )
-        return sorted((found for found in map(_found, folders) if found), key=lambda found: (found.changed, found.name))
+        return sorted(
+            (found for found in map(found_in, folders) if found), key=lambda found: (found.changed, found.name)
+        )
 
     def fetch(self, found: Found) -> Path:
         return Path(found.place)
 
 
-def _found(folder: Path) -> Found | None:
+def found_in(folder: Path) -> Found | None:
     """None if the folder was removed meanwhile."""
     try:
         stats = sorted((str(file.relative_to(folder)), _stat(file)) for file in [folder, *folder.rglob("*")])

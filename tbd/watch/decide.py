@@ -18,6 +18,7 @@ from tbd.errors import Incomplete, InputError
 from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
 from tbd.sources import Found, Source
+from tbd.sources.folder import found_in
 from tbd.workspace import relative
 
 FINGERPRINTS = Path(".tbd/fingerprints.json")
@@ -178,7 +179,7 @@ def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Stan
     if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, retry):
         return Known(found, f"failed before: {last.reason}")
     base = rule.base
-    if base is not None and Path(base).is_dir() and _fingerprint_of_base(Path(base)) == weights:
+    if base is not None and Path(base).is_dir() and fingerprint(Path(base)) == weights:
         base = None
     place = relative(folder)
     begun = next(
@@ -214,13 +215,13 @@ def _remember(found: Found, fingerprint: str, folder: Path) -> None:
     records.write_json(FINGERPRINTS, _remembered() | {found.place: (found.version, fingerprint, str(folder))})
 
 
-def _fingerprint_of_base(folder: Path) -> str:
-    from tbd.sources.folder import Folder
-
-    found = Folder(str(folder)).look()[0]
-    entry = _remembered().get(found.place)
-    if entry is not None and entry[0] == found.version:
+def fingerprint(folder: Path) -> str:
+    """Of a checkpoint folder; computed only once while its files stay as they are."""
+    found = found_in(folder)
+    entry = _remembered().get(found.place) if found else None
+    if found and entry and entry[0] == found.version:
         return entry[1]
-    fingerprint = checkpoints.fingerprint(folder)
-    _remember(found, fingerprint, folder)
-    return fingerprint
+    weights = checkpoints.fingerprint(folder)
+    if found:
+        _remember(found, weights, folder)
+    return weights
