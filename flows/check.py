@@ -35,12 +35,12 @@ def check(
 
     Args:
         checkpoint: A folder with safetensors, config and tokenizer on the machine that runs this, a hub id with its
-        revision
-            (org/name@revision), or models:/NAME/VERSION.
+            revision (org/name@revision), or models:/NAME/VERSION.
         benchmark: The question set that the checkpoint is graded on. `tbd import` adds one.
         unseen: A question set of the same kind that the checkpoint cannot have seen.
-        base: What the checkpoint was distilled from, in the same forms. It finds more, and checks that the two sets are
-        alike. audit: Name of the audit; made of the checkpoint and the benchmark if left empty.
+        base: What the checkpoint was distilled from, in the same forms. It finds more, and checks that the two sets
+            are alike.
+        audit: Name of the audit; made of the checkpoint and the benchmark if left empty.
         fpr: A question is flagged at this false-positive rate; decision.fpr of params.yaml if left empty.
     """
     with workspace(get_run_logger().info, math.inf):

@@ -34,9 +34,8 @@ def watch(addresses: list[str] | None = None, retry: bool = False, wait: bool = 
     Where another look is under way, one at the sources of params.yaml is skipped; one that names its own waits.
 
     Args:
-        addresses: Where to look: folders of checkpoints (or one checkpoint), models:/NAME, hf://org/name; watch.sources
-        of
-            params.yaml if left empty.
+        addresses: Where to look: folders of checkpoints (or one checkpoint), models:/NAME, hf://org/name;
+            watch.sources of params.yaml if left empty.
         retry: Try again what failed. Otherwise a broken checkpoint is tried again when it changes.
         wait: Look again until nothing is left that is still being written; for a place that no schedule looks at.
     """

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from tbd import audits, params, scores, stages
 from tbd.detection import results
-from tbd.detection.calibration import Calibration, calibrate
+from tbd.detection.detector import Calibration, calibrate
 from tbd.report import plots
 from tbd.scores.table import ScoreTable
 from tbd.workspace import DETECTOR

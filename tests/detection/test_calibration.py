@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbd.detection import calibration
+from tbd.detection import calibration, detector
 from tbd.detection.calibration import Performance
 from tbd.detection.decisions import conformal_p_values, negatives_needed
 from tbd.errors import InputError
@@ -130,11 +130,11 @@ MIXED_UP = [-1.0, -2.0] * 20
 
 def chosen(
     *methods: str, labels: list[int] | None = TRUTH, unseen: list[float] = LOW, **of: list[float]
-) -> calibration.Calibration:
+) -> detector.Calibration:
     """The detector among these methods; `good`, `bad` and `ratio` are their scores."""
     scores = {GOOD: of.get("good", APART), BAD: of.get("bad", MIXED_UP), RATIO: of.get("ratio", MIXED_UP)}
     reference = table({("checkpoint", method): (scores[method], unseen) for method in methods}, labels)
-    return calibration.calibrate(reference, audit(), CALIBRATE, DECISION)
+    return detector.calibrate(reference, audit(), CALIBRATE, DECISION)
 
 
 def test_the_best_method_with_and_without_a_base() -> None:

@@ -234,7 +234,7 @@ def test_a_folder_is_not_whole_because_the_list_could_not_be_had(stand_in: Stand
     stand_in.fault = lambda method, path: (
         (403, {}) if "/tree/" in path and len(stand_in.of("GET", f"/tree/{FIRST}")) % 2 == 1 else None
     )
-    with pytest.raises(TransientFault, match="whole"):
+    with pytest.raises(TransientFault, match="completely"):
         source("hf://org/name").fetch(first())
     assert not FOLDER.exists()
 
