@@ -40,7 +40,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) ->
         pipeline.read_text().replace(before, f"cmd: mkdir -p checkpoints && cp -r {base} checkpoints/base\n")
     )
     workspace.commit()
-    return workspace
+    return workspace.used_before()
 
 
 def tbd(workspace: Workspace, *arguments: str, code: int = 0) -> str:

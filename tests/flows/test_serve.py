@@ -26,7 +26,7 @@ from tests.servers import Server
 from tests.workspace import fake_checkpoint, finished
 
 pytestmark = pytest.mark.slow
-EVERY = 10
+EVERY = 15
 """seconds between looks; each is a process, which takes seconds to start"""
 
 
@@ -273,7 +273,7 @@ def test_kills_of_everything_end_as_if_nothing_had_been(team: Team) -> None:
         team.prefect.stop(signal.SIGKILL)
         time.sleep(5)
         team.prefect.start()
-        time.sleep(EVERY)
+        time.sleep(10)
         kill(process, signal.SIGKILL, group=True)  # with everything it had started
         process = team.start()
         team.wait(lambda: team.outcomes()["learnt", "CONTAMINATED", False] == 1)
