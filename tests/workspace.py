@@ -25,7 +25,7 @@ from tests.shared import prefect_store, shared
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 AUDITS = [f"audits/{name}/{file}" for name in ("reference", "base") for file in ("audit.yaml", "dvc.yaml")]
-FILES = ["dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", *AUDITS]
+FILES = ["dvc.yaml", "params.yaml", ".gitignore", ".gitattributes", ".dvcignore", *AUDITS]
 FOLDERS = ["tbd", "flows"]
 UNHASHED = {".git", ".tbd", "tmp", "cache", "__pycache__"}
 """folders that may change where a workspace must not: working folders of git, DVC and tbd"""

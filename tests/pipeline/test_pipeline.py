@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tbd.errors import InputError
+from tbd import audits
 from tbd.pipeline import templates
 from tbd.pipeline.lock_file import LockFile, target
 from tests.workspace import Workspace, create, finished
@@ -68,6 +69,24 @@ def test_a_new_audit_runs_its_own_stages_alone(copy: Workspace, monkeypatch: pyt
     templates.refresh("other")
     assert copy.repro() == [f"{kind}@other" for kind in ("validate", "generate", "score", "verdict")]
     assert copy.verdict("other")["verdict"] == "CONTAMINATED" and copy.verdict("other")["fpr"] == 0.1
+
+
+def test_branches_that_each_add_an_audit_merge(copy: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.root)
+    home = copy.run("git", "branch", "--show-current").stdout.strip()
+    Path("audits/history.jsonl").write_text("{}\n")
+    copy.commit()
+    for name in ("left", "right"):
+        copy.run("git", "checkout", "--quiet", "-b", name, home)
+        templates.add(name, audits.get("base"))
+        shutil.copy("audits/base/dvc.lock", f"audits/{name}/dvc.lock")
+        with Path("audits/history.jsonl").open("a") as file:
+            file.write(f'{{"audit": "{name}"}}\n')
+        copy.commit()
+    copy.run("git", "merge", "--quiet", "--no-edit", "left")
+    assert audits.names() == ["base", "left", "reference", "right"]
+    lines = Path("audits/history.jsonl").read_text().splitlines()
+    assert sorted(lines) == ['{"audit": "left"}', '{"audit": "right"}', "{}"]
 
 
 def test_a_lock_of_dvc_that_a_kill_left_half_written_is_mended(copy: Workspace) -> None:
