@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tbd.errors import InputError
 from tbd import audits
+from tbd.errors import InputError
 from tbd.pipeline import templates
 from tbd.pipeline.lock_file import LockFile, target
 from tests.workspace import Workspace, create, finished
