@@ -77,8 +77,8 @@ class Rows(CacheLayerMixin):  # type: ignore[misc]
 class PackedLinear(torch.nn.Module):
     """A bias-free or biased linear layer whose bf16 weight is laid out for oneDNN once, not again at every call.
 
-    On CPU that is a fifth of a decoding step. The plain weight is let go, so the layer costs no more memory than
-    before.
+    Measured by `python -m benchmarks.generation --questions 64 --rounds 2` on two cores: 1.10 times the tokens a second
+    (1.08 to 1.13), reading the prompts included. The plain weight is let go, so the layer takes no more memory.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
