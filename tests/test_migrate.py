@@ -78,6 +78,14 @@ def test_what_it_does_not_is_made_anew(old: Workspace) -> None:
     assert "distill: to be made anew (params.yaml: distill has changed)" in said and "generate@reference: kept" in said
 
 
+def test_a_parameter_that_lacks_is_named_before_anything_is_done(old: Workspace) -> None:
+    tree = yaml.safe_load((old.root / "params.yaml").read_text())
+    del tree["decision"]["storey_lambda"]
+    (old.root / "params.yaml").write_text(yaml.safe_dump(tree))
+    before = old.hashes()
+    assert "decision.storey_lambda" in old.tbd("migrate", code=2).stderr and old.hashes() == before
+
+
 def test_another_workspace_is_left_alone(tmp_path: Path) -> None:
     workspace = finished()[0].copy(tmp_path / "new")
     before = workspace.hashes()

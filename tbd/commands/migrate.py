@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from tbd import audits
+from tbd import audits, params
 from tbd.audits import Audit
 from tbd.errors import InputError
 from tbd.params import load_yaml
@@ -36,6 +36,7 @@ def migrate() -> Iterator[str]:
     found = next((file for file in (REGISTER, KEPT / REGISTER.name) if file.is_file()), None)
     if found is None:
         raise InputError(f"{REGISTER}: not found, so this is no workspace of tbd 0.2.0. Nothing was changed.")
+    params.load()  # which names a parameter that 0.2.0 did not have
     register = _register(found)
     for name, entry in register.items():
         if not audits.path(name).is_file():
