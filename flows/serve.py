@@ -44,8 +44,10 @@ def check() -> params.Params:
 
 
 def serve(name: str, port: int, pool: str | None) -> None:
-    """Serve the deployments until interrupted; with a work pool, put them there and return. Raises InputError,
-    StageFailed."""
+    """Serve the deployments until interrupted; with a work pool, put them there and return.
+
+    Raises InputError, StageFailed.
+    """
     p = check()
     if pool is not None and not os.environ.get("PREFECT_API_URL"):
         raise InputError(f"--pool {pool}: on which server? Set PREFECT_API_URL.")
@@ -137,8 +139,10 @@ def _schedule(when: float | str | None) -> dict[str, Any]:
 
 
 def _tidy() -> None:
-    """What an end without warning left on the server: runs that nobody works on, and looks that were missed. One look
-    finds all."""
+    """What an end without warning left on the server: runs that nobody works on, and looks that were missed.
+
+    One look finds all.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowRunFilter,

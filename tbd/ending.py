@@ -153,8 +153,10 @@ def _caught(process: int | None) -> str | None:
 
 
 def with_dvc() -> None:
-    """End this stage with the DVC that runs it, which leaves it to itself when SIGTERM or SIGHUP ends it. The journal
-    goes on."""
+    """End this stage with the DVC that runs it, which leaves it to itself when SIGTERM or SIGHUP ends it.
+
+    The journal goes on.
+    """
     if "DVC_STAGE" not in os.environ:
         return
     try:

@@ -20,8 +20,10 @@ class TransientFault(Exception):
 
 
 class StageFailed(Exception):
-    """A pipeline stage did not finish; the message names it and carries its last line. Exit code 3, or 2 for bad
-    input."""
+    """A pipeline stage did not finish; the message names it and carries its last line.
+
+    Exit code 3, or 2 for bad input.
+    """
 
     def __init__(self, message: str, *, bad_input: bool = False, transient: bool = False) -> None:
         super().__init__(message)

@@ -12,8 +12,9 @@ class JsonLines:
     """One such file, read once; who shares it with others holds a lock meanwhile."""
 
     def __init__(self, path: Path, computed: bool = False) -> None:
-        """Raises InputError naming a line that is not JSON. A last line that was cut off is dropped when the next is
-        added.
+        """Raises InputError naming a line that is not JSON.
+
+        A last line that was cut off is dropped when the next is added.
 
         `computed`: what the lines hold can be computed again, so the file ends before the first that is not JSON, and
         numbers may be NaN or infinite.

@@ -10,8 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
-    """Hold the lock; yields its file descriptor, which a child may inherit. Without `wait`: None where another process
-    holds it."""
+    """Hold the lock; yields its file descriptor, which a child may inherit.
+
+    Without `wait`: None where another process holds it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:

@@ -32,8 +32,9 @@ class TrackingDown(TransientFault):
 
 
 def store(workspace: Path = Path()) -> str:
-    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace. SQLite paths are made
-    absolute.
+    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace.
+
+    SQLite paths are made absolute.
 
     Raises:
         InputError: a plain folder (MLflow no longer writes those), or an SQLite file in a folder that does not exist.

@@ -1,5 +1,7 @@
-"""`params.yaml`, typed. An unknown key is refused with a suggestion, so that a misspelt parameter never runs as a
-default."""
+"""`params.yaml`, typed.
+
+An unknown key is refused with a suggestion, so that a misspelt parameter never runs as a default.
+"""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,8 +149,10 @@ class Watch(Section):
 
 
 class Serve(Section):
-    """When the deployments of `tbd serve` run. A number: every so many seconds; a text: cron, in UTC; null: only by
-    hand."""
+    """When the deployments of `tbd serve` run.
+
+    A number: every so many seconds; a text: cron, in UTC; null: only by hand.
+    """
 
     watch: float | str | None
     calibrate: float | str | None

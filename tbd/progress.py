@@ -84,8 +84,10 @@ class Progress:
         self._mark = now
 
     def spare(self, kind: str, tokens: int) -> None:
-        """So many of the plan are not needed: an answer has ended. What is still to come is expected to spare as
-        much."""
+        """So many of the plan are not needed: an answer has ended.
+
+        What is still to come is expected to spare as much.
+        """
         self.kinds.setdefault(kind, Work()).spared += tokens
 
     def begin(self, doing: str) -> None:
@@ -93,8 +95,10 @@ class Progress:
         self.doing, self._mark = doing, time.monotonic()
 
     def left(self) -> float | None:
-        """Seconds, as far as can be said; a kind that has not begun is taken to be as fast as the others. None before
-        any work."""
+        """Seconds, as far as can be said; a kind that has not begun is taken to be as fast as the others.
+
+        None before any work.
+        """
         seconds, done = (sum(getattr(work, name) for work in self.kinds.values()) for name in ("seconds", "done"))
         if not done:
             return None

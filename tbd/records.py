@@ -103,8 +103,10 @@ def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any] | None 
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet file as `schema`, metadata kept. Raises InputError if it is missing, broken or of another
-    shape."""
+    """Read a Parquet file as `schema`, metadata kept.
+
+    Raises InputError if it is missing, broken or of another shape.
+    """
     if not path.is_file():
         raise InputError(f"{path}: not found.")
     try:

@@ -120,8 +120,10 @@ def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
 
 
 class Prompter:
-    """Questions as prompts of a checkpoint, checked against its context. Needs no weights, so a bad question shows at
-    once."""
+    """Questions as prompts of a checkpoint, checked against its context.
+
+    Needs no weights, so a bad question shows at once.
+    """
 
     def __init__(self, folder: Path, max_new_tokens: int) -> None:
         self.folder, self.max_new_tokens = folder, max_new_tokens

@@ -40,8 +40,9 @@ def prepare(
     fpr: float | None,
     origin: str | None = None,
 ) -> tuple[str, Audit]:
-    """Check what an audit needs, as far as that takes no model, and write nothing. Returns its name and what goes into
-    its audit.yaml.
+    """Check what an audit needs, as far as that takes no model, and write nothing.
+
+    Returns its name and what goes into its audit.yaml.
 
     `asked`: its name; made of checkpoint and benchmark if None. `origin`: where the checkpoint came from, if
     `checkpoint` is the folder it was fetched to. An audit that says the same already, apart from pins, is returned as
@@ -149,8 +150,10 @@ def ready(names: Iterable[str]) -> None:
 
 
 def ready_for(policy: Iterable[Rule]) -> None:
-    """Check the rules of a policy: what is wrong with them is no checkpoint's fault. Raises InputError, or
-    TransientFault for a base."""
+    """Check the rules of a policy: what is wrong with them is no checkpoint's fault.
+
+    Raises InputError, or TransientFault for a base.
+    """
     p = params.load()
     for number, rule in enumerate(policy, start=1):
         texts = {name: questions(name) for name in (rule.benchmark, rule.unseen)}
@@ -185,8 +188,10 @@ def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: param
 
 
 def verify(name: str) -> list[str]:
-    """Recompute an audit from its stored generations; what differs from what is on disk, one line each. Raises
-    InputError."""
+    """Recompute an audit from its stored generations; what differs from what is on disk, one line each.
+
+    Raises InputError.
+    """
     p = params.load()
     audit = audits.get(name)
     folder = AUDITS / name

@@ -1,5 +1,6 @@
-"""Carrying a workspace of tbd 0.2.0 over: one register of audits becomes a folder an audit. Generates nothing anew,
-deletes nothing.
+"""Carrying a workspace of tbd 0.2.0 over: one register of audits becomes a folder an audit.
+
+Generates nothing anew, deletes nothing.
 
 What 0.2.0 made is kept where its `dvc.lock` still vouches for it: the outputs, the data they came from and the
 parameters are what they were. That the code moved to other modules does not make answers others.

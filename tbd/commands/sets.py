@@ -1,5 +1,7 @@
-"""Question sets of a workspace: importing one, and reading one wherever it is now. Refused before anything is
-written."""
+"""Question sets of a workspace: importing one, and reading one wherever it is now.
+
+Refused before anything is written.
+"""
 
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from tbd.workspace import SETS, check_name, set_path
 
 
 def import_set(name: str, source: str, columns: dict[str, str | None]) -> int:
-    """Read, validate, write data/sets/NAME.parquet and put it under DVC. Returns the number of questions. Raises
-    InputError."""
+    """Read, validate, write data/sets/NAME.parquet and put it under DVC.
+
+    Returns the number of questions. Raises InputError.
+    """
     from tbd.sets import expectations  # seconds
 
     path = set_path(check_name(name, "set"))

@@ -40,8 +40,9 @@ def conformal_p_values(scores: ArrayLike, negatives: ArrayLike) -> Array:
 
 
 def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
-    """Which hypotheses to reject so that the expected share of false ones among them is at most `level`. NaN is never
-    rejected.
+    """Which hypotheses to reject so that the expected share of false ones among them is at most `level`.
+
+    NaN is never rejected.
 
     Valid for conformal p-values, which are positively dependent (Bates et al., theorem 2). Source: Benjamini and
     Hochberg (1995).

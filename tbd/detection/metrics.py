@@ -1,5 +1,7 @@
-"""How well scores tell members from non-members. Scores: higher = member. Labels: 1 member, 0 non-member. NaN is
-refused."""
+"""How well scores tell members from non-members.
+
+Scores: higher = member. Labels: 1 member, 0 non-member. NaN is refused.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

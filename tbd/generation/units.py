@@ -70,8 +70,9 @@ def answer(
     journal: Journal,
     progress: Progress,
 ) -> list[Completion]:
-    """Greedy answers to `prompts`, in their order. Batches already in `journal` are taken from it, new ones added to
-    it.
+    """Greedy answers to `prompts`, in their order.
+
+    Batches already in `journal` are taken from it, new ones added to it.
 
     `progress` has planned to read every prompt and to write `max_new_tokens` for each.
 

@@ -118,8 +118,9 @@ class History:
                 ) from None
 
     def add(self, outcome: Outcome, before: Callable[[Outcome], None] = lambda _: None) -> Outcome:
-        """Append an outcome, unless it repeats the last one of the same thing. Returns the new one, or the one it
-        repeats.
+        """Append an outcome, unless it repeats the last one of the same thing.
+
+        Returns the new one, or the one it repeats.
 
         `before` is called with what will be appended.
         """

@@ -47,8 +47,10 @@ def text(outcome: Outcome) -> str:
 
 
 def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:
-    """The header `webhook-signature`: HMAC-SHA256 of `id.timestamp.payload`. `secret` is text, or `whsec_` and base64
-    of the key."""
+    """The header `webhook-signature`: HMAC-SHA256 of `id.timestamp.payload`.
+
+    `secret` is text, or `whsec_` and base64 of the key.
+    """
     key = secret.encode()
     if secret.startswith(PREFIX):
         try:

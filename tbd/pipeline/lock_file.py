@@ -181,8 +181,10 @@ class LockFile:
 
 @lru_cache
 def _stages(file: Path, digest: str) -> dict[str, Any]:
-    """The stages in a `dvc.lock` with that digest. Kept, because every audit needs some of them: do not change what is
-    returned."""
+    """The stages in a `dvc.lock` with that digest.
+
+    Kept, because every audit needs some of them: do not change what is returned.
+    """
     stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
     return stages
 

@@ -1,5 +1,7 @@
-"""One `dvc repro`, followed stage by stage. DVC alone decides which stages there are, their order and which are
-stale."""
+"""One `dvc repro`, followed stage by stage.
+
+DVC alone decides which stages there are, their order and which are stale.
+"""
 
 import json
 import os
@@ -36,8 +38,10 @@ def environment() -> dict[str, str]:
 
 
 def dvc(*arguments: str) -> str:
-    """Output of a DVC command. Raises InputError with DVC's own words if it fails, TransientFault if another DVC is at
-    work."""
+    """Output of a DVC command.
+
+    Raises InputError with DVC's own words if it fails, TransientFault if another DVC is at work.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         env=environment(),
@@ -63,15 +67,17 @@ def _words(lines: list[str]) -> str:
 
 
 class Repro:
-    """One `dvc repro` of some targets. Iterate over it for the stages that run, in DVC's order, and `follow` each
-    before the next.
+    """One `dvc repro` of some targets.
+
+    Iterate over it for the stages that run, in DVC's order, and `follow` each before the next.
 
     A stage that is up to date says nothing, so it is not among them.
     """
 
     def __init__(self, targets: Sequence[str], lock: int, say: Say = print) -> None:
-        """`lock`: file descriptor of the workspace lock. DVC inherits it, so it stays held until DVC and its stage have
-        ended.
+        """`lock`: file descriptor of the workspace lock.
+
+        DVC inherits it, so it stays held until DVC and its stage have ended.
 
         `say` gets what DVC prints between the stages.
         """
@@ -180,8 +186,10 @@ class Repro:
 
 
 def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: int) -> StageFailed:
-    """Why DVC ended with `code`, which is 255 for every failure. `exit_code`: the stage's own; None if it did not reach
-    its end."""
+    """Why DVC ended with `code`, which is 255 for every failure.
+
+    `exit_code`: the stage's own; None if it did not reach its end.
+    """
     where = f"stage {stage}" if stage else "dvc repro"
     busy = any(BUSY.search(line) for line in lines)
     if code < 0:

@@ -84,8 +84,9 @@ def _killed(holder: dict[str, Any]) -> bool:
 
 @contextmanager
 def workspace(say: Say = print, patience: float | None = None) -> Iterator[int]:
-    """Hold the workspace; yields the lock's file descriptor, for DVC to inherit. A process that holds it already just
-    goes on.
+    """Hold the workspace; yields the lock's file descriptor, for DVC to inherit.
+
+    A process that holds it already just goes on.
 
     A DVC that outlives a killed run keeps holding the lock, so nothing else writes the same files meanwhile. A stage
     that a killed run left behind on this machine is ended. For any other holder this waits up to `patience` (default:

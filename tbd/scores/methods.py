@@ -1,5 +1,6 @@
-"""The registry of methods. A method is one small function with its formula and its source; add one here and name it in
-`params.yaml`.
+"""The registry of methods.
+
+A method is one small function with its formula and its source; add one here and name it in `params.yaml`.
 
 Every function takes `Tokens` already cut to the first M generated tokens and returns (n,) scores, **higher = member**,
 NaN where a question has no score. p_i is the probability and l_i = ln p_i the log-prob the checkpoint gave to the i-th

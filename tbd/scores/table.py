@@ -18,8 +18,10 @@ class ScoreTable:
     """Scores of one audit, by whose answers (`checkpoint` or `base`), method id and set."""
 
     def __init__(self, audit: str, table: pa.Table | None = None) -> None:
-        """`table`: rows of `records.SCORES`; by default those the pipeline stored. Raises InputError if there are
-        none."""
+        """`table`: rows of `records.SCORES`; by default those the pipeline stored.
+
+        Raises InputError if there are none.
+        """
         self.audit = audit
         self.table = records.read_table(AUDITS / audit / "scores.parquet", records.SCORES) if table is None else table
         self.generation = records.metadata(self.table)
@@ -32,8 +34,10 @@ class ScoreTable:
         return list(dict.fromkeys(self.table.filter(pc.field("of") == of)["method"].to_pylist()))
 
     def scores(self, method: str, name: str, of: str = "checkpoint") -> Array:
-        """(n,) scores of the set `name`, in the order of its questions; NaN where there is none. Raises InputError if
-        absent."""
+        """(n,) scores of the set `name`, in the order of its questions; NaN where there is none.
+
+        Raises InputError if absent.
+        """
         rows = self.table.filter((pc.field("of") == of) & (pc.field("method") == method) & (pc.field("set") == name))
         if not len(rows):
             raise InputError(

@@ -43,8 +43,9 @@ def read(source: str) -> tuple[pd.DataFrame, int]:
 
 
 def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str, str | None]) -> pd.DataFrame:
-    """Rows of `records.QUESTIONS`. `columns` names the source's column for question, label, reasoning and answer (None:
-    none).
+    """Rows of `records.QUESTIONS`.
+
+    `columns` names the source's column for question, label, reasoning and answer (None: none).
 
     Raises InputError for a missing column, a blank or repeated question, a label that is neither 1 nor 0.
     """

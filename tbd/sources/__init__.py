@@ -37,8 +37,10 @@ class Source(Protocol):
     """What every source offers."""
 
     def look(self) -> list[Found]:
-        """What is there now, oldest first if the source knows. Raises InputError if there is no such source. Raises
-        TransientFault."""
+        """What is there now, oldest first if the source knows.
+
+        Raises InputError if there is no such source. Raises TransientFault.
+        """
 
     def fetch(self, found: Found) -> Path:
         """Its local folder (relative to the workspace if it lies inside); downloaded if it is not here yet.

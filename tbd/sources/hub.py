@@ -27,8 +27,10 @@ PATIENCE = 30.0
 
 
 class Hub:
-    """See `tbd.sources.Source`. A branch or tag is a checkpoint; if several are at one commit, only the first is
-    listed."""
+    """See `tbd.sources.Source`.
+
+    A branch or tag is a checkpoint; if several are at one commit, only the first is listed.
+    """
 
     def __init__(self, address: str) -> None:
         rest = address.removeprefix("hf://")
@@ -140,8 +142,10 @@ def _refusal(error: "HfHubHTTPError") -> str:
 
 @cache
 def _set_up_client() -> None:
-    """Set our time limits in the library's HTTP client. Done once, because each change closes the connections of other
-    threads."""
+    """Set our time limits in the library's HTTP client.
+
+    Done once, because each change closes the connections of other threads.
+    """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -159,7 +163,9 @@ def _limit(request: "httpx2.Request") -> None:
 
 
 def _refuse_busy(response: "httpx2.Response") -> None:
-    """Fail at once; the caller retries later. The library would sleep here for as long as a busy hub tells it to, many
-    minutes."""
+    """Fail at once; the caller retries later.
+
+    The library would sleep here for as long as a busy hub tells it to, many minutes.
+    """
     if response.status_code in (408, 429) or response.status_code >= 500:
         response.raise_for_status()

@@ -95,8 +95,10 @@ def answers(
     progress: Progress,
     what: str = "answers",
 ) -> list[dict[str, Any]]:
-    """One row of `records.GENERATIONS` a question, sets in order. Each set is planned by itself, so that audits can
-    share it."""
+    """One row of `records.GENERATIONS` a question, sets in order.
+
+    Each set is planned by itself, so that audits can share it.
+    """
     rows = []
     with units.journal(engine.identity) as journal:
         for name, table in sets.items():

@@ -38,8 +38,10 @@ SERIES: dict[str, Callable[[Outcome], float | None]] = {
 
 
 def record_failure(outcome: Outcome, workspace: Path = Path()) -> str:
-    """Record a checkpoint that could not be audited as a FAILED run among the checks; returns its id. Raises
-    TrackingDown."""
+    """Record a checkpoint that could not be audited as a FAILED run among the checks; returns its id.
+
+    Raises TrackingDown.
+    """
     uri = store(workspace)
     with reaching(uri):
         from mlflow import MlflowClient

@@ -1,5 +1,6 @@
-"""Finished results into MLflow, where they are read and compared. Written after the pipeline, from its files alone;
-feeds no stage.
+"""Finished results into MLflow, where they are read and compared.
+
+Written after the pipeline, from its files alone; feeds no stage.
 
 A record is read and checked in full first: what is recorded are exactly the outputs `dvc.lock` knows. Then it is sent:
 a run becomes FINISHED last, carries a digest of its state as a tag, and the same state is not recorded again.
@@ -73,8 +74,10 @@ def record_check(audit: str, workspace: Path = Path()) -> str:
 
 
 def record_all(workspace: Path = Path()) -> list[str]:
-    """Record every result that is not recorded yet; returns the ids of the runs made. Raises as `record_calibration`,
-    at the end."""
+    """Record every result that is not recorded yet; returns the ids of the runs made.
+
+    Raises as `record_calibration`, at the end.
+    """
     uri, made, refused = store(workspace), [], []
     sources: list[Callable[[], Record]] = []
     if (workspace / "detector/detector.json").is_file():
@@ -258,8 +261,10 @@ def _known(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _send(record: Record, uri: str) -> tuple[str, bool]:
-    """(run id, whether the run is new). A run killed half way is not FINISHED, so it is not found and another is
-    made."""
+    """(run id, whether the run is new).
+
+    A run killed half way is not FINISHED, so it is not found and another is made.
+    """
     with reaching(uri):
         from mlflow import MlflowClient
 

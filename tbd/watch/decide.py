@@ -1,5 +1,6 @@
-"""What to do about a checkpoint that a source lists: wait, nothing, call it broken, or audit it. The flow `watch` does
-it.
+"""What to do about a checkpoint that a source lists: wait, nothing, call it broken, or audit it.
+
+The flow `watch` does it.
 
 Checkpoints are told apart by their fingerprint: the same weights under another name share an audit, other weights under
 the same name get another one. What was decided before is read from the audits and the history. Only fingerprints are

@@ -15,8 +15,9 @@ from tbd.workspace import AUDITS, set_path
 
 
 def verdict(audit: str, found: Found | None = None) -> Outcome:
-    """The outcome of a judged audit, from its files. `found`: where its checkpoint was seen; else what its audit.yaml
-    says.
+    """The outcome of a judged audit, from its files.
+
+    `found`: where its checkpoint was seen; else what its audit.yaml says.
 
     Raises InputError if the files are not what `dvc.lock` says.
     """

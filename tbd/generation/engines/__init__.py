@@ -57,8 +57,10 @@ class Engine(Protocol):
 
     @classmethod
     def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
-        """Its `prompt` without the weights, to try questions and template before anything long starts. Raises
-        InputError."""
+        """Its `prompt` without the weights, to try questions and template before anything long starts.
+
+        Raises InputError.
+        """
 
     def prompt(self, question: str) -> Prompt:
         """Render one question. Raises InputError if prompt and answer exceed the model's context."""
@@ -71,8 +73,10 @@ class Engine(Protocol):
     def logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
     ) -> list[NDArray[np.float32]]:
-        """Log-probs (nats) this model gives to `answers` token by token, each after its prompt. May raise
-        OutOfMemory."""
+        """Log-probs (nats) this model gives to `answers` token by token, each after its prompt.
+
+        May raise OutOfMemory.
+        """
 
 
 Kind = TypeVar("Kind", bound=type[Engine])
@@ -88,8 +92,10 @@ def engine(kind: Kind) -> Kind:
 
 
 def find(name: str) -> type[Engine]:
-    """The engine of that name; its module is imported now. Raises InputError, suggesting a name, if there is none
-    such."""
+    """The engine of that name; its module is imported now.
+
+    Raises InputError, suggesting a name, if there is none such.
+    """
     known = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in known:
         raise unknown("engine", name, known, "params.yaml: generate.engine")

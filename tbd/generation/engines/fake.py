@@ -23,8 +23,10 @@ MEMORY = "fake.txt"
 
 @engine
 class FakeEngine:
-    """See `tbd.generation.engines.Engine`. `capacity` prompts fit in memory; a longer batch is refused as out of
-    memory."""
+    """See `tbd.generation.engines.Engine`.
+
+    `capacity` prompts fit in memory; a longer batch is refused as out of memory.
+    """
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":
