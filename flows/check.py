@@ -81,8 +81,7 @@ def judge(name: str, entry: Audit, found: Found | None = None) -> None:
 
 
 def _noted(name: str, found: Found | None) -> None:
-    """Into the history; and recorded in MLflow even if it stood there before, in another clone or with another
-    store."""
+    """Into the history; and into MLflow even if it stood there before, as in another clone or with another store."""
     outcome = add(outcomes.verdict(name, found or _last_seen(name)))
     outbox.due(outcome.id, ["mlflow"])
 

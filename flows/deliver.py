@@ -1,5 +1,4 @@
-"""Telling: every outcome goes to MLflow, to Prefect's artifacts and to whom params.yaml names, to each until it has
-arrived.
+"""Telling: every outcome goes to MLflow, Prefect and whom params.yaml names, to each until it has arrived.
 
 Who is away is asked again at the next look: no audit waits for that, and no outcome is lost.
 """

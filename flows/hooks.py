@@ -1,5 +1,4 @@
-"""What happens when a scheduled flow fails or works again: it goes into the history and is told like any other
-outcome."""
+"""A scheduled flow that fails or works again goes into the history and is told like any other outcome."""
 
 from typing import Any
 

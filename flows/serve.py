@@ -20,10 +20,11 @@ from tbd.errors import InputError, StageFailed
 from tbd.history import webhook
 from tbd.mlflow_store import store
 from tbd.pipeline import workspace_lock
+from tbd.workspace import STATE
 
 EVENT = "tbd.checkpoint.written"
 """a Prefect event that asks for a look; its payload's `source` says where"""
-SERVER_LOG = Path(".tbd/prefect-server.log")
+SERVER_LOG = STATE / "prefect-server.log"
 PATIENCE = 120.0
 """seconds a Prefect server may take to start"""
 

@@ -44,8 +44,7 @@ def retrying(function: Any) -> Any:
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, repro: Repro) -> State:
-    """One stage of a `dvc repro`, its output in this task's log; lines that start with a percentage move a progress
-    bar."""
+    """One stage of a `dvc repro`, with its output in this task's log; a line that begins with a share moves a bar."""
     logger = get_run_logger()
     bar: UUID | None = None
     visible = True
@@ -87,9 +86,9 @@ def walk(*stages: str) -> None:
         return
     logger, run, ran = get_run_logger(), retrying(run_stage), 0
     with workspace(logger.info) as lock:
-        for name in (params.load().calibrate.reference, *(stage.partition("@")[2] for stage in stages)):
-            if name in audits.names():
-                templates.refresh(name)
+        used = {params.load().calibrate.reference, *(stage.partition("@")[2] for stage in stages)}
+        for name in used.intersection(audits.names()):
+            templates.refresh(name)
         with Repro([target(stage) for stage in stages], lock, logger.info) as repro:
             for stage in repro:
                 state = run(stage, repro, return_state=True)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections import Counter
-from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -23,8 +22,9 @@ from tbd.pipeline.workspace_lock import workspace
 from tbd.sources import Found
 from tbd.watch import decide, outcomes
 from tbd.watch.decide import Broken, Fetched, Job, Known, Same, Standing, Wait
+from tbd.workspace import STATE
 
-LOCK = Path(".tbd/look.lock")
+LOCK = STATE / "look.lock"
 
 
 @flow(name="watch", flow_run_name="watch", **TOLD)
@@ -50,8 +50,7 @@ def watch(addresses: list[str] | None = None, retry: bool = False, wait: bool = 
 
 
 def _look(addresses: list[str] | None, retry: bool) -> Counter[str]:
-    """How many checkpoints were audited, failed, are still being written (`waiting`), and were dealt with before
-    (`known`)."""
+    """How many were audited, failed, are still being written (`waiting`), and were dealt with before (`known`)."""
     logger = get_run_logger()
     p = params.load()
     checks.ready_for(p.watch.policy)

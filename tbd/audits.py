@@ -39,10 +39,10 @@ class Audit(Section):
     origin: str | None = None
     """where a checkpoint that came from afar can be had again: `models:/NAME/VERSION`, `hf://ORG/NAME@COMMIT`"""
 
-    @property
-    def digest(self) -> str:
-        """Of what is asked, not of where the checkpoint lies: tells apart the audits of one name."""
-        return sha256(json.dumps([self.checkpoint_fingerprint, self.benchmark, self.unseen, self.fpr]))[:8]
+
+def digest(fingerprint: str | None, benchmark: str, unseen: str, fpr: float | None) -> str:
+    """Of what is asked about which weights: tells apart audits that would have one name."""
+    return sha256(json.dumps([fingerprint, benchmark, unseen, fpr]))[:8]
 
 
 def path(name: str, workspace: Path = Path()) -> Path:

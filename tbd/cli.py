@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tbd import environment
 from tbd.errors import InputError, StageFailed, TransientFault
@@ -222,6 +222,7 @@ def _distill(options: argparse.Namespace) -> int:
 
 def _calibrate(options: argparse.Namespace) -> int:
     from flows.calibrate import calibrate
+    from flows.run import run
     from tbd import params
     from tbd.commands import checks
     from tbd.detection.results import read_detector
@@ -231,7 +232,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
     store()  # a wrong address is better told before hours of generation than after
     checks.ready([params.load().calibrate.reference])
-    _run(calibrate)
+    run(calibrate)
     print("\n" + summary.detector_markdown(read_detector(DETECTOR)))
     return 0
 
@@ -260,9 +261,10 @@ def _check(options: argparse.Namespace) -> int:
             print("nothing to do: every verdict is up to date, told and recorded")
         else:
             from flows.check import check_all
+            from flows.run import run
 
             with workspace():
-                _run(check_all, names)
+                run(check_all, names)
     else:
         for name in ("checkpoint", "benchmark", "unseen"):
             if getattr(options, name) is None:
@@ -272,9 +274,10 @@ def _check(options: argparse.Namespace) -> int:
         asked = (options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
         names = [checks.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
         from flows.check import check
+        from flows.run import run
 
         with workspace():
-            _run(check, *asked)
+            run(check, *asked)
     verdicts = [read_verdict(AUDITS / name / "verdict.json") for name in names]
     print("\n" + summary.table(verdicts) + "\n")
     for verdict in verdicts:
@@ -287,51 +290,26 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from tbd import params, scores, sources
+    from tbd import params, scores
     from tbd.commands import checks
-    from tbd.history import FAILED, History, outbox, webhook
+    from tbd.history import History, webhook
     from tbd.mlflow_store import store
     from tbd.report import summary
-    from tbd.report.text import plain
-    from tbd.watch import decide
+    from tbd.watch import look
 
     store()
     webhook.check()
     p = params.load()
     scores.expand(p.score.methods)
     checks.ready_for(p.watch.policy)
-    addresses = options.sources or p.watch.sources
-    before, standing = History(), decide.Standing()
-    work = bool(outbox.pending())
-    for address in addresses:
-        try:
-            seen = {found: decide.peek(found, p, standing, options.retry) for found in sources.source(address).look()}
-        except (InputError, TransientFault) as error:
-            if options.sources and isinstance(error, InputError):
-                raise
-            print(f"{address}: {error}")  # of params.yaml: the others are looked at, and it goes into the history
-            work = True
-            continue
-        last = before.last(f"source {address}", None)
-        work = work or (last is not None and last.outcome == FAILED)  # it works again
-        known = [
-            found
-            for found, decisions in seen.items()
-            if decisions and all(isinstance(one, decide.Known) for one in decisions)
-        ]
-        print(f"{address}: {len(seen)} looked at, {len(known)} dealt with before")
-        for found, decisions in seen.items():
-            work = (
-                work or decisions is None or not all(isinstance(one, decide.Wait | decide.Known) for one in decisions)
-            )
-            if found not in known:
-                print(plain(f"{found.name}: {'new' if decisions is None else '; '.join(one.why for one in decisions)}"))
-    if not work:  # said without starting any of the machinery
-        print("nothing new")
+    before, addresses = History(), options.sources or p.watch.sources
+    if not look.work(addresses, p, options.retry, strict=bool(options.sources)):
+        print("nothing new")  # said without starting any of the machinery
         return 0
+    from flows.run import run
     from flows.watch import watch
 
-    _run(watch, addresses, options.retry)
+    run(watch, addresses, options.retry)
     outcomes = History().outcomes[len(before.outcomes) :]
     if outcomes:
         print("\n" + summary.history_table(outcomes) + "\n")
@@ -340,9 +318,10 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from flows.run import refusals
     from flows.serve import serve
 
-    with _prefect():
+    with refusals():
         serve(options.name or Path.cwd().name, options.port, options.pool)
     return 0
 
@@ -370,54 +349,6 @@ def _history(options: argparse.Namespace) -> int:
     print(summary.history_table(chosen))
     print(f"\npage: {history_page.write(AUDITS / 'history.html', outcomes)}")
     return 0
-
-
-def _run(flow: Any, *arguments: Any) -> None:
-    """Run a Prefect flow in this process; its failure is raised as what it was."""
-    with _prefect():
-        _start_prefect()
-        state = flow(*arguments, return_state=True)
-        if not state.is_completed():
-            raise state.result(raise_on_failure=False)
-
-
-def _start_prefect() -> None:
-    """The temporary server that a flow would start for itself, in silence, where no other is named."""
-    from prefect.settings import get_current_settings
-
-    settings = get_current_settings()
-    if settings.api.url is None and settings.server.ephemeral.enabled:
-        from prefect.server.api.server import SubprocessASGIServer
-
-        from tbd.progress import Progress
-
-        with Progress("Prefect's temporary server"):
-            SubprocessASGIServer().start()  # the one that flows of this process then find
-
-
-@contextmanager
-def _prefect() -> Iterator[None]:
-    """What Prefect's server does not take, in a line. Raises InputError, TransientFault."""
-    where = environment.prefect()
-    try:
-        yield
-    except Exception as error:
-        from httpx import (
-            TransportError,
-        )  # not before: Prefect takes its settings from the environment when it is imported
-        from prefect.exceptions import PrefectHTTPStatusError
-
-        if isinstance(error, PrefectHTTPStatusError):
-            code = error.response.status_code
-            said = f"Prefect at {where} answers {code}"
-            if code >= 500 or code == 429:
-                raise TransientFault(f"{said}.") from None
-            raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
-        if isinstance(error, TransportError) or (
-            isinstance(error, RuntimeError) and "Failed to reach API" in str(error)
-        ):
-            raise TransientFault(f"Prefect at {where} does not answer.") from None
-        raise
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -1,5 +1,4 @@
-"""What the tools tbd stands on are told through the environment: no analytics, no progress bars in logs, time to
-start."""
+"""What other tools are told through the environment: no analytics, no progress bars in logs, time to start."""
 
 import os
 from urllib.parse import urlsplit

@@ -27,8 +27,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[int | None]:
 
 @contextmanager
 def device(slots: int) -> Iterator[None]:
-    """Hold one of the slots in which this machine's devices are used, by all workspaces of a user; waits for it, and
-    says so."""
+    """Hold one of the slots in which a user's workspaces use this machine's devices; waits for it, and says so."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tbd"
     waited = False
     while True:

@@ -1,5 +1,4 @@
-"""Where MLflow is, and asking it: quietly, without waiting long, and without a word of the credentials that an address
-may carry."""
+"""Where MLflow is, and asking it: quietly, without waiting long, and without a word of credentials."""
 
 import logging
 import os
@@ -59,8 +58,7 @@ def artifact_root(uri: str) -> Path | None:
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """MLflow, quiet and without long retries; its failures become TrackingDown, without the credentials an address may
-    carry."""
+    """MLflow, quiet and without long retries; its failures become TrackingDown, without an address's credentials."""
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     from mlflow.exceptions import MlflowException

@@ -5,6 +5,7 @@ remembers nothing, the reference the members. Building takes a cold run of the p
 for each test.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from tbd import audits
+from tbd.pipeline import templates
 from tbd.pipeline.lock_file import target
 from tests.shared import prefect_store, shared
 
@@ -221,9 +224,9 @@ def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) ->
     for name in FOLDERS:
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     workspace.edit("params.yaml", changes)
-    engine = yaml.safe_load((root / "params.yaml").read_text())["generate"]["engine"]
-    for file in root.glob("audits/*/dvc.yaml"):
-        file.write_text(file.read_text().replace("engines/transformers.py", f"engines/{engine}.py"))
+    with contextlib.chdir(root):
+        for name in audits.names():
+            templates.refresh(name)
     if fake:
         (root / "fake_checkpoint.py").write_text(FAKE)
         pipeline = (root / "dvc.yaml").read_text()

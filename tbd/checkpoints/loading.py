@@ -97,8 +97,7 @@ def _native_bfloat16(kind: str) -> bool:
 
 
 def available_threads() -> int:
-    """torch's own number of threads, or fewer where affinity or a container's quota leaves fewer cores to this
-    process."""
+    """torch's own number of threads, or fewer where affinity or a container's quota leaves fewer cores."""
     return min(torch.get_num_threads(), int(joblib.cpu_count()))
 
 

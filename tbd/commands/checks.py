@@ -1,5 +1,4 @@
-"""What the commands do before and after a run of the pipeline: preparing an audit, finding out what is left to do,
-verifying one.
+"""Before and after a run of the pipeline: preparing an audit, finding out what is left to do, verifying one.
 
 Everything that can be refused is refused here, before anything is written.
 """
@@ -79,7 +78,8 @@ def prepare(
     name = check_name(asked if asked is not None else slug, "audit")
     taken = audits.load()
     if name in taken and asked is None and not _same(taken[name], entry):
-        name = f"{name[:53]}-x{entry.digest}"  # other weights at that path, or asked in another way: another audit
+        digest = audits.digest(entry.checkpoint_fingerprint, benchmark, unseen, fpr)
+        name = f"{name[:53]}-x{digest}"  # other weights at that path, or asked in another way: another audit
     known = taken.get(name)
     if known is None or known == entry:
         return name, entry

@@ -19,7 +19,7 @@ from tbd.audits import Audit
 from tbd.errors import InputError
 from tbd.params import load_yaml
 from tbd.pipeline import templates
-from tbd.pipeline.lock_file import digest, same, target
+from tbd.pipeline.lock_file import digest, lookup, same, target
 from tbd.pipeline.repro import dvc
 from tbd.records import atomic
 from tbd.workspace import AUDITS, STATE
@@ -94,10 +94,7 @@ def _differs(entry: dict[str, Any], register: Any) -> str | None:
     for file, values in entry.get("params", {}).items():
         tree = register if Path(file) == REGISTER else load_yaml(Path(file))
         for key, value in values.items():
-            now = tree
-            for part in key.split("."):
-                now = now.get(part) if isinstance(now, dict) else None
             before = SINCE[key] | value if key in SINCE else value
-            if not same(now, before):
+            if not same(lookup(tree, key), before):
                 return f"{file}: {key} has changed"
     return None

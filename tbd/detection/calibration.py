@@ -1,50 +1,14 @@
 """Choosing the detector where contamination is known: half of the questions choose, every figure is from the others."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from tbd.detection.decisions import conformal_p_values
 from tbd.detection.intervals import bootstrap, delong, proportion
 from tbd.detection.metrics import auc, tpr_at_fpr
+from tbd.detection.results import AtWork, Performance
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Performance:
-    """One method on the labelled questions. Rates in [0, 1]; intervals at the stated confidence."""
-
-    auc_choice: float
-    """on the half that chooses"""
-    auc: float
-    """on the other half, like everything below"""
-    auc_low: float
-    auc_high: float
-    tpr_at_fpr: float
-    tpr_low: float
-    tpr_high: float
-    tpr_paper_convention: float
-    """as the script of arXiv 2510.04850 reads the ROC curve, for comparison"""
-    unscored: int
-    """labelled questions without a score, left out of all of this"""
-
-
-@dataclass(frozen=True)
-class Found:
-    """The detector at work on the reference: conformal p-values against the reference's own unseen questions."""
-
-    threshold: float | None
-    """a question is flagged if its score is strictly above it; None if none can be"""
-    power: float
-    """share of the members that are flagged"""
-    power_low: float
-    power_high: float
-    others_flagged: float
-    """share of the others that are flagged"""
-    member_p_values: list[float]
-    negatives: list[float]
 
 
 def halves(labels: NDArray[np.int8], rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -93,15 +57,14 @@ def performance(
     )
 
 
-def at_work(members: Array, others: Array, negatives: Array, fpr: float, confidence: float) -> Found:
-    """What flagging at conformal p <= `fpr` finds among evaluation members, and wrongly flags among evaluation
-    others."""
+def at_work(members: Array, others: Array, negatives: Array, fpr: float, confidence: float) -> AtWork:
+    """What flagging at conformal p <= `fpr` finds among evaluation members, and flags among evaluation others."""
     negatives = np.sort(negatives[~np.isnan(negatives)])
     p_members = conformal_p_values(members[~np.isnan(members)], negatives)
     p_others = conformal_p_values(others[~np.isnan(others)], negatives)
     hits = int((p_members <= fpr).sum())
     low, high = proportion(hits, len(p_members), confidence)
-    return Found(
+    return AtWork(
         threshold=threshold(negatives, fpr),
         power=hits / len(p_members),
         power_low=low,

@@ -1,7 +1,6 @@
 """The detector: the best method of params.yaml on the reference audit, and all that `detector.json` says of it."""
 
 import json
-from dataclasses import asdict
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +8,10 @@ from numpy.typing import NDArray
 
 from tbd import scores as registry
 from tbd.audits import Audit
-from tbd.detection.calibration import Performance, at_work, choose, halves, performance
+from tbd.detection.calibration import at_work, choose, halves, performance
 from tbd.detection.decisions import negatives_needed
 from tbd.detection.metrics import roc
-from tbd.detection.results import Choice, Choices, Counts, Detector, LabelledQuestions, Provenance
+from tbd.detection.results import Choice, Choices, Counts, Detector, LabelledQuestions, Performance, Provenance
 from tbd.errors import InputError
 from tbd.params import Calibrate, Decision
 from tbd.records import sha256
@@ -132,7 +131,7 @@ def _choice(
     """The chosen method of id `key`, at work on the `evaluation` half of its scores `s`."""
     members, others = (s[evaluation & (labels == label)] for label in (1, 0))
     found = at_work(members, others, negatives, decision.fpr, decision.confidence)
-    figures = {name: value for name, value in asdict(measured).items() if name != "unscored"} | asdict(found)
+    figures = measured.model_dump(exclude={"unscored"}) | found.model_dump()
     method = registry.parse(key)
     return Choice(method=method.name, id=key, parameters={"m": method.m, **dict(method.parameters)}, **figures)
 

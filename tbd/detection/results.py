@@ -99,15 +99,9 @@ class Provenance(Generation):
     """questions the reference cannot have seen"""
 
 
-class Choice(Result):
-    """A chosen method, measured on the labelled questions that did not choose it; intervals at `confidence`."""
+class Measured(Result):
+    """A method on the labelled questions that did not choose it; intervals at `confidence`."""
 
-    method: str
-    """its name in params.yaml"""
-    id: str
-    """name and parameters in one text, such as tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)"""
-    parameters: dict[str, Any]
-    """by name; m: tokens of an answer looked at"""
     auc_choice: float
     """area under the ROC curve on the half that chose, in [0, 1]; no estimate: the best of many is best by luck too"""
     auc: float
@@ -124,6 +118,18 @@ class Choice(Result):
     """upper end"""
     tpr_paper_convention: float
     """the same curve read as the script of arXiv 2510.04850 does, for comparison; in [0, 1]"""
+
+
+class Performance(Measured):
+    """One line of `methods.csv`."""
+
+    unscored: int
+    """labelled questions without a score, left out of all of this"""
+
+
+class AtWork(Result):
+    """Flagging the reference's questions by their p-values against its own unseen questions."""
+
     threshold: float | None
     """a question of the reference is flagged if its score is strictly above it; None: none can be at this `fpr`"""
     power: float
@@ -138,6 +144,17 @@ class Choice(Result):
     """conformal p-values of the members, ascending, in (0, 1]: power at any other `fpr`"""
     negatives: list[float]
     """scores of the reference's unseen questions, ascending: what those p-values compare with"""
+
+
+class Choice(Measured, AtWork):
+    """A chosen method, with what it came to."""
+
+    method: str
+    """its name in params.yaml"""
+    id: str
+    """name and parameters in one text, such as tbd(m=100,alpha=0.6,normalise=kept,tau=1.0)"""
+    parameters: dict[str, Any]
+    """by name; m: tokens of an answer looked at"""
 
 
 class Choices(Result):

@@ -135,8 +135,7 @@ def judge(
 def _choice(
     audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]
 ) -> tuple[Literal["alone", "with_base"], Choice]:
-    """Which of the detector's two methods applies: the one that needs the base only where there is one to compare
-    with."""
+    """Which of the detector's choices applies: the one with the base only where there is one to compare with."""
     best = detector.choices.with_base
     if audit.base is None or best is None:
         return "alone", detector.choices.alone
@@ -169,8 +168,7 @@ def _power(
     confidence: float,
     warnings: list[str],
 ) -> Power | None:
-    """Share of the reference's held-out members found at `fpr`, with its interval; None where the reference cannot
-    say."""
+    """Share of the reference's held-out members found at `fpr`; None where the reference cannot say."""
     have, need = len(chosen.negatives), decisions.negatives_needed(fpr)
     if have < need:
         warnings.append(
@@ -186,8 +184,7 @@ def _power(
 
 
 def _same_base(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]) -> bool | None:
-    """Whether the reference behind the power was distilled from the model this checkpoint was, or is; None if not
-    known."""
+    """Whether the reference was distilled from the model this checkpoint was, or is; None if not known."""
     provenance, own = detector.provenance, scored.generation
     differing = [key for key in ("engine", "dtype", "device", "max_new_tokens") if getattr(provenance, key) != own[key]]
     if differing:
@@ -212,8 +209,7 @@ def _chose_the_detector(audit: Audit, scored: ScoreTable, detector: Detector) ->
 def _labelled(
     labels: NDArray[np.int8], scores: Array, flagged: NDArray[np.bool_], seed: int | None, confidence: float
 ) -> Labelled | None:
-    """How right the scores were, where the benchmark says which questions are members; None where one kind has no
-    score."""
+    """How right the scores were, by the benchmark's own labels; None where one kind has no score."""
     used = ~np.isnan(scores)
     which: Literal["all", "evaluation half"] = "all"
     if seed is not None:  # of the half split: half of these questions chose the detector and do not count

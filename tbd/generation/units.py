@@ -22,8 +22,9 @@ from tbd.jsonlines import JsonLines
 from tbd.locks import locked
 from tbd.progress import Progress
 from tbd.records import sha256
+from tbd.workspace import STATE
 
-JOURNALS = Path(".tbd/journal")
+JOURNALS = STATE / "journal"
 
 
 def plan(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
@@ -161,8 +162,7 @@ def _journalled(
     journal: Journal,
     progress: Progress,
 ) -> list[Any]:
-    """The value of every row, in row order: of a finished batch from the journal, of another from `run`, which gives it
-    by row.
+    """The value of every row, in row order: from the journal if its batch is finished, else from `run`.
 
     `skip` takes a batch that is in the journal out of what is planned.
     """

@@ -16,9 +16,10 @@ from tbd.errors import InputError
 from tbd.jsonlines import JsonLines
 from tbd.locks import locked
 from tbd.records import sha256
+from tbd.workspace import AUDITS, STATE
 
-FILE = Path("audits/history.jsonl")
-LOCK = Path(".tbd/history.lock")
+FILE = AUDITS / "history.jsonl"
+LOCK = STATE / "history.lock"
 FAILED = "FAILED"
 WORKS = "WORKS"
 """of a source or a flow that had failed and works again"""

@@ -8,16 +8,16 @@ interrupted.
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tbd.history import Outcome, event
 from tbd.jsonlines import JsonLines
 from tbd.locks import locked
 from tbd.params import Notify
+from tbd.workspace import STATE
 
-FILE = Path(".tbd/outbox.jsonl")
-LOCK = Path(".tbd/outbox.lock")
-DELIVERING = Path(".tbd/delivering.lock")
+FILE = STATE / "outbox.jsonl"
+LOCK = STATE / "outbox.lock"
+DELIVERING = STATE / "delivering.lock"
 
 
 def recipients(outcome: Outcome, notify: Notify) -> list[str]:

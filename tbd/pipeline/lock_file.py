@@ -1,5 +1,4 @@
-"""The workspace's files compared with the `dvc.lock` files: only what the pipeline made with the parameters of now is
-recorded."""
+"""The workspace's files compared with `dvc.lock`: only what was made with the parameters of now is recorded."""
 
 import hashlib
 import json
@@ -33,8 +32,7 @@ def target(stage: str) -> str:
 
 
 class LockFile:
-    """What the `dvc.lock` files say of a stage and of everything upstream of it, and the workspace's files compared
-    with that.
+    """What the `dvc.lock` files say of a stage and of all upstream of it, and the files compared with that.
 
     A stage of the audit `a` is called `verdict@a` here.
     """
@@ -86,16 +84,12 @@ class LockFile:
         return found
 
     def _check_params(self) -> None:
-        """Refuse parameters that are not those the result was made with: in `params.yaml`, and in the `audit.yaml` of
-        an audit."""
+        """Refuse other parameters than those of the result, in `params.yaml` and in the audit's `audit.yaml`."""
         for name in self.lineage:
             for file, values in self.stages[name].get("params", {}).items():
                 tree = load_yaml(self.workspace / file)
                 for key, value in values.items():
-                    now = tree
-                    for part in key.split("."):
-                        now = now.get(part) if isinstance(now, dict) else None
-                    if not same(now, value):
+                    if not same(lookup(tree, key), value):
                         raise InputError(f"{file}: {key} is not what {name!r} ran with. {self._again()}")
 
     def _out(self, path: str) -> str | None:
@@ -213,9 +207,15 @@ def digest(path: Path) -> str:
     return hashlib.md5(listing.encode()).hexdigest() + ".dir"
 
 
+def lookup(tree: Any, key: str) -> Any:
+    """The parameter `key`, such as `decision.fpr`, of a parameter file; None if there is none."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
 def same(one: Any, other: Any) -> bool:
-    """Whether two values of a parameter are one, in whatever YAML they were written: PyYAML reads DVC's 1e-05 as
-    text."""
+    """Whether two values of a parameter are one, however written: PyYAML reads DVC's 1e-05 as text."""
     return bool(_plain(one) == _plain(other))
 
 

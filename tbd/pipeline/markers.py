@@ -1,5 +1,4 @@
-"""The lines with which a stage says that it begins and how it ends: how a run of DVC is followed, whatever DVC itself
-says."""
+"""The lines with which a stage says that it begins and how it ends: by these a run of DVC is followed."""
 
 import re
 from collections.abc import Iterator
@@ -11,8 +10,7 @@ END = re.compile(r"\[tbd\] (\S+) ends: exit (\d+)")
 
 @contextmanager
 def marked(stage: str) -> Iterator[None]:
-    """Say on stdout that `stage` begins, and at the end which exit code it ends with: 0, a SystemExit's, or 1 for other
-    exceptions."""
+    """Say on stdout that `stage` begins, and with which exit code it ends: a SystemExit's, or 1 for a bug."""
     print(f"[tbd] {stage} begins", flush=True)
     code = 1
     try:

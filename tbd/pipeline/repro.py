@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from typing import Self
@@ -17,13 +17,12 @@ from typing import Self
 from tbd.errors import TRANSIENT, InputError, StageFailed, TransientFault
 from tbd.pipeline import workspace_lock
 from tbd.pipeline.markers import BEGIN, END
+from tbd.pipeline.workspace_lock import Say
 
 HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
 """DVC's advice to people who type commands; left out of the log"""
 BUSY = re.compile("Unable to acquire lock|is busy, it is being blocked by")
 """another `dvc` is working in this workspace"""
-
-Say = Callable[[str], None]
 
 
 def environment() -> dict[str, str]:
@@ -85,7 +84,9 @@ class Repro:
         self._process: subprocess.Popen[str] | None = None
         """None before the start, and after an end"""
         self._stage: str | None = None
-        """the one that began last"""
+        """the one that began last; None at DVC's end"""
+        self._exit: int | None = None
+        """its exit code, once it has said so"""
         self._failed: StageFailed | None = None
         """a failure of DVC after the last stage itself had succeeded"""
 
@@ -103,8 +104,8 @@ class Repro:
 
         For example: no such target, an invalid dvc.yaml, another DVC at work, an output that a stage did not make.
         """
-        lines: list[str] = []
-        if not self._read_to_next(lines.append) and (code := self._end()):
+        lines = self._read(lambda _: None)
+        if self._stage is None and (code := self._end()):
             raise _failure(None, lines, None, code)
         for line in lines:
             self._say(line)
@@ -122,32 +123,20 @@ class Repro:
             StageFailed: the stage failed; the message is its own error message.
         """
         lines: list[str] = []
-
-        def told(line: str) -> None:
-            lines.append(line)
-            (say if exit_code is None else self._say)(line)
-
-        exit_code: int | None = None
-        """of the stage, once it has said so"""
-
-        def ended(code: int) -> None:
-            nonlocal exit_code
-            exit_code = code
-
-        if (
-            self._process is None
-        ):  # it failed before: DVC skips what is up to date by now, and comes to this stage again
+        if self._process is None:  # it failed before: DVC skips what is up to date by now, and comes to it again
             self._start()
-            while self._read_to_next(told) and self._stage != stage:
-                pass
-        if self._stage == stage:
-            lines.clear()
-            if self._read_to_next(told, ended):
+            lines += self._read(say)
+            while self._stage not in (stage, None):
+                lines += self._read(say)
+        came = self._stage == stage
+        if came:
+            lines = self._read(say)
+            if self._stage is not None:
                 return
         if code := self._end():
-            if exit_code != 0:
-                raise _failure(stage, lines, exit_code, code)
-            self._failed = _failure(None, lines, exit_code, code)
+            if not came or self._exit != 0:
+                raise _failure(stage, lines, self._exit if came else None, code)
+            self._failed = _failure(None, lines, self._exit, code)
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -163,20 +152,25 @@ class Repro:
         )
         workspace_lock.note(self._lock, self._process.pid)  # what to end if we are killed
 
-    def _read_to_next(self, say: Say, ended: Callable[[int], None] = lambda _: None) -> bool:
-        """Pass what is printed to `say`, up to the line with which another stage begins. Returns whether one does."""
+    def _read(self, say: Say) -> list[str]:
+        """What is printed up to the line with which another stage begins, or to the end.
+
+        Each line goes to `say` as it comes; what DVC prints after the end of the stage is not the stage's any more.
+        """
         assert self._process is not None and self._process.stdout is not None
-        before, self._stage = self._stage, None
+        before, self._stage, self._exit = self._stage, None, None
+        lines = []
         for line in self._process.stdout:
             line = line.rstrip()
             if (begin := BEGIN.fullmatch(line)) and begin[1] != before:
                 self._stage = begin[1]
-                return True
+                break
             if (end := END.fullmatch(line)) and end[1] == before:
-                ended(int(end[2]))
+                self._exit, say = int(end[2]), self._say
             elif line and not HINT.match(line):
+                lines.append(line)
                 say(line)
-        return False
+        return lines
 
     def _end(self) -> int:
         """DVC's exit code."""

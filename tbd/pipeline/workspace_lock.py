@@ -21,8 +21,9 @@ import psutil
 from tbd.errors import InputError
 from tbd.locks import locked
 from tbd.records import atomic
+from tbd.workspace import STATE
 
-LOCK = Path(".tbd/lock")
+LOCK = STATE / "lock"
 RWLOCK = Path(".dvc/tmp/rwlock")
 PATIENCE = 30.0
 """seconds to wait for another run"""
@@ -34,8 +35,7 @@ _holding: list[int] = []
 
 
 def here() -> list[str] | None:
-    """Host, boot and process space, within which a process number means one process; None if they cannot be found
-    out."""
+    """Host, boot and process space, within which a process number means one process; None if not known."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):  # /proc belongs to another process space
             return None
@@ -133,8 +133,7 @@ def _wait(lock: int, say: Say, patience: float) -> None:
 
 
 def _mend() -> None:
-    """Repair DVC's own lock file if a kill left it half written, or naming a process that has ended: DVC would refuse
-    to work.
+    """Repair DVC's own lock file if a kill left it half written, or naming a process that has ended.
 
     We hold the workspace, so only a `dvc` that somebody started by hand can be using that file now.
     """

@@ -112,8 +112,7 @@ def distill(
 
 
 def freeze(model: PreTrainedModel, trained: int) -> None:
-    """Leave the last `trained` layers and the final norm to learn: backwards nothing is computed below them, nor for
-    the vocabulary.
+    """Let only the last `trained` layers and the final norm learn, so nothing is computed backwards below them.
 
     Raises InputError if the model has fewer.
     """

@@ -1,5 +1,4 @@
-"""One thin module a DVC stage: read the section of params.yaml and the inputs, call the library, write the outputs
-whole."""
+"""One thin module a DVC stage: read its parameters and inputs, call the library, write the outputs whole."""
 
 import signal
 import sys

@@ -1,7 +1,6 @@
 """Stage `calibrate`: the detector, chosen and measured on the reference audit alone."""
 
 import csv
-from dataclasses import asdict
 
 from tbd import audits, params, scores, stages
 from tbd.detection import results
@@ -34,7 +33,7 @@ def write(found: Calibration) -> None:
     OUT.mkdir(exist_ok=True)
     with (OUT / "methods.csv").open("w", newline="") as file:
         rows = [
-            {"method": key, "with_base": scores.parse(key).with_base, **asdict(measured)}
+            {"method": key, "with_base": scores.parse(key).with_base, **measured.model_dump()}
             for key, measured in found.methods.items()
         ]
         writer = csv.DictWriter(file, rows[0])

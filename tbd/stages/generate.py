@@ -124,8 +124,7 @@ def answers(
 def add_base_logprobs(
     base: Engine, rows: list[dict[str, Any]], prompts: Prompts, p: params.Generate, progress: Progress
 ) -> None:
-    """Fill `base_logprobs`: what the base gives to each token the checkpoint generated, after the checkpoint's own
-    prompt."""
+    """Fill `base_logprobs`: what the base gives to each token the checkpoint wrote, after the checkpoint's prompt."""
     written = [row["token_ids"] for row in rows]
     progress.plan("read", tokens(prompts) + sum(map(len, written)))
     progress.begin("the base's log-probs of the same tokens")

@@ -1,5 +1,4 @@
-"""Stages `validate`, of the built-in question sets, and `validate@A`, of the two that an audit asks: Great Expectations
-over each.
+"""Stages `validate`, of the built-in question sets, and `validate@A`, of an audit's: Great Expectations.
 
 A failed expectation fails the pipeline. The Data Docs are written either way, so that there is something to look at.
 """

@@ -20,10 +20,11 @@ from tbd.records import sha256
 from tbd.report import history_page
 from tbd.report.text import plain
 from tbd.tracking import runs
+from tbd.workspace import STATE
 
 HISTORY = "tbd history"
 VERSION = re.compile(r"models:/(?P<name>[^/@?:]+)/(?P<version>\d+)")
-WORKSPACE_ID = Path(".tbd/workspace-id")
+WORKSPACE_ID = STATE / "workspace-id"
 AUDITED = "Audited by tbd: was a benchmark in the data it was distilled on?"
 """how a description begins that is ours to write; another stays its owner's"""
 SERIES: dict[str, Callable[[Outcome], float | None]] = {

@@ -7,7 +7,6 @@ the same name get another one. What was decided before is read from the audits a
 kept besides, because they take long to compute.
 """
 
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
 from tbd.sources import Found, Source
 from tbd.sources.folder import found_in
-from tbd.workspace import relative
+from tbd.workspace import STATE, relative
 
-FINGERPRINTS = Path(".tbd/fingerprints.json")
+FINGERPRINTS = STATE / "fingerprints.json"
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def _stands(failure: Outcome, version: str, fingerprint: str | None, retry: bool
 
 def audit_name(checkpoint: str, fingerprint: str, rule: Rule) -> str:
     """`CHECKPOINT-BENCHMARK-DIGEST`: other weights under the same name, or another rule, make another audit."""
-    digest = records.sha256(json.dumps([fingerprint, rule.benchmark, rule.unseen, rule.fpr]))[:8]
+    digest = audits.digest(fingerprint, rule.benchmark, rule.unseen, rule.fpr)
     slug = re.sub("[^A-Za-z0-9_]+", "-", f"{checkpoint[-30:]}-{rule.benchmark[:20]}").strip("-_")
     return f"{slug}-x{digest}"
 

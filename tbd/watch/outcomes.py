@@ -1,5 +1,4 @@
-"""What became of something that was looked at, as a line of the history: a verdict, the same weights again, a
-failure."""
+"""What became of something, as a line of the history: a verdict, the same weights again, a failure."""
 
 from pathlib import Path
 from typing import Any

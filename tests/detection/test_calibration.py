@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbd.detection import calibration, detector
-from tbd.detection.calibration import Performance
 from tbd.detection.decisions import conformal_p_values, negatives_needed
+from tbd.detection.results import Performance
 from tbd.errors import InputError
 from tests.detection.test_verdict import CALIBRATE, DECISION, LOW, audit, table
 

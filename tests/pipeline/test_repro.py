@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tbd.errors import InputError, StageFailed, TransientFault
+from tbd.errors import StageFailed, TransientFault
 from tbd.pipeline import repro as pipeline
-from tbd.pipeline import workspace_lock
 from tbd.pipeline.workspace_lock import workspace
 from tests.workspace import Workspace, two_stages
 
@@ -180,53 +179,6 @@ def test_a_failing_stage_has_the_last_word(small: Workspace, code: str, message:
     assert failure.value.bad_input is bad_input
 
 
-def test_the_workspace_is_held_by_one(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = (
-        "import time\nfrom tbd.pipeline.workspace_lock import workspace\nwith workspace():\n    "
-        "print('held', flush=True)\n    time.sleep(60)"
-    )
-    with small.start(sys.executable, "-c", code) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        monkeypatch.setattr(workspace_lock, "PATIENCE", 0.2)
-        said: list[str] = []
-        with pytest.raises(InputError, match=f"workspace busy: process {holder.pid} "), workspace(said.append):
-            pass
-        assert len(said) == 1 and str(holder.pid) in said[0]
-        holder.kill()
-    with workspace():
-        assert workspace_lock.LOCK.is_file()  # entered
-
-
-ORPHAN = """
-import time
-print("started", flush=True)
-time.sleep(300)  # silent, as a long batch is
-open("two.txt", "w").write("two")
-"""
-RUN = """
-from tbd.pipeline.repro import Repro
-from tbd.pipeline.workspace_lock import workspace
-with workspace() as lock, Repro(["second"], lock) as repro:
-    for stage in repro:
-        repro.follow(stage, lambda line: print(line, flush=True))
-"""
-
-
-def test_what_a_killed_run_leaves_behind_is_ended(small: Workspace) -> None:
-    second(small, ORPHAN)
-    with small.start(sys.executable, "-c", RUN) as run:
-        assert run.stdout is not None
-        while "started" not in (line := run.stdout.readline()):
-            assert line, run.communicate()
-        run.kill()
-    said: list[str] = []
-    with workspace(said.append):
-        assert f"process {run.pid} on" in said[0] and "was killed" in said[0]
-        assert not [pid for pid in Path("/proc").glob("[0-9]*") if runs_second(pid)]
-        second(small, "open('two.txt', 'w').write('two')")
-        assert repro("second")[-1:] == ["second"]
-
-
 def test_a_lock_of_dvc_that_a_zombie_holds_is_given_back(small: Workspace) -> None:
     """DVC takes it for a process that runs. One that runs keeps its lock."""
     second(small, "open('two.txt', 'w').write('two')")
@@ -242,10 +194,3 @@ def test_a_lock_of_dvc_that_a_zombie_holds_is_given_back(small: Workspace) -> No
         with pytest.raises(StageFailed, match=f"is busy, it is being blocked by: .PID {os.getpid()}") as failure:
             repro("second")
         assert failure.value.transient
-
-
-def runs_second(process: Path) -> bool:
-    try:
-        return b"second.py" in (process / "cmdline").read_bytes() and Path.cwd() == (process / "cwd").resolve()
-    except OSError:
-        return False

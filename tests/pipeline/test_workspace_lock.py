@@ -1,4 +1,4 @@
-"""Who holds a workspace: in this process space, and in another one, as in a container that shares the folder."""
+"""Who holds a workspace, in this process space or, as in a container that shares the folder, in another."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 
 from tbd.errors import InputError
 from tbd.pipeline import workspace_lock
+from tbd.pipeline.repro import Repro
 from tbd.pipeline.workspace_lock import workspace
 from tests.workspace import Workspace, two_stages
 
@@ -48,6 +49,43 @@ def stages(folder: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def test_the_workspace_is_held_by_one(small: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import time\nfrom tbd.pipeline.workspace_lock import workspace\nwith workspace():\n    "
+        "print('held', flush=True)\n    time.sleep(60)"
+    )
+    with small.start(sys.executable, "-c", code) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        monkeypatch.setattr(workspace_lock, "PATIENCE", 0.2)
+        said: list[str] = []
+        with pytest.raises(InputError, match=f"workspace busy: process {holder.pid} "), workspace(said.append):
+            pass
+        assert len(said) == 1 and str(holder.pid) in said[0]
+        holder.kill()
+    with workspace():
+        assert workspace_lock.LOCK.is_file()  # entered
+
+
+def test_what_a_killed_run_leaves_behind_is_ended(small: Workspace) -> None:
+    with small.start(sys.executable, "-c", RUN) as run:
+        assert run.stdout is not None
+        while not (line := run.stdout.readline()).startswith("stage "):
+            assert line, run.communicate()
+        run.kill()
+    assert stages(small.root)
+    said: list[str] = []
+    with workspace(said.append) as lock:
+        assert f"process {run.pid} on" in said[0] and "was killed" in said[0]
+        assert stages(small.root) == []
+        (small.root / "second.py").write_text("open('two.txt', 'w').write('two')")
+        ran = []
+        with Repro(["second"], lock) as repro:
+            for stage in repro:
+                repro.follow(stage, print)
+                ran.append(stage)
+        assert ran == ["second"]
 
 
 @pytest.mark.skipif(

@@ -29,8 +29,7 @@ PREFILL_ROWS = 8
 
 
 class Rows(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` writes behind what is
-    there.
+    """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` adds to them.
 
     While prompts are read, `window` is the slice of rows being read; rows can be dropped with `keep`.
     """
