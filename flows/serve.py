@@ -183,9 +183,8 @@ def _server(port: int) -> Iterator[None]:
         return
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = address
-    process = (
-        None if _answers(address) else _launch(port)
-    )  # one that answers: of a `tbd serve` that was killed, or the user's
+    # one that answers: of a `tbd serve` that was killed, or the user's
+    process = None if _answers(address) else _launch(port)
     ending = threading.Event()
 
     def keep() -> None:

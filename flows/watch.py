@@ -117,9 +117,8 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
             return Counter(waiting=1) if isinstance(got, Wait) else Counter(failed=1)
         here = got
     done: Counter[str] = Counter()
-    with workspace(
-        logger.info, math.inf
-    ):  # nobody else is at work here now; another look may have dealt with it before
+    # nobody else is at work here now; another look may have dealt with it before
+    with workspace(logger.info, math.inf):
         for decision in decide.decide(here, p, Standing(), retry):
             if not isinstance(decision, Known):
                 logger.info("%s: %s", checkpoint.name, decision.why)

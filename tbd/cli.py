@@ -193,7 +193,7 @@ def _import(options: argparse.Namespace) -> int:
     count = sets.import_set(options.name, options.file, columns)
     print(
         f"{options.name}: {count} questions in data/sets/{options.name}.parquet, under DVC. Commit the .dvc "
-        f"file beside it."
+        "file beside it."
     )
     return 0
 

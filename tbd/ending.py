@@ -42,9 +42,8 @@ _out = threading.Event()
 def prepare() -> None:
     """From now on this process, which is a command of its own, ends as the module says."""
     global _pipe
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # also where a script starts it with `&`, and it would be ignored
+    # also where a script starts it with `&`, and it would be ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -61,9 +60,8 @@ def told() -> int | None:
     global _told
     with _hearing, suppress(BlockingIOError):  # nothing new
         if _pipe is not None and _told is None:
-            _told = next(
-                (number for number in os.read(_pipe, 100) if number in SIGNALS), None
-            )  # not an alarm of Prefect's
+            # not an alarm of Prefect's
+            _told = next((number for number in os.read(_pipe, 100) if number in SIGNALS), None)
     return _told
 
 

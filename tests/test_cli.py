@@ -420,7 +420,7 @@ def test_an_imported_set_that_was_changed_since_is_refused(tbd: Command, tmp_pat
     said = tbd.refused("check", "checkpoints/reference", "--benchmark", "mine", "--unseen", "unseen")
     assert (
         said == f"{path}: changed since it was imported. Undo it with `dvc checkout {path}.dvc`, or import it under "
-        f"another name."
+        "another name."
     )
 
 

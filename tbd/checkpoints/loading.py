@@ -51,7 +51,7 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
     if getattr(model, "_is_stateful", False):
         raise InputError(
             f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in "
-            f"padded batches."
+            "padded batches."
         )
     try:
         model.to(device)

@@ -59,7 +59,7 @@ def prepare(
     if have < need:
         raise InputError(
             f"--fpr {rate:g}: needs {need} unseen questions and {unseen!r} has {have}: add {need - have} or "
-            f"raise the rate."
+            "raise the rate."
         )
     _apart(benchmark, unseen, texts, p.validate_)
     entry = Audit(
@@ -183,7 +183,7 @@ def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: param
         first = left["question_id"].iloc[pairs[0][0]]
         raise InputError(
             f"--unseen {unseen}: {len(pairs)} of its questions are in {benchmark!r} too (the first: {first}). "
-            f"Take them out."
+            "Take them out."
         )
 
 

@@ -73,7 +73,7 @@ def questions(name: str) -> pd.DataFrame:
     if tracker.is_file() and params.load_yaml(tracker)["outs"][0]["md5"] != records.md5(path):
         raise InputError(
             f"{path}: changed since it was imported. Undo it with `dvc checkout {tracker}`, or import it under "
-            f"another name."
+            "another name."
         )
     frame: pd.DataFrame = records.read_table(path, records.QUESTIONS).to_pandas()
     return frame

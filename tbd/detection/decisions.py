@@ -149,7 +149,7 @@ def decide(
     if evidence.discoveries:
         reasons.append(
             f"{evidence.discoveries} questions stand out one by one at a false-discovery rate of {level / 2:g} "
-            f"(Benjamini-Hochberg)."
+            "(Benjamini-Hochberg)."
         )
     if reasons:
         return "CONTAMINATED", reasons

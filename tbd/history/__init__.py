@@ -26,9 +26,8 @@ WORKS = "WORKS"
 
 
 class Line(BaseModel):
-    model_config = ConfigDict(
-        extra="ignore", frozen=True, populate_by_name=True
-    )  # a later version may write more fields
+    # a later version may write more fields
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
 
 class Estimate(Line):
@@ -59,9 +58,8 @@ class Outcome(Line):
     """the last outcome of the same thing was a failure"""
     repeated: bool = False
     """judged again, with the verdict that these weights had on this benchmark already"""
-    transient: bool = Field(
-        default=False, validation_alias=AliasChoices("transient", "passing")
-    )  # until 0.2.0: passing
+    # until 0.2.0: passing
+    transient: bool = Field(default=False, validation_alias=AliasChoices("transient", "passing"))
     """of a failure: it heals by itself and is tried again on every watch run"""
 
     what: str = "checkpoint"
@@ -83,9 +81,10 @@ class Outcome(Line):
     """the audit that judged these weights before, under another name"""
 
     flagged: int | None = None
+    # until 0.2.0: rate
     contamination_rate: Estimate | None = Field(
         default=None, validation_alias=AliasChoices("contamination_rate", "rate")
-    )  # until 0.2.0: rate
+    )
     p_value: float | None = None
     power: float | None = None
     fpr: float | None = None

@@ -120,7 +120,7 @@ def freeze(model: PreTrainedModel, trained: int) -> None:
     if trained > len(layers):
         raise InputError(
             f"params.yaml: distill.trained_layers: {trained}, and the model has {len(layers)}. Lower it, or "
-            f"null for all."
+            "null for all."
         )
     vocabulary = (model.get_input_embeddings(), model.get_output_embeddings())
     for part in (*vocabulary, *layers[: len(layers) - trained]):

@@ -130,9 +130,8 @@ def save(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) 
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         draw(figure)
         with atomic(path) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Glyph .* missing from font"
-            )  # a name in a script the font lacks is drawn as boxes
+            # a name in a script the font lacks is drawn as boxes
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
     return path
 

@@ -131,9 +131,8 @@ def _json(path: Path) -> tuple[pd.DataFrame, int]:
 def _csv(path: Path) -> tuple[pd.DataFrame, int]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", pd.errors.ParserWarning
-            )  # more fields than the header names: they would be dropped
+            # more fields than the header names: they would be dropped
+            warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False), 2
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None

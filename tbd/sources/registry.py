@@ -33,7 +33,7 @@ class Registry:
         if not match:
             raise InputError(
                 f"{address}: not an address in the registry. Write models:/NAME, models:/NAME/VERSION, "
-                f"models:/NAME@ALIAS "
+                "models:/NAME@ALIAS "
                 "or models:/NAME?KEY=VALUE."
             )
         self.address = address
@@ -112,9 +112,8 @@ class Registry:
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:
         """A client; its failures are raised as InputError or TransientFault."""
-        os.environ.setdefault(
-            "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false"
-        )  # else it sleeps for as long as a busy server says
+        # else it sleeps for as long as a busy server says
+        os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
         with reaching(self.uri):  # its settings, and silence
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException

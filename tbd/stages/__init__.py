@@ -17,9 +17,8 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
 
     Bad input: one line on stderr, exit code 2. A failure: 3. A transient fault: 75.
     """
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # Ctrl-C ends it also where a script ignores that for what it starts
+    # Ctrl-C ends it also where a script ignores that for what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     ending.with_dvc()
     environment.prepare()
     arguments = sys.argv[1:]

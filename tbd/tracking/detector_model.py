@@ -76,7 +76,7 @@ def _base_logprobs(model_input: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.flo
     if missing:
         raise ValueError(
             f"base_logprobs: missing for {missing} of {len(model_input)} questions. Give all of them, or leave "
-            f"the column out."
+            "the column out."
         )
     return pad(list(model_input["base_logprobs"]))
 

@@ -91,9 +91,8 @@ def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str
         if run.data.tags.get("state") != state:
             _log_series(client, run_id, history_page.series(outcomes))
             client.log_text(run_id, history_page.render(outcomes), "history.html")
-            client.log_text(
-                run_id, _history_table(outcomes), "history.json"
-            )  # log_table() would add to the one that is there
+            # log_table() would add to the one that is there
+            client.log_text(run_id, _history_table(outcomes), "history.json")
             client.set_tag(run_id, "state", state)
         if run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")

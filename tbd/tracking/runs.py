@@ -293,10 +293,11 @@ def open_experiment(client: Any, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         root = artifact_root(uri)
+        # without the kind MLflow shows it as an experiment of GenAI
         tags = {
             "mlflow.note.content": EXPERIMENTS[name],
             "mlflow.experimentKind": "custom_model_development",
-        }  # else shown as GenAI
+        }
         folder = (root / name.replace(" ", "-")).as_uri() if root else None
         try:
             return str(client.create_experiment(name, folder, tags=tags))

@@ -182,9 +182,8 @@ def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Stan
     if base is not None and Path(base).is_dir() and fingerprint(Path(base)) == weights:
         base = None
     place = relative(folder)
-    begun = next(
-        (name for name, audit in same.items() if audit.checkpoint == place), None
-    )  # and killed before its verdict
+    # one that was begun, and killed before its verdict
+    begun = next((name for name, audit in same.items() if audit.checkpoint == place), None)
     return Job(found, weights, folder, rule, base, begun or audit_name(found.name, weights, rule))
 
 

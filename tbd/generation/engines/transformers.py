@@ -244,9 +244,8 @@ def _out_of_memory() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(
-            error
-        ):  # torch's allocators on CPU and on MPS
+        # torch's allocators on CPU and on MPS
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise OutOfMemory from error
         raise
 
