@@ -110,12 +110,18 @@ class Decision(Section):
     """highest probability of CONTAMINATED on a benchmark that was not in the data"""
     exchangeability: float = Fraction
     """the base separating benchmark from unseen at this p-value makes the verdict INCONCLUSIVE"""
-    min_power: float = Fraction
-    """below this share of planted members found, absence of evidence says nothing"""
+    detectable_share: float = Field(gt=0, le=1)
+    """NO EVIDENCE only where a leak of this share of the benchmark would be found in 80% of audits"""
+    allow_foreign_power: bool
+    """whether NO EVIDENCE may rest on a reference that was distilled from another base"""
     confidence: float = Fraction
     """of every interval"""
     storey_lambda: float = Fraction
     """of the contamination rate: questions with a p-value above it are taken to be unseen"""
+    permutations: int = Field(ge=1000)
+    """behind the global test's p-value and the blind control's"""
+    simulations: int = Field(ge=100)
+    """audits simulated at each share of the power curve"""
 
 
 class Rule(Section):

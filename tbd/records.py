@@ -56,6 +56,8 @@ VERDICT_QUESTIONS = pa.schema(
         pa.field("score", pa.float64(), nullable=False),
         pa.field("p_value", pa.float64(), nullable=False),
         pa.field("flagged", pa.bool_(), nullable=False),
+        # of this question and those that score higher, at least so many were in the data
+        pa.field("at_least", pa.int64(), nullable=False),
         pa.field("label", pa.int8()),
     ]
 )

@@ -26,10 +26,14 @@ def verdict(number: int, said: str = "NO EVIDENCE", on: str = "maths", share: fl
         "audit": f"{name}-{on}",
         "flagged": 8,
         "p_value": 0.25,
-        "power": 0.7,
+        "mde80": 0.16,
+        "reference": "reference",
+        "same_base": True,
         "fpr": 0.05,
         "confidence": 0.95,
-        "contamination_rate": {"estimate": share, "low": max(0.0, share - 0.1), "high": share + 0.12},
+        "contamination_rate": share,
+        "members_at_least": round(160 * max(0.0, share - 0.1)),
+        "share_at_least": max(0.0, share - 0.1),
         "detector_version": "0123456789ab",
         "tbd_version": "0.2.0",
         "git_commit": "e" * 40,
@@ -41,8 +45,8 @@ def verdict(number: int, said: str = "NO EVIDENCE", on: str = "maths", share: fl
 def failure(number: int, **changes: Any) -> Outcome:
     """`model-NUMBER` could not be read."""
     unknown = (
-        "fingerprint", "benchmark", "unseen", "audit", "flagged", "contamination_rate", "p_value", "power",
-        "detector_version", "git_commit",
+        "fingerprint", "benchmark", "unseen", "audit", "flagged", "contamination_rate", "p_value", "mde80",
+        "members_at_least", "share_at_least", "reference", "same_base", "detector_version", "git_commit",
     )  # fmt: skip
     reason = "model.safetensors: cut off. Copy it again."
     return verdict(number, FAILED, **(dict.fromkeys(unknown) | {"reason": reason} | changes))

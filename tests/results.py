@@ -18,6 +18,21 @@ LABELLED = {
     "questions": "evaluation half", "members": 40, "others": 40, "auc": 0.94, "auc_low": 0.88, "auc_high": 0.98,
     "members_flagged": 0.7, "members_flagged_low": 0.55, "members_flagged_high": 0.82, "others_flagged": 0.025,
 }  # fmt: skip
+CURVE = {0.05: 0.2, 0.1: 0.5, 0.2: 0.9, 0.5: 1.0, 1.0: 1.0}
+POWER = {
+    "reference": "reference", "same_base": True, "mde80": 0.16, "mde80_low": 0.11, "mde80_high": 0.22,
+    "curve": [{"leaked": share, "estimate": power, "low": max(0, power - 0.1), "high": min(1, power + 0.1)}
+              for share, power in CURVE.items()],
+    "members_flagged": {"estimate": 0.7, "low": 0.53, "high": 0.83},
+}  # fmt: skip
+SAME_KIND = {
+    "blind": {"auc": 0.53, "p_value": 0.23}, "base_p_value": 0.42, "base_shift": 0.05, "base_shift_bound": 0.14,
+    "shift_needed": 0.61,
+}  # fmt: skip
+NO_BASE = {
+    "base": None, "base_fingerprint": None,
+    "same_kind": SAME_KIND | {"base_p_value": None, "base_shift": None, "base_shift_bound": None},
+}  # fmt: skip
 
 
 def choice(identity: str = ALONE, auc: float = 0.94, **changes: Any) -> dict[str, Any]:
@@ -56,10 +71,9 @@ def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
         "base": "checkpoints/base", "base_fingerprint": "b" * 64, "benchmark": BENCHMARK, "unseen": UNSEEN,
         "detector": {"version": "0123456789ab", "choice": "alone", "method": "tbd", "id": ALONE,
                      "parameters": {"m": 100}},
-        "fpr": 0.05, "level": 0.05, "confidence": 0.95, "threshold": -0.12, "flagged": 33, "discoveries": 20,
-        "unscored": 0,
-        "contamination_rate": {"estimate": 0.4875, "low": 0.35, "high": 0.6}, "p_value": 1.3e-9,
-        "power": {"estimate": 0.7, "low": 0.53, "high": 0.83, "audit": "reference", "same_base": True},
-        "exchangeability": 0.42, "generation": GENERATION, "labelled": None,
+        "fpr": 0.05, "level": 0.05, "confidence": 0.95, "p_value": 1.3e-9, "clusters": None,
+        "members_at_least": 40, "share_at_least": 0.25, "contamination_rate": 0.4875,
+        "threshold": -0.12, "flagged": 33, "flagged_by_chance": {"mean": 7.9, "high": 16}, "flagged_false": 0.12,
+        "unscored": 0, "power": POWER, "same_kind": SAME_KIND, "generation": GENERATION, "labelled": None,
     }  # fmt: skip
     return Verdict.model_validate(tree | changes)

@@ -32,9 +32,12 @@ TREE: dict[str, Any] = {
         "fpr": 0.05,
         "level": 0.05,
         "exchangeability": 0.01,
-        "min_power": 0.2,
+        "detectable_share": 0.3,
+        "allow_foreign_power": False,
         "confidence": 0.95,
         "storey_lambda": 0.5,
+        "permutations": 1000,
+        "simulations": 100,
     },
     "watch": {
         "sources": ["incoming"],

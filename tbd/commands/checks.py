@@ -24,7 +24,7 @@ from tbd.pipeline import repro, workspace_lock
 from tbd.pipeline.lock_file import LockFile, target
 from tbd.scores.scoring import score
 from tbd.scores.table import ScoreTable
-from tbd.sets import near_duplicates
+from tbd.sets import blind, near_duplicates
 from tbd.tracking import runs
 from tbd.watch import decide, outcomes
 from tbd.workspace import AUDITS, DETECTOR, check_name, relative, set_path
@@ -211,7 +211,9 @@ def verify(name: str) -> list[str]:
         kept = records.read_table(folder / "scores.parquet", records.SCORES)
         if not table.to_pandas().equals(kept.to_pandas()):
             differences.append(f"{folder}/scores.parquet: other scores than its generations give")
-        judgement = judge(name, audit, ScoreTable(name, table), read_detector(DETECTOR), p.decision, p.calibrate)
+        texts = blind.texts(sets[audit.benchmark], sets[audit.unseen], p.calibrate.seed)
+        scored, detector = ScoreTable(name, table), read_detector(DETECTOR)
+        judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed, texts)
     except (InputError, KeyError, ValueError) as error:
         if not differences:
             raise

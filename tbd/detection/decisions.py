@@ -1,4 +1,4 @@
-"""From scores to a verdict: conformal p-values, false-discovery control, contamination rate, and the three verdicts.
+"""From scores to a verdict: conformal p-values, the contamination rate, and the three verdicts.
 
 Scores: higher = member. *Negatives* are the scores, on the same checkpoint, of questions it cannot have seen. A p-value
 speaks against "this question is exchangeable with the negatives". Negatives, and scores taken together, must be without
@@ -6,16 +6,17 @@ NaN: leave unscored questions out and count them.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import mannwhitneyu
 
-from tbd.detection.intervals import Interval, bootstrap
-from tbd.detection.results import Ruling
+from tbd.detection.results import Power, Ruling, SameKind
+from tbd.params import Decision
 
 Array = NDArray[np.float64]
+
+FEWEST_UNITS = 10
+"""independent units a set needs, below which it is not known whether the sets are exchangeable"""
 
 
 def _known(scores: ArrayLike) -> Array:
@@ -39,57 +40,18 @@ def conformal_p_values(scores: ArrayLike, negatives: ArrayLike) -> Array:
     return np.where(np.isnan(s), np.nan, (1 + at_least) / (len(ordered) + 1))
 
 
-def benjamini_hochberg(p_values: ArrayLike, level: float) -> NDArray[np.bool_]:
-    """Which hypotheses to reject so that the expected share of false ones among them is at most `level`.
-
-    NaN is never rejected.
-
-    Valid for conformal p-values, which are positively dependent (Bates et al., theorem 2). Source: Benjamini and
-    Hochberg (1995).
-    """
-    p = np.asarray(p_values, float)
-    known = np.sort(p[~np.isnan(p)])
-    # Conformal p-values are multiples of 1 / (n + 1) and often equal the bound, which rounding must not push below
-    # them.
-    bound = level * np.arange(1, len(known) + 1) / max(len(known), 1) * (1 + 1e-12)
-    passing = np.nonzero(known <= bound)[0]
-    return p <= known[passing[-1]] if len(passing) else np.zeros(len(p), bool)
-
-
-def exceeds(scores: ArrayLike, negatives: ArrayLike) -> float:
-    """One-sided Mann-Whitney p-value for "the benchmark as a whole scores higher than the negatives"."""
-    return float(mannwhitneyu(_known(scores), _known(negatives), alternative="greater").pvalue)
-
-
-def differs(scores: ArrayLike, negatives: ArrayLike) -> float:
-    """Two-sided Mann-Whitney p-value: the exchangeability check, on scores of the base model."""
-    return float(mannwhitneyu(_known(scores), _known(negatives), alternative="two-sided").pvalue)
-
-
 def contamination_rate(scores: Array, negatives: Array, storey_lambda: float) -> float:
     """Share of the benchmark that unseen questions cannot explain, by Storey: 1 - share(p > lambda) / expected share.
 
-    A lower estimate: members the detector cannot tell from unseen questions do not count. In [0, 1]. Questions with a
-    p-value above `storey_lambda`, in (0, 1), are taken to be unseen. Source: Storey, JRSS B 64 (2002), with the
-    expected share taken from the discrete conformal p-values.
+    An estimate, no bound: it may lie above the true share (on a clean benchmark it averages some percent) or below it,
+    since members the detector cannot tell from unseen questions do not count. In [0, 1]. Questions with a p-value above
+    `storey_lambda`, in (0, 1), are taken to be unseen. Source: Storey, JRSS B 64 (2002), with the expected share taken
+    from the discrete conformal p-values.
     """
     p = conformal_p_values(_known(scores), negatives)
     n = len(negatives)
     expected = (n + 1 - np.floor(storey_lambda * (n + 1))) / (n + 1)
     return float(np.clip(1 - (p > storey_lambda).mean() / expected, 0, 1))
-
-
-def contamination_interval(
-    scores: Array,
-    negatives: Array,
-    storey_lambda: float,
-    rng: np.random.Generator,
-    resamples: int,
-    confidence: float,
-) -> Interval:
-    """Bootstrap interval of `contamination_rate`, over the benchmark's questions and the negatives."""
-    rate = partial(contamination_rate, storey_lambda=storey_lambda)
-    return bootstrap(rate, [scores, negatives], rng, resamples, confidence)
 
 
 def negatives_needed(fpr: float) -> int:
@@ -106,68 +68,104 @@ class Evidence:
     """What a verdict is decided on."""
 
     p_value: float
-    """of the benchmark-level test"""
-    discoveries: int
-    """questions rejected by Benjamini-Hochberg at half the level"""
-    exchangeability: float | None
-    """p-value of the check on the base model; None where there was no base"""
-    power: float | None
-    """share of planted members found on the reference; None where there is no reference for this detector"""
+    """of the global test"""
     negatives: int
+    """unseen questions with a score"""
+    units: int
+    """of the smaller set, that are independent"""
+    same_kind: SameKind
+    power: Power | None
+    """None where the reference cannot say"""
+    more_unseen: int | None
+    """so many more unseen questions would let it see `detectable_share`; None: no number was found that would"""
 
-    def __post_init__(self) -> None:
-        if any(number is not None and np.isnan(number) for number in (self.p_value, self.exchangeability, self.power)):
-            raise ValueError(f"NaN is no evidence: {self}")  # compared with a bound it would pass for none found
 
-
-def decide(
-    evidence: Evidence, *, fpr: float, level: float, exchangeability_level: float, min_power: float
-) -> tuple[Ruling, list[str]]:
+def decide(evidence: Evidence, rule: Decision) -> tuple[Ruling, list[str]]:
     """The verdict and its reasons, in the order they were looked at.
 
-    CONTAMINATED on a benchmark that was not in the data has probability at most `level`: two routes, each at half of
-    it. The benchmark-level test is strong when many questions leaked, the false-discovery route when few did and
-    negatives are many.
+    `rule`: with the audit's own `fpr`. CONTAMINATED on a benchmark that was not in the data has probability at most
+    `level`, if both sets are of one kind. NO EVIDENCE needs an audit that would have seen a leak of `detectable_share`
+    of the benchmark, even at the upper limit of what is known of its power.
     """
-    if evidence.negatives < negatives_needed(fpr):
-        need = negatives_needed(fpr)
+    p_value, checks = evidence.p_value, evidence.same_kind
+    if evidence.negatives < negatives_needed(rule.fpr):
+        need = negatives_needed(rule.fpr)
         return "INCONCLUSIVE", [
-            f"{evidence.negatives} unseen questions cannot resolve a false-positive rate of {fpr:g}: {need} can."
+            f"{evidence.negatives} unseen questions cannot resolve a false-positive rate of {rule.fpr:g}: {need} can."
         ]
-    if evidence.exchangeability is not None and evidence.exchangeability <= exchangeability_level:
+    if checks.base_p_value is not None and checks.base_p_value <= rule.exchangeability:
         return "INCONCLUSIVE", [
             "The base model, which saw neither set, already tells benchmark and unseen questions apart "
-            f"(p = {evidence.exchangeability:.2g}): the two sets differ by more than contamination. "
+            f"(p = {checks.base_p_value:.2g}): the two sets differ by more than contamination. "
             "Use unseen questions of the same kind."
         ]
-    reasons = []
-    if evidence.p_value <= level / 2:
-        reasons.append(
-            f"The benchmark as a whole scores higher than unseen questions (p = {evidence.p_value:.2g} <= "
-            f"{level / 2:g})."
+    if p_value <= rule.level:
+        higher = f"The benchmark as a whole scores higher than unseen questions (p = {p_value:.2g} <= {rule.level:g})"
+        return _higher(higher, checks, rule)
+    reasons = [f"The benchmark as a whole scores no higher than unseen questions (p = {p_value:.2g} > {rule.level:g})."]
+    why_not = _blind_spot(evidence, rule)
+    if why_not:
+        return "INCONCLUSIVE", [*reasons, why_not]
+    assert evidence.power is not None
+    return "NO EVIDENCE", [
+        *reasons,
+        f"If {_sees(evidence.power)}, four audits in five like this one would have found it.",
+    ]
+
+
+def _higher(higher: str, checks: SameKind, rule: Decision) -> tuple[Ruling, list[str]]:
+    needed, bound = checks.shift_needed or 0.0, checks.base_shift_bound
+    if bound is None:
+        worded = checks.blind is not None and checks.blind.p_value <= rule.exchangeability
+        apart = (
+            f", and their wording alone tells them apart (AUC {checks.blind.auc:.2f})"
+            if checks.blind and worded
+            else ""
         )
-    if evidence.discoveries:
-        reasons.append(
-            f"{evidence.discoveries} questions stand out one by one at a false-discovery rate of {level / 2:g} "
-            "(Benjamini-Hochberg)."
+        return "CONTAMINATED", [
+            f"This rests on both sets being of one kind, which no base model was there to check{apart}.",
+            f"{higher}. A difference in kind would have to be {needed:.2f} sd or more to explain that.",
+        ]
+    if needed <= bound:
+        return "INCONCLUSIVE", [
+            f"{higher}, but a difference in kind of {needed:.2f} sd would explain that, and the base model, which saw "
+            f"neither set, leaves up to {bound:.2f} sd possible.",
+            "More unseen questions of the same kind would tell the two apart.",
+        ]
+    return "CONTAMINATED", [
+        f"{higher}.",
+        f"A difference in kind does not explain that: it would have to be {needed:.2f} sd, and the base model, which "
+        f"saw neither set, leaves at most {max(bound, 0):.2f} sd possible.",
+    ]
+
+
+def _blind_spot(evidence: Evidence, rule: Decision) -> str | None:
+    """Why finding nothing says nothing here; None if it does say something."""
+    power = evidence.power
+    if evidence.units < FEWEST_UNITS:
+        return f"The questions of one set come from {evidence.units} sources only: at least {FEWEST_UNITS} are needed."
+    if power is None:
+        return "How much an audit like this would have found is not known: no labelled reference for its detector."
+    if power.same_base is not True and not rule.allow_foreign_power:
+        whose = "another model than this checkpoint" if power.same_base is False else "what may be another model"
+        return (
+            f"The reference {power.reference!r} was distilled from {whose}, so what this audit would have found is not "
+            "known. Make a reference of your own with `tbd distill`, or set decision.allow_foreign_power."
         )
-    if reasons:
-        return "CONTAMINATED", reasons
-    reasons.append(
-        f"The benchmark as a whole scores no higher than unseen questions (p = {evidence.p_value:.2g} > "
-        f"{level / 2:g}), "
-        "and no question stands out by itself."
-    )
-    if evidence.power is None:
-        return "INCONCLUSIVE", [
-            *reasons,
-            "How much this detector would have found is not known: no labelled reference for it.",
-        ]
-    if evidence.power < min_power:
-        return "INCONCLUSIVE", [
-            *reasons,
-            f"The detector finds only {evidence.power:.0%} of planted members on the reference (at least "
-            f"{min_power:.0%} wanted): "
-            "it could have missed contamination.",
-        ]
-    return "NO EVIDENCE", [*reasons, f"On the reference the detector finds {evidence.power:.0%} of planted members."]
+    remedy = "A reference with more labelled questions, or a detector that looks at more tokens, may do."
+    if evidence.more_unseen is not None:
+        remedy = f"{evidence.more_unseen} more unseen questions would do."
+    if power.mde80_high is None or power.mde80_high > rule.detectable_share:
+        return (
+            f"Only if {_sees(power)}, four audits in five like this one would have found it; "
+            f"decision.detectable_share wants {rule.detectable_share:.0%} at the upper limit. {remedy}"
+        )
+    return None
+
+
+def _sees(power: Power) -> str:
+    """The smallest detectable share in words."""
+    if power.mde80 is None:
+        return "more than the whole benchmark had leaked"
+    high = "more than everything" if power.mde80_high is None else f"{power.mde80_high:.0%}"
+    return f"{power.mde80:.0%} of the benchmark had leaked ({power.mde80_low or 0:.0%} to {high})"

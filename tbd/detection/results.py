@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tbd.errors import InputError
 from tbd.records import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 """goes up when a field gets another name or another meaning"""
 Ruling = Literal["CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE"]
 
@@ -33,7 +33,7 @@ class QuestionSet(Result):
     """questions in it"""
 
 
-class Estimate(Result):
+class Share(Result):
     """A share with its interval at `confidence`."""
 
     estimate: float
@@ -44,13 +44,72 @@ class Estimate(Result):
     """upper end, in [0, 1]"""
 
 
-class Power(Estimate):
-    """Share of the reference's held-out members that the detector flags at the audit's `fpr`; higher = misses less."""
+class PowerAt(Share):
+    """Probability that this audit says CONTAMINATED if so much of its benchmark leaked."""
 
-    audit: str
-    """the reference it was measured on"""
+    leaked: float
+    """share of the benchmark, in (0, 1]"""
+
+
+class Power(Result):
+    """What this audit can see, if questions leaked as strongly as on the reference."""
+
+    reference: str
+    """the audit it was measured on"""
     same_base: bool | None
     """whether the reference was distilled from the model that the checkpoint was made from, or is; None: not known"""
+    mde80: float | None
+    """smallest share of the benchmark whose leaking is found in 80% of audits; None: not even all of it"""
+    mde80_low: float | None
+    """lower end of its interval"""
+    mde80_high: float | None
+    """upper end"""
+    curve: list[PowerAt]
+    """by the share that leaked, ascending"""
+    members_flagged: Share
+    """of the reference's held-out members, the share that is flagged one by one at the audit's `fpr`"""
+
+
+class Chance(Result):
+    """How many questions are flagged if none was in the data."""
+
+    mean: float
+    """on average"""
+    high: int
+    """at most so many, at `confidence` (beta-binomial: one unseen set serves all questions)"""
+
+
+class Blind(Result):
+    """Can the wording alone, without any model, tell benchmark from unseen questions?"""
+
+    auc: float
+    """of a text classifier, cross-validated; 0.5: it cannot, 1: always"""
+    p_value: float
+    """by permutation; small = the sets are worded differently"""
+
+
+class SameKind(Result):
+    """Are benchmark and unseen questions of one kind, as the verdict assumes? What was checked."""
+
+    blind: Blind | None
+    """the wording; None: there were too few questions"""
+    base_p_value: float | None
+    """of "the base model scores both sets alike", in [0, 1]; small = the sets differ anyway; None: no base"""
+    base_shift: float | None
+    """how much more member-like the benchmark is to the base than unseen questions, in sd; None: no base"""
+    base_shift_bound: float | None
+    """the largest shift that the base leaves possible, in sd"""
+    shift_needed: float | None
+    """smallest shift of all scores, in sd, that would explain the p-value; None: there is nothing to explain"""
+
+
+class Clusters(Result):
+    """Questions of one source were permuted together, because sources repeat."""
+
+    benchmark: int
+    """independent units among the benchmark's questions"""
+    unseen: int
+    """among the unseen ones"""
 
 
 class Generation(Result):
@@ -283,23 +342,31 @@ class Verdict(Result):
     level: float
     """highest probability of CONTAMINATED on a benchmark that was not in the data, in (0, 1)"""
     confidence: float
-    """of every interval, in (0, 1)"""
+    """of every interval and of the certified minimum, in (0, 1)"""
+    p_value: float
+    """of "the benchmark as a whole scores no higher than unseen questions" (exact, min-P); small = contaminated"""
+    clusters: Clusters | None
+    """None: every question counts by itself"""
+    members_at_least: int | None
+    """with `confidence`, at least so many of the benchmark's questions were in the data; None: sources repeat"""
+    share_at_least: float | None
+    """the share of the scored questions that this is, in [0, 1]"""
+    contamination_rate: float
+    """estimate, no bound, of the share of the benchmark that was in the data (Storey), in [0, 1]"""
     threshold: float | None
     """a question is flagged if its score is strictly above it (by this audit's unseen questions); None: none is"""
     flagged: int
     """questions of the benchmark with a score above the threshold"""
-    discoveries: int
-    """questions rejected by Benjamini-Hochberg at half the level: at most that share of them is expected to be false"""
+    flagged_by_chance: Chance
+    """how many of them chance alone may give"""
+    flagged_false: float | None
+    """share of the flagged questions that is expected not to have been in the data, in [0, 1]; None: none is flagged"""
     unscored: int
     """questions of the benchmark without a score, left out of everything"""
-    contamination_rate: Estimate
-    """share of the benchmark that unseen questions cannot explain (Storey), a lower estimate; interval by bootstrap"""
-    p_value: float
-    """of "the benchmark as a whole scores no higher than unseen questions", in [0, 1]; small = contaminated"""
     power: Power | None
     """None: the reference cannot tell it at this `fpr`"""
-    exchangeability: float | None
-    """p-value of "the base model scores both sets alike", in [0, 1]; small = the sets differ anyway; None: no base"""
+    same_kind: SameKind
+    """what was checked of the assumption that both sets are of one kind"""
     generation: Generation
     """how the checkpoint's answers were made"""
     labelled: Labelled | None

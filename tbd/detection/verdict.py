@@ -1,29 +1,36 @@
 """The verdict on one audit, from its scores and the detector: everything `verdict.json` says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from tbd.audits import Audit
-from tbd.detection import calibration, decisions
+from tbd.detection import calibration, decisions, minimum, power, same_kind
 from tbd.detection.decisions import Evidence
+from tbd.detection.global_test import GlobalTest
 from tbd.detection.intervals import delong, proportion
 from tbd.detection.metrics import auc
 from tbd.detection.results import (
+    Blind,
+    Chance,
     Choice,
+    Clusters,
     Detector,
     DetectorUsed,
-    Estimate,
     Generation,
     Labelled,
     Power,
     QuestionSet,
+    SameKind,
+    Share,
     Verdict,
 )
 from tbd.errors import InputError
-from tbd.params import Calibrate, Decision
+from tbd.params import Decision
 from tbd.scores.table import ScoreTable
 
 Array = NDArray[np.float64]
@@ -37,24 +44,44 @@ class Judgement:
     scores: Array
     p_values: Array
     flagged: NDArray[np.bool_]
+    at_least: NDArray[np.int64]
+    """of this question and those that score higher, at least so many were in the data; 0 where that is not known"""
     unseen_scores: Array
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What the questions themselves say about an audit, in the order of the sets."""
+
+    sources: tuple[Sequence[str], Sequence[str]]
+    """where each question comes from, of the benchmark and of the unseen set"""
+    blind: Blind | None
+
+
 def judge(
-    name: str, audit: Audit, scored: ScoreTable, detector: Detector, decision: Decision, calibrate: Calibrate
+    name: str,
+    audit: Audit,
+    scored: ScoreTable,
+    detector: Detector,
+    decision: Decision,
+    seed: int,
+    texts: Texts | None = None,
 ) -> Judgement:
     """Decide on the audit `name`. A pure function of its arguments.
 
-    Of `calibrate` it takes what an interval by the bootstrap is drawn with: `bootstrap` and `seed`.
+    `seed` draws permutations and simulated audits. Without `texts` every question counts by itself and wording is not
+    checked.
 
     Raises InputError if the target FPR is too small for the number of unseen questions.
     """
-    fpr = audit.fpr if audit.fpr is not None else decision.fpr
+    decision = decision.model_copy(update={"fpr": audit.fpr if audit.fpr is not None else decision.fpr})
+    fpr, confidence = decision.fpr, decision.confidence
     warnings: list[str] = []
     choice, chosen = _choice(audit, scored, detector, warnings)
     scores = scored.scores(chosen.id, audit.benchmark)
     negatives_all = scored.scores(chosen.id, audit.unseen)
-    benchmark, negatives = scores[~np.isnan(scores)], negatives_all[~np.isnan(negatives_all)]
+    known, known_negatives = ~np.isnan(scores), ~np.isnan(negatives_all)
+    benchmark, negatives = scores[known], negatives_all[known_negatives]
     if len(negatives) < decisions.negatives_needed(fpr):
         need = decisions.negatives_needed(fpr)
         raise InputError(
@@ -62,40 +89,47 @@ def judge(
             f"{audit.unseen!r} has "
             f"{len(negatives)}: add {need - len(negatives)} or raise the rate."
         )
-    unscored = len(scores) - len(benchmark)
     if not len(benchmark):
         raise InputError(
             f"audit {name!r}: no question of {audit.benchmark!r} has a score. Look at audits/{name}/scores.parquet."
         )
+    unscored = len(scores) - len(benchmark)
     if unscored:
         warnings.append(f"{unscored} of {len(scores)} benchmark questions have no score and were left out.")
     p_values = decisions.conformal_p_values(scores, negatives)
     flagged = p_values <= fpr  # False for NaN
-    discoveries = int(decisions.benjamini_hochberg(p_values, decision.level / 2).sum())
-    exchangeability = _base_check(audit, scored, detector, warnings)
-    power = _power(audit, scored, detector, chosen, fpr, decision.confidence, warnings)
-    p_value = decisions.exceeds(benchmark, negatives)
-    verdict, reasons = decisions.decide(
-        Evidence(p_value, discoveries, exchangeability, power.estimate if power else None, len(negatives)),
-        fpr=fpr,
-        level=decision.level,
-        exchangeability_level=decision.exchangeability,
-        min_power=decision.min_power,
+    sources = None
+    if texts:
+        sources = np.asarray(texts.sources[0])[known], np.asarray(texts.sources[1])[known_negatives]
+    test = GlobalTest(
+        len(benchmark),
+        len(negatives),
+        permutations=decision.permutations,
+        seed=seed,
+        sources=sources,
     )
-    low, high = decisions.contamination_interval(
-        benchmark,
-        negatives,
-        decision.storey_lambda,
-        np.random.default_rng(calibrate.seed),
-        calibrate.bootstrap,
-        decision.confidence,
-    )
+    p_value = test.p_value(benchmark, negatives)
+    needed = test.shift_needed(benchmark, negatives, decision.level) if p_value <= decision.level else None
+    checks = _same_kind(audit, scored, detector, texts.blind if texts else None, needed, warnings)
+    seen, more_unseen = _power(audit, scored, detector, chosen, decision, test.units, seed, warnings)
+    evidence = Evidence(p_value, len(negatives), min(test.units), checks, seen, more_unseen)
+    verdict, reasons = decisions.decide(evidence, decision)
+    at_least = np.zeros(len(scores), np.int64)
+    if test.clustered:
+        warnings.append(
+            f"Sources repeat, so {test.units[0]} benchmark and {test.units[1]} unseen units were compared instead of "
+            "questions; how many questions were in the data at least cannot be said."
+        )
+    else:
+        bounds = minimum.members_at_least(benchmark, negatives, confidence)
+        at_least[known] = bounds[rankdata(-benchmark, method="max").astype(int) - 1]
+    mean, high = minimum.flags_by_chance(len(benchmark), len(negatives), fpr, confidence)
     rate = decisions.contamination_rate(benchmark, negatives, decision.storey_lambda)
     labels = scored.labels(audit.benchmark)
     labelled = None
     if labels is not None:
-        seed = detector.seed if _chose_the_detector(audit, scored, detector) else None
-        labelled = _labelled(labels, scores, flagged, seed, decision.confidence)
+        half = detector.seed if _chose_the_detector(audit, scored, detector) else None
+        labelled = _labelled(labels, scores, flagged, half, confidence)
         if labelled is None:
             warnings.append(
                 "Of the labelled questions with a score all are members or none is, "
@@ -103,6 +137,7 @@ def judge(
             )
     used = {key: getattr(chosen, key) for key in ("method", "id", "parameters")}
     made = {key: value for key, value in scored.generation.items() if key not in ("fingerprint", "base_fingerprint")}
+    certain = None if test.clustered else int(bounds[-1])
     found = Verdict(
         audit=name,
         verdict=verdict,
@@ -117,19 +152,23 @@ def judge(
         detector=DetectorUsed(version=detector.version, choice=choice, **used),
         fpr=fpr,
         level=decision.level,
-        confidence=decision.confidence,
+        confidence=confidence,
+        p_value=p_value,
+        clusters=Clusters(benchmark=test.units[0], unseen=test.units[1]) if test.clustered else None,
+        members_at_least=certain,
+        share_at_least=None if certain is None else certain / len(benchmark),
+        contamination_rate=rate,
         threshold=calibration.threshold(negatives, fpr),
         flagged=int(flagged.sum()),
-        discoveries=discoveries,
+        flagged_by_chance=Chance(mean=mean, high=high),
+        flagged_false=min(1.0, (1 - rate) * mean / flagged.sum()) if flagged.any() else None,
         unscored=unscored,
-        contamination_rate=Estimate(estimate=rate, low=low, high=high),
-        p_value=p_value,
-        power=power,
-        exchangeability=exchangeability,
+        power=seen,
+        same_kind=checks,
         generation=Generation.model_validate(made),
         labelled=labelled,
     )
-    return Judgement(found, scores, p_values, flagged, negatives_all)
+    return Judgement(found, scores, p_values, flagged, at_least, negatives_all)
 
 
 def _choice(
@@ -147,16 +186,36 @@ def _choice(
     return "alone", detector.choices.alone
 
 
-def _base_check(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]) -> float | None:
-    """p-value of "the base tells benchmark from unseen", on the base's own answers; None without a base."""
+def _same_kind(
+    audit: Audit,
+    scored: ScoreTable,
+    detector: Detector,
+    blind: Blind | None,
+    needed: float | None,
+    warnings: list[str],
+) -> SameKind:
+    """What the wording and the base's own answers say about the two sets.
+
+    A score that compares with the base is the same for all of the base's own answers, so the best score without a base
+    is taken of those.
+    """
     if audit.base is None:
         warnings.append(
             "No base model was given, so it was not checked that benchmark and unseen questions are of one kind."
         )
-        return None
-    method = detector.choices.alone.id
-    benchmark, unseen = (scored.scores(method, name, "base") for name in (audit.benchmark, audit.unseen))
-    return decisions.differs(benchmark[~np.isnan(benchmark)], unseen[~np.isnan(unseen)])
+        return SameKind(blind=blind, base_p_value=None, base_shift=None, base_shift_bound=None, shift_needed=needed)
+    answers = (scored.scores(detector.choices.alone.id, name, "base") for name in (audit.benchmark, audit.unseen))
+    benchmark, unseen = (scores[~np.isnan(scores)] for scores in answers)
+    if not len(benchmark) or not len(unseen):
+        raise InputError(f"audit {scored.audit!r}: the base's answers have no score. Use another base, or none.")
+    shift = same_kind.base_shift(benchmark, unseen)
+    return SameKind(
+        blind=blind,
+        base_p_value=same_kind.differs(benchmark, unseen),
+        base_shift=shift.estimate,
+        base_shift_bound=shift.bound,
+        shift_needed=needed,
+    )
 
 
 def _power(
@@ -164,23 +223,30 @@ def _power(
     scored: ScoreTable,
     detector: Detector,
     chosen: Choice,
-    fpr: float,
-    confidence: float,
+    decision: Decision,
+    units: tuple[int, int],
+    seed: int,
     warnings: list[str],
-) -> Power | None:
-    """Share of the reference's held-out members found at `fpr`; None where the reference cannot say."""
-    have, need = len(chosen.negatives), decisions.negatives_needed(fpr)
-    if have < need:
-        warnings.append(
-            f"Power is not known: at a rate of {fpr:g} the reference needs {need} unseen questions and has {have}."
-        )
+) -> tuple[Power | None, int | None]:
+    """What this audit can see, and how many more unseen questions would let it see enough; None where the reference
+    cannot say."""
+    have, need = len(chosen.negatives), decisions.negatives_needed(decision.fpr)
     same_base = _same_base(audit, scored, detector, warnings)
     if have < need:
-        return None
+        warnings.append(
+            f"Power is not known: at a rate of {decision.fpr:g} the reference needs {need} unseen questions and has "
+            f"{have}."
+        )
+        return None, None
     p_values = np.asarray(chosen.member_p_values)
-    hits = int((p_values <= fpr).sum())
-    low, high = proportion(hits, len(p_values), confidence)
-    return Power(estimate=hits / len(p_values), low=low, high=high, audit=detector.reference, same_base=same_base)
+    reference = power.Reference(np.rint(p_values * (have + 1)).astype(int) - 1, have)
+    found = power.curve(reference, *units, with_base=audit.base is not None, decision=decision, seed=seed)
+    more = None
+    if found.mde80.high > decision.detectable_share:
+        more = power.more_unseen(reference, *units, with_base=audit.base is not None, decision=decision, seed=seed)
+    hits = int((p_values <= decision.fpr).sum())
+    low, high = proportion(hits, len(p_values), decision.confidence)
+    return found.result(detector.reference, same_base, Share(estimate=hits / len(p_values), low=low, high=high)), more
 
 
 def _same_base(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]) -> bool | None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tbd.errors import InputError
 from tbd.jsonlines import JsonLines
@@ -28,12 +29,6 @@ WORKS = "WORKS"
 class Line(BaseModel):
     # a later version may write more fields
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
-
-
-class Estimate(Line):
-    estimate: float
-    low: float
-    high: float
 
 
 class QuestionSet(Line):
@@ -82,18 +77,46 @@ class Outcome(Line):
 
     flagged: int | None = None
     # until 0.2.0: rate
-    contamination_rate: Estimate | None = Field(
-        default=None, validation_alias=AliasChoices("contamination_rate", "rate")
-    )
+    contamination_rate: float | None = Field(default=None, validation_alias=AliasChoices("contamination_rate", "rate"))
+    """estimated share of the benchmark that was in the data, in [0, 1]; no bound"""
+    members_at_least: int | None = None
+    """at `confidence`, at least so many questions were in the data; None: not known"""
+    share_at_least: float | None = None
+    """the share of the benchmark that this is"""
     p_value: float | None = None
-    power: float | None = None
+    mde80: float | None = None
+    """smallest share of the benchmark whose leaking 80% of audits would find; None: not known, or not even all of it"""
+    reference: str | None = None
+    """the audit that `mde80` was measured on"""
+    same_base: bool | None = None
+    """whether that reference was distilled from the same model; None: not known"""
     fpr: float | None = None
     confidence: float | None = None
-    """of the interval of `contamination_rate`"""
+    """of `members_at_least`"""
     detector_version: str | None = None
     tbd_version: str | None = None
     git_commit: str | None = None
     git_dirty: bool | None = None
+
+    @field_validator("contamination_rate", mode="before")
+    @classmethod
+    def _estimate(cls, value: Any) -> Any:
+        return value["estimate"] if isinstance(value, dict) else value  # until 0.2.0 with an interval
+
+    @property
+    def leaked(self) -> str:
+        """How much of the benchmark was in the data, in words: `at least 15%, estimate 38%`."""
+        return in_words(self.share_at_least, self.contamination_rate)
+
+
+def in_words(share_at_least: float | None, rate: float | None) -> str:
+    """How much of a benchmark was in the data: the certified minimum, and the estimate.
+
+    >>> in_words(0.148, 0.58), in_words(0.0, 0.02), in_words(None, 0.5)
+    ('at least 15%, estimate 58%', 'at least 0%, estimate 2%', 'estimate 50%')
+    """
+    known = {"at least": share_at_least, "estimate": rate}
+    return ", ".join(f"{what} {share:.0%}" for what, share in known.items() if share is not None)
 
 
 def now() -> datetime:

@@ -36,11 +36,10 @@ def body(outcome: Outcome) -> dict[str, Any]:
 
 
 def text(outcome: Outcome) -> str:
-    """One line for people: `CONTAMINATED: model-7 on aime: contamination rate 38% [21%, 64%], p = 2.3e-08.`"""
+    """One line for people: `CONTAMINATED: model-7 on aime: at least 21%, estimate 38%, p = 2.3e-08.`"""
     what = f"{outcome.outcome}: {outcome.checkpoint}" + (f" on {outcome.benchmark.name}" if outcome.benchmark else "")
-    rate = outcome.contamination_rate
-    if rate is not None and outcome.p_value is not None:
-        what += f": contamination rate {rate.estimate:.0%} [{rate.low:.0%}, {rate.high:.0%}], p = {outcome.p_value:.2g}"
+    if outcome.leaked and outcome.p_value is not None:
+        what += f": {outcome.leaked}, p = {outcome.p_value:.2g}"
     else:
         what += f": {outcome.reason.rstrip('.')}"
     return what + (". It had failed before." if outcome.recovered else ".")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from tbd.history import FAILED, Estimate, Outcome
+from tbd.history import FAILED, Outcome
 from tbd.records import atomic
 from tbd.report import audit as report
 from tbd.report import history_plot, summary
@@ -35,7 +35,6 @@ KINDS = {
     FAILED: ("failed", "×", "Could not be audited or looked at, so nothing is known of them."),
 }
 """by outcome: its colour, its mark (as in the figures) and what it means"""
-NONE = Estimate(estimate=math.nan, low=math.nan, high=math.nan)
 
 
 class Benchmark(NamedTuple):
@@ -101,15 +100,13 @@ def write(path: Path, outcomes: Sequence[Outcome]) -> Path:
 
 
 def _benchmark(name: str, drawn: list[Outcome], outcomes: Sequence[Outcome], now: Sequence[Outcome]) -> Benchmark:
-    rates = [o.contamination_rate or NONE for o in drawn]
     with tempfile.TemporaryDirectory() as temporary:
         figure = history_plot.rates(
             Path(temporary) / "rates.png",
             [_label(o.checkpoint) for o in drawn],
             [o.outcome for o in drawn],
-            [rate.estimate for rate in rates],
-            [rate.low for rate in rates],
-            [rate.high for rate in rates],
+            [_drawn(o.contamination_rate) for o in drawn],
+            [_drawn(o.share_at_least) for o in drawn],
         )
         embedded = report.embedded(figure)
     standing = Counter(o.outcome for o in now if o.benchmark and o.benchmark.name == name)
@@ -124,6 +121,10 @@ def _benchmark(name: str, drawn: list[Outcome], outcomes: Sequence[Outcome], now
         detectors=len({o.detector_version for o in drawn if o.detector_version}),
         data=len({(o.benchmark.md5, o.unseen.md5) for o in drawn if o.benchmark and o.unseen}),
     )
+
+
+def _drawn(share: float | None) -> float:
+    return math.nan if share is None else share
 
 
 def _label(name: str) -> str:

@@ -37,19 +37,17 @@ def labelled(outcomes: Sequence[str]) -> list[int]:
     return sorted(chosen)
 
 
-def rates(
-    path: Path, names: Sequence[str], outcomes: Sequence[str], rate: ArrayLike, low: ArrayLike, high: ArrayLike
-) -> Path:
-    """Contamination rate with its interval over checkpoints, in the order given, marked by verdict; failures on the
-    axis.
+def rates(path: Path, names: Sequence[str], outcomes: Sequence[str], rate: ArrayLike, at_least: ArrayLike) -> Path:
+    """Estimated contamination rate over checkpoints, with a line down to the certified minimum, in the order given,
+    marked by verdict; failures on the axis.
 
-    All five are parallel, (n,); the rate and its interval are shares, NaN if there are none. Names that do not fit are
+    All four are parallel, (n,); the rate and the minimum are shares, NaN if there are none. Names that do not fit are
     left out.
     """
     kinds = np.array(outcomes, dtype=object)
     at, y = np.arange(1, len(kinds) + 1), 100 * np.asarray(rate, float)
-    arms = np.array([y - 100 * np.asarray(low, float), 100 * np.asarray(high, float) - y])
-    arms = np.where(np.isfinite(arms), arms, 0).clip(0)
+    below = np.nan_to_num(y - 100 * np.asarray(at_least, float)).clip(0)
+    arms = np.array([below, np.zeros(len(y))])
     size = 8 if len(kinds) <= NAMES else 5.5
     shown = labelled(outcomes)
     longest = max((len(names[i]) for i in shown), default=0)
@@ -94,7 +92,7 @@ def rates(
         axes.set_xticks(
             at[shown] if shown else [], labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=9.5
         )
-        axes.set_ylabel("contamination rate, %")
+        axes.set_ylabel("contamination rate (estimate), %")
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside upper left", ncols=4, handletextpad=0.3, columnspacing=1.4)
 

@@ -5,8 +5,8 @@ from datetime import UTC
 
 from tabulate import tabulate
 
-from tbd.detection.results import Detector, Verdict
-from tbd.history import FAILED, WORKS, Outcome
+from tbd.detection.results import Detector, Power, Verdict
+from tbd.history import FAILED, WORKS, Outcome, in_words
 from tbd.report.text import interval, plain
 
 WIDTH = 160
@@ -19,16 +19,27 @@ DETAIL = 30
 
 def row(verdict: Verdict) -> dict[str, str]:
     """One audit in one line."""
-    rate, power, labelled = verdict.contamination_rate, verdict.power, verdict.labelled
+    labelled = verdict.labelled
     return {
         "audit": verdict.audit,
         "verdict": verdict.verdict,
         "flagged": f"{verdict.flagged} of {verdict.benchmark.n}",
-        "contamination rate": interval(rate.estimate, rate.low, rate.high),
+        "in the data": in_words(verdict.share_at_least, verdict.contamination_rate),
         "p-value": f"{verdict.p_value:.2g}",
-        "power": interval(power.estimate, power.low, power.high) if power else "unknown",
+        "finds from": finds_from(verdict.power),
         "AUC (labels)": interval(labelled.auc, labelled.auc_low, labelled.auc_high, ".3f") if labelled else "",
     }
+
+
+def finds_from(power: Power | None) -> str:
+    """The smallest share of the benchmark that four audits in five would find, and whose reference says so."""
+    if power is None:
+        return "unknown"
+    foreign = "" if power.same_base else f" ({power.reference}: other base)"
+    if power.mde80 is None:
+        return f"nothing{foreign}"
+    high = "more" if power.mde80_high is None else f"{power.mde80_high:.2f}"
+    return f"{power.mde80:.2f} [{power.mde80_low:.2f}, {high}]{foreign}"
 
 
 def table(verdicts: list[Verdict]) -> str:
@@ -70,7 +81,6 @@ def history_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _history_row(o: Outcome) -> dict[str, str]:
-    rate = o.contamination_rate
     if o.same_as is not None:
         detail = f"same weights as {o.same_as}"
     elif o.outcome == FAILED or o.p_value is None or o.flagged is None or o.benchmark is None:
@@ -82,7 +92,7 @@ def _history_row(o: Outcome) -> dict[str, str]:
         "checkpoint": _cut(o.checkpoint, NARROW, end=True),
         "benchmark": _cut(o.benchmark.name, NARROW) if o.benchmark else "",
         "outcome": _cut(o.outcome, NARROW),
-        "contamination rate": interval(rate.estimate, rate.low, rate.high) if rate else "",
+        "in the data": o.leaked,
         "audit": _cut(o.audit or "", NARROW, end=True),
         "detail": detail + ("; had failed before" if o.recovered else ""),
     }

@@ -12,6 +12,7 @@ from tbd.detection.verdict import Judgement, judge
 from tbd.report import audit as report
 from tbd.report import plots
 from tbd.scores.table import ScoreTable
+from tbd.sets import blind
 from tbd.workspace import AUDITS, DETECTOR, set_path
 
 
@@ -20,7 +21,9 @@ def main(name: str) -> None:
     audit = audits.get(name)
     detector = results.read_detector(DETECTOR)
     scored = ScoreTable(name)
-    judgement = judge(name, audit, scored, detector, p.decision, p.calibrate)
+    asked, unseen = (records.read_table(set_path(name), records.QUESTIONS) for name in (audit.benchmark, audit.unseen))
+    texts = blind.texts(asked, unseen, p.calibrate.seed)
+    judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed, texts)
     write(name, audit, judgement, scored.labels(audit.benchmark), detector)
     print(f"{name}: {judgement.verdict.verdict}. {' '.join(judgement.verdict.reasons)}", flush=True)
 
@@ -34,6 +37,7 @@ def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8]
         "score": judgement.scores,
         "p_value": judgement.p_values,
         "flagged": judgement.flagged,
+        "at_least": judgement.at_least,
         "label": questions["label"],
     }
     table = pa.table(columns, schema=records.VERDICT_QUESTIONS)

@@ -28,14 +28,24 @@ WORKSPACE_ID = STATE / "workspace-id"
 AUDITED = "Audited by tbd: was a benchmark in the data it was distilled on?"
 """how a description begins that is ours to write; another stays its owner's"""
 SERIES: dict[str, Callable[[Outcome], float | None]] = {
-    "contamination_rate": lambda o: o.contamination_rate.estimate if o.contamination_rate else None,
-    "contamination_rate_low": lambda o: o.contamination_rate.low if o.contamination_rate else None,
-    "contamination_rate_high": lambda o: o.contamination_rate.high if o.contamination_rate else None,
+    "contamination_rate": lambda o: o.contamination_rate,
+    "share_at_least": lambda o: o.share_at_least,
     "flagged_share": lambda o: (
         o.flagged / o.benchmark.n if o.flagged is not None and o.benchmark and o.benchmark.n else None
     ),
 }
 """metrics of the history, each a series a benchmark"""
+COLUMNS = (
+    "contamination_rate",
+    "share_at_least",
+    "p_value",
+    "flagged",
+    "audit",
+    "same_as",
+    "detector_version",
+    "git_commit",
+)
+"""of the history's table, as the outcome names them"""
 
 
 def record_failure(outcome: Outcome, workspace: Path = Path()) -> str:
@@ -116,10 +126,10 @@ def _failure_tags(outcome: Outcome) -> dict[str, str]:
 
 def _tag(client: Any, name: str, version: str, outcome: Outcome, run_id: str) -> None:
     found = client.get_model_version(name, version)
-    benchmark, rate, failed = outcome.benchmark, outcome.contamination_rate, outcome.outcome == FAILED
+    benchmark, failed = outcome.benchmark, outcome.outcome == FAILED
     known = {
         "verdict": outcome.outcome,
-        "contamination_rate": f"{rate.estimate:.2f} [{rate.low:.2f}, {rate.high:.2f}]" if rate else None,
+        "leaked": outcome.leaked or None,
         "audit": outcome.audit,
         "run": run_id,
         "reason": outcome.reason if failed else None,
@@ -143,8 +153,8 @@ def _description(tags: dict[str, str]) -> str:
             lines.append(f"- **{verdict}**: it could not be audited; `tbd.reason` says why.")
         elif key.startswith("tbd.verdict."):
             benchmark = key.removeprefix("tbd.verdict.")
-            rate = tags.get(f"tbd.contamination_rate.{benchmark}")
-            lines.append(f"- **{verdict}** on `{benchmark}`" + (f": contamination rate {rate}" if rate else ""))
+            leaked = tags.get(f"tbd.leaked.{benchmark}")
+            lines.append(f"- **{verdict}** on `{benchmark}`" + (f": {leaked} of it in the data" if leaked else ""))
     return "\n".join([AUDITED, "", *lines, "", "The runs that the tags `tbd.run.*` name say more."])
 
 
@@ -201,13 +211,7 @@ def _history_table(outcomes: Sequence[Outcome]) -> str:
             "checkpoint": plain(o.checkpoint),
             "benchmark": o.benchmark.name if o.benchmark else None,
             "outcome": o.outcome,
-            "contamination_rate": o.contamination_rate.estimate if o.contamination_rate else None,
-            "low": o.contamination_rate.low if o.contamination_rate else None,
-            "high": o.contamination_rate.high if o.contamination_rate else None,
-            **{
-                key: getattr(o, key)
-                for key in ("p_value", "flagged", "audit", "same_as", "detector_version", "git_commit")
-            },
+            **{key: getattr(o, key) for key in COLUMNS},
             "reason": CREDENTIALS.sub("://", plain(o.reason)),
         }
         for o in reversed(outcomes)

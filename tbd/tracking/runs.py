@@ -20,6 +20,7 @@ from typing import Any
 from tbd import audits
 from tbd.detection.results import Choice, Detector, Provenance, Verdict, read_detector, read_verdict
 from tbd.errors import InputError
+from tbd.history import in_words
 from tbd.mlflow_store import CREDENTIALS, artifact_root, reaching, store
 from tbd.pipeline.lock_file import LockFile
 from tbd.records import VERDICT_QUESTIONS, read_table
@@ -176,19 +177,28 @@ def _check(audit: str, workspace: Path) -> Record:
     lock = LockFile(workspace, f"verdict@{audit}")
     folder = f"audits/{audit}"
     verdict = read_verdict(workspace / lock.checked(f"{folder}/verdict.json"))
-    benchmark, rate, power, detector = verdict.benchmark, verdict.contamination_rate, verdict.power, verdict.detector
-    direct = {"flagged", "discoveries", "unscored", "p_value", "threshold", "exchangeability"}
+    benchmark, power, detector = verdict.benchmark, verdict.power, verdict.detector
+    direct = {
+        "contamination_rate",
+        "members_at_least",
+        "share_at_least",
+        "flagged",
+        "flagged_false",
+        "unscored",
+        "p_value",
+        "threshold",
+    }
     metrics = {
-        "contamination_rate": rate.estimate,
-        "contamination_rate_low": rate.low,
-        "contamination_rate_high": rate.high,
         "flagged_share": verdict.flagged / benchmark.n,
         "questions": benchmark.n,
         **verdict.model_dump(include=direct),
         **(verdict.labelled.model_dump(exclude={"questions"}) if verdict.labelled else {}),
     }
+    metrics |= verdict.same_kind.model_dump(exclude={"blind"})
+    if verdict.same_kind.blind:
+        metrics |= {f"blind_{key}": value for key, value in verdict.same_kind.blind.model_dump().items()}
     if power:
-        metrics |= {"power": power.estimate, "power_low": power.low, "power_high": power.high}
+        metrics |= power.model_dump(include={"mde80", "mde80_low", "mde80_high"})
     tags = {
         "verdict": verdict.verdict,
         "audit": audit,
@@ -202,21 +212,21 @@ def _check(audit: str, workspace: Path) -> Record:
         "detector": detector.id,
         "detector_version": detector.version,
         "choice": detector.choice,
+        "power_reference": power.reference if power else None,
+        "power_same_base": power.same_base if power else None,
         **verdict.model_dump(include={"fpr", "level", "confidence", "checkpoint", "base"}),
         "benchmark": benchmark.name,
         "unseen": verdict.unseen.name,
         **verdict.generation.model_dump(mode="json"),
         **lock.params(),
     }
-    finds = "its power is not known"
-    if power:
-        finds = f"the detector finds {interval(power.estimate, power.low, power.high, '.0%')} of planted members"
     checkpoint = verdict.checkpoint.replace("`", "'")
     description = (
-        f"**{verdict.verdict}: {interval(rate.estimate, rate.low, rate.high, '.0%')} of `{benchmark.name}`** "
-        f"cannot be explained as unseen by `{checkpoint}` (p = {verdict.p_value:.2g}). "
-        f"{verdict.flagged} of {benchmark.n} questions are flagged at a false-positive rate of {verdict.fpr:g}; "
-        f"on the reference {finds}.\n\n" + "\n".join(f"- {reason}" for reason in verdict.reasons) + _warnings(verdict)
+        f"**{verdict.verdict}: {in_words(verdict.share_at_least, verdict.contamination_rate)}** of `{benchmark.name}` "
+        f"in the data of `{checkpoint}` (p = {verdict.p_value:.2g}). "
+        f"{verdict.flagged} of {benchmark.n} questions are flagged at a false-positive rate of {verdict.fpr:g}.\n\n"
+        + "\n".join(f"- {reason}" for reason in verdict.reasons)
+        + _warnings(verdict)
     )
     files = {f"{folder}/{name}": name for name in ("plots", "report.html", "verdict.json")}
     docs = lock.optional(f"{folder}/validation", "validation")

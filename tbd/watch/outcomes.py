@@ -6,7 +6,7 @@ from typing import Any
 from tbd import __version__, audits, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
-from tbd.history import FAILED, Estimate, History, Outcome, QuestionSet
+from tbd.history import FAILED, History, Outcome, QuestionSet
 from tbd.pipeline.lock_file import LockFile
 from tbd.sources import Found
 from tbd.watch.decide import Same
@@ -38,9 +38,13 @@ def verdict(audit: str, found: Found | None = None) -> Outcome:
         unseen=QuestionSet(**said.unseen.model_dump()),
         audit=audit,
         flagged=said.flagged,
-        contamination_rate=Estimate(**said.contamination_rate.model_dump()),
+        contamination_rate=said.contamination_rate,
+        members_at_least=said.members_at_least,
+        share_at_least=said.share_at_least,
         p_value=said.p_value,
-        power=said.power.estimate if said.power else None,
+        mde80=said.power.mde80 if said.power else None,
+        reference=said.power.reference if said.power else None,
+        same_base=said.power.same_base if said.power else None,
         fpr=said.fpr,
         confidence=said.confidence,
         detector_version=said.detector.version,

@@ -1,0 +1,188 @@
+"""What an audit can see: the probability that it says CONTAMINATED when a share of its benchmark leaked.
+
+Simulated from the reference: a leaked question lies as far above unseen ones as the reference's members do (where c of
+its N unseen questions score at or above a member, that member's place among them is Beta(c + 1, N - c + 1)), every
+other question lies anywhere. The audit's own numbers of questions, its global test and, where there is a base model,
+the paired check decide. The interval comes from resampling the reference's members and its unseen questions.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.isotonic import isotonic_regression
+
+from tbd.detection.global_test import normal_scores, rank_values
+from tbd.detection.results import Power, PowerAt, Share
+from tbd.detection.same_kind import base_shift
+from tbd.params import Decision
+
+Array = NDArray[np.float64]
+
+SHARES = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+"""of the benchmark that leaked: where the curve is computed"""
+FOUND = 0.8
+"""the smallest detectable share is found in so many audits"""
+CHUNK = 4_000_000
+"""scores simulated at a time: 100 MB or so"""
+
+
+class Interval(NamedTuple):
+    """A share, inf where even a whole leaked benchmark is not enough, with its interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where the reference's held-out members lie among its unseen questions."""
+
+    above: NDArray[np.int_]
+    """(members,) how many of the unseen questions score at or above each"""
+    unseen: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Power at each of SHARES, with its interval, and the smallest share found in 80% of audits."""
+
+    power: Array
+    low: Array
+    high: Array
+    mde80: Interval
+
+    def result(self, reference: str, same_base: bool | None, members_flagged: Share) -> Power:
+        """As `verdict.json` has it."""
+        points = zip(SHARES, self.power, self.low, self.high, strict=True)
+        mde80, low, high = (None if np.isinf(share) else share for share in self.mde80)
+        return Power(
+            reference=reference,
+            same_base=same_base,
+            mde80=mde80,
+            mde80_low=low,
+            mde80_high=high,
+            curve=[PowerAt(leaked=share, estimate=p, low=low, high=high) for share, p, low, high in points],
+            members_flagged=members_flagged,
+        )
+
+
+class Audits:
+    """Simulated audits of `benchmark` against `unseen` questions, decided at `level`; `with_base`: and by the base's
+    shift."""
+
+    def __init__(
+        self, benchmark: int, unseen: int, level: float, with_base: bool, simulations: int, rng: np.random.Generator
+    ) -> None:
+        """`simulations`: audits in which nothing leaked, by which the others are judged."""
+        self.m, self.n, self.with_base, self.rng = benchmark, unseen, with_base, rng
+        ranks = -np.arange(benchmark + unseen, dtype=float)
+        self.values, self.scale = rank_values(ranks), normal_scores(ranks)  # by rank, the highest first
+        null = np.concatenate(
+            [self._ours(rows) for rows in np.array_split(self._places(simulations), 1 + simulations // self._rows())]
+        )
+        sums = null @ self.values
+        self.ordered = np.sort(sums, axis=0)
+        smallest = np.sort(self._smallest(sums))
+        self.critical = smallest[max(int(np.floor(level * len(smallest))) - 1, 0)]
+        self.base_shifts = (
+            np.array([base_shift(*self._split(ours)).bound for ours in null[:500]]) if with_base else None
+        )
+
+    def found(self, places: Array) -> NDArray[np.bool_]:
+        """(audits,) whether each says CONTAMINATED; `places`: (audits, leaked) upper quantiles of the leaked questions,
+        in (0, 1)."""
+        audits, leaked = places.shape
+        decided = np.empty(audits, bool)
+        for first in range(0, audits, self._rows()):
+            some = places[first : first + self._rows()]
+            others = self._places(len(some), self.m + self.n - leaked)
+            ours = self._ours(np.concatenate([some, others], axis=1))
+            found = self._smallest(ours @ self.values) <= self.critical
+            if self.base_shifts is not None and found.any():  # the base has seen nothing: its shift is chance
+                shift = np.maximum(self.rng.choice(self.base_shifts, int(found.sum())), 0)
+                order = np.argsort(ours[found] * shift[:, None] - self.scale, axis=1, kind="stable")
+                moved = np.take_along_axis(ours[found], order, axis=1)
+                found[found] = self._smallest(moved @ self.values) <= self.critical
+            decided[first : first + len(some)] = found
+        return decided
+
+    def _rows(self) -> int:
+        return max(1, CHUNK // (self.m + self.n))
+
+    def _places(self, audits: int, questions: int | None = None) -> NDArray[np.float32]:
+        return self.rng.random((audits, questions or self.m + self.n), np.float32)
+
+    def _ours(self, places: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """By rank, the highest score first: whether the question is one of the benchmark's. A small place is a high
+        score."""
+        return np.argsort(places, axis=1) < self.m
+
+    def _split(self, ours: NDArray[np.bool_]) -> tuple[Array, Array]:
+        return self.scale[ours], self.scale[~ours]
+
+    def _smallest(self, sums: Array) -> Array:
+        """(k,) the smaller of the two p-values, by the simulated null distribution."""
+        n = len(self.ordered)
+        both = zip(self.ordered.T, sums.T, strict=True)
+        at_least = [n - np.searchsorted(ordered, column, side="left") for ordered, column in both]
+        return np.asarray((1 + np.min(at_least, axis=0)) / (n + 1))
+
+
+def curve(
+    reference: Reference, benchmark: int, unseen: int, *, with_base: bool, decision: Decision, seed: int
+) -> Curve:
+    """Power over SHARES of audits of `benchmark` against `unseen` questions.
+
+    `decision.simulations` audits a share; the interval is of a quarter as many resampled references, each with some
+    audits at every share.
+    """
+    rng, n = np.random.default_rng(seed), reference.unseen
+    audits = Audits(benchmark, unseen, decision.level, with_base, 10 * decision.simulations, rng)
+
+    def powers(members: NDArray[np.int_], times: int) -> Array:
+        found = np.ones(len(SHARES))
+        for at, share in enumerate(SHARES):
+            above = rng.choice(members, (times, max(1, round(share * benchmark))))
+            found[at] = audits.found(rng.beta(above + 1, n - above + 1)).mean()
+            if found[at] == 1:  # and so at every larger share
+                break
+        return np.asarray(isotonic_regression(found))
+
+    power, resampled = powers(reference.above, decision.simulations), []
+    for _ in range(decision.simulations // 4):
+        # the unseen questions drawn again: how many of the new ones are among so many of the highest old ones
+        again = np.concatenate([[0], np.cumsum(rng.multinomial(n, np.full(n, 1 / n)))])
+        members = again[rng.choice(reference.above, len(reference.above))]
+        resampled.append(powers(members, decision.simulations // 16))
+    tails = [(1 - decision.confidence) / 2, (1 + decision.confidence) / 2]
+    low, high = np.quantile(resampled, tails, axis=0)
+    ends = np.quantile([detectable(one) for one in resampled], tails, method="nearest")
+    mde80 = detectable(power)
+    interval = Interval(mde80, min(float(ends[0]), mde80), max(float(ends[1]), mde80))
+    return Curve(power, np.minimum(low, power), np.maximum(high, power), interval)
+
+
+def more_unseen(
+    reference: Reference, benchmark: int, unseen: int, *, with_base: bool, decision: Decision, seed: int
+) -> int | None:
+    """How many more unseen questions would bring the upper limit of `mde80` down to `detectable_share`; None: not ten
+    times as many."""
+    for factor in (1.25, 1.5, 2, 3, 5, 10):
+        more = round((factor - 1) * unseen)
+        found = curve(reference, benchmark, unseen + more, with_base=with_base, decision=decision, seed=seed)
+        if found.mde80.high <= decision.detectable_share:
+            return more
+    return None
+
+
+def detectable(power: Array) -> float:
+    """The share at which a rising curve over SHARES reaches FOUND; inf if it does not."""
+    if power[-1] < FOUND:
+        return float("inf")
+    at = int(np.argmax(power >= FOUND))
+    if at == 0:
+        return SHARES[0]
+    return float(np.interp(FOUND, power[at - 1 : at + 1], SHARES[at - 1 : at + 1]))
