@@ -1,26 +1,27 @@
 """Decisions: values worked by hand, every branch, and error rates by simulation."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import false_discovery_control, mannwhitneyu
 
-from tbd.detection.decisions import (
-    Evidence,
-    benjamini_hochberg,
-    conformal_p_values,
-    contamination_interval,
-    contamination_rate,
-    decide,
-    differs,
-    exceeds,
-    negatives_needed,
+from tbd.detection.decisions import Evidence, conformal_p_values, contamination_rate, decide, negatives_needed
+from tbd.detection.results import Power, SameKind
+from tbd.params import Decision
+from tests.results import POWER, SAME_KIND
+
+DECISION = Decision(
+    fpr=0.05,
+    level=0.05,
+    exchangeability=0.01,
+    detectable_share=0.3,
+    allow_foreign_power=False,
+    confidence=0.95,
+    storey_lambda=0.5,
+    permutations=1000,
+    simulations=100,
 )
-
-RULES = {"fpr": 0.05, "level": 0.05, "exchangeability_level": 0.01, "min_power": 0.2}
 
 
 def test_conformal_p_values_by_hand() -> None:
@@ -37,52 +38,17 @@ def test_all_tied_is_no_evidence_at_all() -> None:
 rate = partial(contamination_rate, storey_lambda=0.5)
 
 
-@pytest.mark.parametrize("function", [conformal_p_values, exceeds, differs, rate])
+@pytest.mark.parametrize("function", [conformal_p_values, rate])
 @pytest.mark.parametrize("negatives", [[1.0, np.nan], []])
 def test_nan_among_the_negatives_is_refused(function, negatives) -> None:
     with pytest.raises(ValueError, match="unscored"):
         function(np.array([1.0, 2.0]), np.array(negatives))
 
 
-@pytest.mark.parametrize("function", [exceeds, differs, rate])
 @pytest.mark.parametrize("scores", [[1.0, np.nan], []])
-def test_nan_among_scores_taken_together_is_refused(function, scores) -> None:
+def test_nan_among_scores_taken_together_is_refused(scores) -> None:
     with pytest.raises(ValueError, match="unscored"):
-        function(np.array(scores), np.array([1.0, 2.0]))
-
-
-def test_benjamini_hochberg_by_hand() -> None:
-    # Sorted 0.01 0.02 0.03 0.2 against 0.05 * i / 4 = 0.0125 0.025 0.0375 0.05: the third passes, so the first three
-    # do.
-    assert benjamini_hochberg([0.2, 0.03, 0.01, 0.02], 0.05).tolist() == [False, True, True, True]
-    # 0.02 alone is above 0.0125, but 0.024 <= 0.025 carries it along: step up, not step down.
-    assert benjamini_hochberg([0.02, 0.024, 0.9, 0.9], 0.05).tolist() == [True, True, False, False]
-    assert benjamini_hochberg([0.9, 0.8], 0.05).tolist() == [False, False]
-    assert benjamini_hochberg([], 0.05).tolist() == []
-    assert benjamini_hochberg([np.nan, 0.04], 0.05).tolist() == [False, True]
-    assert benjamini_hochberg([np.nan], 0.05).tolist() == [False]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.sampled_from([0.025, 0.05, 0.2]))
-def test_benjamini_hochberg_is_scipys(p_values: list[float], level: float) -> None:
-    np.testing.assert_array_equal(
-        benjamini_hochberg(p_values, level), false_discovery_control(p_values) <= level * (1 + 1e-12)
-    )
-
-
-@pytest.mark.parametrize("m", range(1, 200))
-def test_p_values_on_the_bound_itself_are_rejected(m: int) -> None:
-    """39 negatives give p-values of at least 1/40 = 0.025, half the default level: rounding must not lose them."""
-    assert benjamini_hochberg(np.full(m, 1 / 40), 0.025).all()
-
-
-def test_benchmark_tests() -> None:
-    high, low = np.arange(10.0, 40), np.arange(0.0, 30)
-    assert exceeds(high, low) == mannwhitneyu(high, low, alternative="greater").pvalue < 0.001
-    assert exceeds(low, high) > 0.99
-    assert differs(low, high) == differs(high, low) < 0.01
-    assert exceeds(np.zeros(30), np.zeros(30)) == 1.0
+        rate(np.array(scores), np.array([1.0, 2.0]))
 
 
 @pytest.mark.parametrize("fpr", [0.001, 0.01, 0.05, 0.07, 0.1, 0.2, 1 / 3, 0.5, 0.9])
@@ -95,126 +61,104 @@ def test_negatives_needed_is_the_fewest(fpr: float) -> None:
 # -- every branch
 
 
-def evidence(**changed: float | None) -> Evidence:
-    return Evidence(
-        **{"p_value": 0.4, "discoveries": 0, "exchangeability": 0.5, "power": 0.6, "negatives": 40, **changed}
-    )
+def evidence(power: Any = POWER, same_kind: Any = None, **changed: Any) -> Evidence:
+    checks = SameKind.model_validate(SAME_KIND | (same_kind or {}))
+    known = {"p_value": 0.4, "negatives": 40, "units": 40, "more_unseen": None, **changed}
+    return Evidence(same_kind=checks, power=power and Power.model_validate(power), **known)
 
 
-def test_no_evidence_names_the_power() -> None:
-    verdict, reasons = decide(evidence(), **RULES)
+def without_base(**changes: Any) -> dict[str, Any]:
+    return {"base_p_value": None, "base_shift": None, "base_shift_bound": None, **changes}
+
+
+def test_no_evidence_names_what_would_have_been_found() -> None:
+    verdict, reasons = decide(evidence(), DECISION)
     assert verdict == "NO EVIDENCE"
     assert reasons == [
-        "The benchmark as a whole scores no higher than unseen questions (p = 0.4 > 0.025), and no question "
-        "stands out by itself.",
-        "On the reference the detector finds 60% of planted members.",
+        "The benchmark as a whole scores no higher than unseen questions (p = 0.4 > 0.05).",
+        "If 16% of the benchmark had leaked (11% to 22%), four audits in five like this one would have found it.",
     ]
 
 
-def test_contaminated_by_either_route() -> None:
-    verdict, reasons = decide(evidence(p_value=0.025), **RULES)
+def test_contaminated_by_the_global_test_at_the_full_level() -> None:
+    verdict, reasons = decide(evidence(p_value=0.05), DECISION)
     assert verdict == "CONTAMINATED"
-    assert reasons == ["The benchmark as a whole scores higher than unseen questions (p = 0.025 <= 0.025)."]
-    verdict, reasons = decide(evidence(discoveries=3), **RULES)
-    assert verdict == "CONTAMINATED"
-    assert reasons == ["3 questions stand out one by one at a false-discovery rate of 0.025 (Benjamini-Hochberg)."]
-    assert len(decide(evidence(p_value=1e-9, discoveries=3), **RULES)[1]) == 2
+    assert reasons == [
+        "The benchmark as a whole scores higher than unseen questions (p = 0.05 <= 0.05).",
+        "A difference in kind does not explain that: it would have to be 0.61 sd, and the base model, which saw "
+        "neither set, leaves at most 0.14 sd possible.",
+    ]
+    assert decide(evidence(p_value=0.0501), DECISION)[0] == "NO EVIDENCE"
 
 
-def test_contaminated_needs_neither_power_nor_base() -> None:
-    assert decide(evidence(p_value=0.001, power=None, exchangeability=None), **RULES)[0] == "CONTAMINATED"
-    assert decide(evidence(p_value=0.001, power=0.0), **RULES)[0] == "CONTAMINATED"
+def test_contaminated_needs_neither_power_nor_base_and_says_first_what_was_not_checked() -> None:
+    assert decide(evidence(p_value=0.001, power=None), DECISION)[0] == "CONTAMINATED"
+    verdict, reasons = decide(evidence(p_value=0.001, same_kind=without_base()), DECISION)
+    assert verdict == "CONTAMINATED" and "no base model was there to check." in reasons[0]
+    apart = without_base(blind={"auc": 0.93, "p_value": 0.002})
+    assert (
+        "wording alone tells them apart (AUC 0.93)" in decide(evidence(p_value=0.001, same_kind=apart), DECISION)[1][0]
+    )
 
 
-def test_each_route_has_half_the_level() -> None:
-    assert decide(evidence(p_value=0.0251), **RULES)[0] == "NO EVIDENCE"
+def test_a_shift_that_the_base_leaves_possible_explains_it() -> None:
+    verdict, reasons = decide(evidence(p_value=0.01, same_kind={"shift_needed": 0.14}), DECISION)
+    assert verdict == "INCONCLUSIVE" and "0.14 sd would explain that" in reasons[0]
+    assert decide(evidence(p_value=0.01, same_kind={"shift_needed": 0.15}), DECISION)[0] == "CONTAMINATED"
 
 
 def test_too_few_negatives() -> None:
-    verdict, reasons = decide(evidence(negatives=18, p_value=1e-9), **RULES)
+    verdict, reasons = decide(evidence(negatives=18, p_value=1e-9), DECISION)
     assert verdict == "INCONCLUSIVE" and "18 unseen" in reasons[0] and "19" in reasons[0]
-    assert decide(evidence(negatives=19), **RULES)[0] == "NO EVIDENCE"
+    assert decide(evidence(negatives=19), DECISION)[0] == "NO EVIDENCE"
 
 
 def test_base_that_tells_the_sets_apart() -> None:
-    verdict, reasons = decide(evidence(exchangeability=0.01, p_value=1e-9), **RULES)
+    verdict, reasons = decide(evidence(p_value=1e-9, same_kind={"base_p_value": 0.01}), DECISION)
     assert verdict == "INCONCLUSIVE" and len(reasons) == 1 and "base model" in reasons[0] and "p = 0.01" in reasons[0]
-    assert decide(evidence(exchangeability=0.011), **RULES)[0] == "NO EVIDENCE"
+    assert decide(evidence(same_kind={"base_p_value": 0.011}), DECISION)[0] == "NO EVIDENCE"
 
 
-def test_power_unknown_or_low() -> None:
-    verdict, reasons = decide(evidence(power=None), **RULES)
+def test_power_that_is_unknown_too_small_or_of_another_base() -> None:
+    verdict, reasons = decide(evidence(power=None), DECISION)
     assert verdict == "INCONCLUSIVE" and "no labelled reference" in reasons[1]
-    verdict, reasons = decide(evidence(power=0.19), **RULES)
-    assert verdict == "INCONCLUSIVE" and "only 19%" in reasons[1] and "at least 20%" in reasons[1]
-    assert decide(evidence(power=0.2), **RULES)[0] == "NO EVIDENCE"
+    verdict, reasons = decide(evidence(power=POWER | {"mde80_high": 0.31}, more_unseen=60), DECISION)
+    assert verdict == "INCONCLUSIVE" and "60 more unseen questions would do" in reasons[1] and "30%" in reasons[1]
+    assert decide(evidence(power=POWER | {"mde80_high": 0.3}), DECISION)[0] == "NO EVIDENCE"
+    blind = decide(evidence(power=POWER | {"mde80": None, "mde80_low": 0.7, "mde80_high": None}), DECISION)
+    assert blind[0] == "INCONCLUSIVE" and "more than the whole benchmark" in blind[1][1]
 
 
-@pytest.mark.parametrize("name", ["p_value", "exchangeability", "power"])
-def test_nan_is_not_evidence_of_absence(name: str) -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        evidence(**{name: float("nan")})
+@pytest.mark.parametrize("same_base", [False, None])
+def test_power_of_another_base_is_not_borrowed_in_silence(same_base: bool | None) -> None:
+    foreign = evidence(power=POWER | {"same_base": same_base})
+    verdict, reasons = decide(foreign, DECISION)
+    assert verdict == "INCONCLUSIVE" and "'reference'" in reasons[1] and "tbd distill" in reasons[1]
+    assert decide(foreign, DECISION.model_copy(update={"allow_foreign_power": True}))[0] == "NO EVIDENCE"
 
 
-# -- error rates by simulation
+def test_questions_of_few_sources_say_nothing_by_their_silence() -> None:
+    verdict, reasons = decide(evidence(units=9), DECISION)
+    assert verdict == "INCONCLUSIVE" and "9 sources only: at least 10" in reasons[1]
+    assert decide(evidence(units=9, p_value=0.01), DECISION)[0] == "CONTAMINATED"  # what is found is found
 
 
-def verdicts(rng: np.random.Generator, runs: int, benchmark: int, negatives: int, decimals: int) -> tuple[float, float]:
-    """Share of CONTAMINATED and of flagged questions over benchmarks nobody was trained on; few decimals make ties."""
-    contaminated, flagged = 0, 0.0
-    for _ in range(runs):
-        s, n = (np.round(rng.gamma(2.0, 1.0, size), decimals) for size in (benchmark, negatives))
-        p = conformal_p_values(s, n)
-        found = Evidence(exceeds(s, n), int(benjamini_hochberg(p, 0.025).sum()), None, 0.9, negatives)
-        contaminated += decide(found, **RULES)[0] == "CONTAMINATED"
-        flagged += (p <= RULES["fpr"]).mean()
-    return contaminated / runs, flagged / runs
-
-
-@pytest.mark.parametrize(
-    ("benchmark", "negatives", "decimals"), [(40, 40, 6), (80, 39, 1), (20, 200, 6), (100, 400, 1)]
-)
-def test_an_uncontaminated_benchmark_is_rarely_called_contaminated(
-    benchmark: int, negatives: int, decimals: int
-) -> None:
-    runs = 1000
-    contaminated, flagged = verdicts(np.random.default_rng(benchmark), runs, benchmark, negatives, decimals)
-    assert contaminated <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
-    # The flagged share of one run hangs on its negatives: its standard deviation is about sqrt(fpr / negatives).
-    assert flagged <= 0.05 + 3 * np.sqrt(0.05 / negatives / runs) + 3 * np.sqrt(0.05 / benchmark / runs)
-
-
-def test_false_discoveries_among_the_discoveries() -> None:
-    """30 members, clearly higher, in a benchmark of 100, against 400 negatives: at most q of the discoveries are
-    false."""
-    rng, q, runs = np.random.default_rng(5), 0.1, 500
-    false, found = np.zeros(runs), np.zeros(runs)
-    for run in range(runs):
-        scores = rng.normal(np.repeat([3.0, 0.0], [30, 70]), 1)
-        rejected = benjamini_hochberg(conformal_p_values(scores, rng.normal(size=400)), q)
-        false[run] = rejected[30:].sum() / max(rejected.sum(), 1)
-        found[run] = rejected[:30].mean()
-    assert false.mean() <= q + 3 * false.std() / np.sqrt(runs)
-    assert found.mean() > 0.7  # and it is not by finding nothing
+# -- the contamination rate
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])
 def test_contamination_rate_finds_the_share(share: float) -> None:
     rng, n = np.random.default_rng(6), 100
-    rates, held = [], 0
+    rates = []
     for _ in range(60):
         members = int(share * n)
         scores = np.r_[rng.normal(9, 1, members), rng.normal(0, 1, n - members)]  # members far above everything
-        negatives = rng.normal(size=100)
-        rates.append(rate(scores, negatives))
-        low, high = contamination_interval(scores, negatives, 0.5, rng, 100, 0.95)
-        held += low - 1e-12 <= share <= high + 1e-12
+        rates.append(rate(scores, rng.normal(size=100)))
     # Cut off at 0 it is biased upward there, by at most its own standard deviation.
     assert np.mean(rates) == pytest.approx(share, abs=0.08 if share == 0 else 0.03)
-    assert held >= 0.85 * 60
 
 
-def test_contamination_rate_is_a_lower_estimate() -> None:
+def test_contamination_rate_misses_members_that_look_unseen() -> None:
     rng = np.random.default_rng(7)
     weak = [np.r_[rng.normal(0.5, 1, 50), rng.normal(0, 1, 50)] for _ in range(60)]
     rates = [rate(scores, rng.normal(size=200)) for scores in weak]
