@@ -33,24 +33,19 @@ class Registry:
         if not match:
             raise InputError(
                 f"{address}: not an address in the registry. Write models:/NAME, models:/NAME/VERSION, "
-                "models:/NAME@ALIAS "
-                "or models:/NAME?KEY=VALUE."
+                "models:/NAME@ALIAS or models:/NAME?KEY=VALUE."
             )
         self.address = address
         self.wanted = match.groupdict()
-        registry = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
-        self.uri = registry or store()
-        # artifacts come from the tracking server, which is the registry's server too unless MLFLOW_REGISTRY_URI names
-        # another
+        self.uri = os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or store()
+        # where artifacts come from: the registry's server too, unless MLFLOW_TRACKING_URI names another
         self.tracking = store() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else self.uri
 
     def look(self) -> list[Found]:
         with self._asking(self.address) as client:
             versions = self._versions(client)
-        ready = [version for version in versions if version.status == "READY"]
-        return [
-            self._found(version) for version in sorted(ready, key=lambda it: (it.creation_timestamp, int(it.version)))
-        ]
+        versions.sort(key=lambda version: (version.creation_timestamp, int(version.version)))
+        return [self._found(version) for version in versions if version.status == "READY"]
 
     def _versions(self, client: Any) -> list[Any]:
         name, key = self.wanted["name"], self.wanted["key"]
@@ -111,19 +106,11 @@ class Registry:
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:
-        """A client; its failures are raised as InputError or TransientFault."""
-        # else it sleeps for as long as a busy server says
+        """A client, whose failures are raised as InputError or TransientFault."""
+        # otherwise MLflow sleeps for as long as a busy server says
         os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
-        with reaching(self.uri):  # its settings, and silence
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
-            from requests.exceptions import RequestException
-            from sqlalchemy.exc import SQLAlchemyError
-
-            try:
-                yield MlflowClient(self.tracking, self.uri)
-            except (MlflowException, RequestException, SQLAlchemyError) as error:
-                raise self._fault(error, what) from None
+        with reaching(self.tracking, self.uri, lambda error: self._fault(error, what)) as client:
+            yield client
 
     def _fault(self, error: Exception, what: str) -> Exception:
         """The same failure always has the same message, which contains no credentials."""
