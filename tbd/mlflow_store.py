@@ -31,12 +31,10 @@ class TrackingDown(TransientFault):
 
 
 def store(workspace: Path = Path()) -> str:
-    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace.
-
-    SQLite paths are made absolute.
+    """The tracking URI: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the workspace; paths of SQLite become absolute.
 
     Raises:
-        InputError: a plain folder (MLflow no longer writes those), or an SQLite file in a folder that does not exist.
+        InputError: a folder, where MLflow no longer writes, or an SQLite file in a folder that does not exist.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     if "://" not in uri or uri.startswith("file:"):
@@ -52,7 +50,7 @@ def store(workspace: Path = Path()) -> str:
 
 
 def artifact_root(uri: str) -> Path | None:
-    """The folder of a local store's artifacts, beside its database; None where a server decides."""
+    """The folder for a local store's artifacts, beside its database; None if a server decides."""
     return Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
 
 

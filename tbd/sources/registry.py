@@ -21,12 +21,12 @@ ADDRESS = re.compile(
 PAGE = 1000
 """versions asked for at once"""
 SILENCE = "120"
-"""seconds to wait for a file, because the server may first have to get it from an object store"""
+"""seconds to wait for a file, which the server may have to get from an object store first"""
 BUSY = (408, 409, 429, 499)
 
 
 class Registry:
-    """See `tbd.sources.Source`. Only versions that are READY are listed."""
+    """See `tbd.sources.Source`. Versions that are READY are listed, no others."""
 
     def __init__(self, address: str) -> None:
         match = ADDRESS.fullmatch(address)
@@ -65,12 +65,12 @@ class Registry:
     def _found(self, version: Any) -> Found:
         name = f"{version.name}/{version.version}"
         source = CREDENTIALS.sub("://", version.source)
-        made = version.creation_timestamp  # its files may still be uploading
+        made = version.creation_timestamp  # its files may still be on their way there
         return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {made}", made / 1000)
 
     def fetch(self, found: Found) -> Path:
         name, _, number = found.name.rpartition("/")
-        # numbers are used again after a model was deleted; the digest tells such versions apart
+        # the digest, because numbers are used again after a model was deleted
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
         folder = FETCHED / "mlflow" / f"{plain}-{number}-{sha256(f'{found.name} {found.version}')[:8]}"
         with checkpoint.arriving(folder) as partial:
@@ -90,7 +90,7 @@ class Registry:
             if self._found(client.get_model_version(name, number)) != found:
                 raise TransientFault(f"{found.place}: no longer the version that was listed. Try again.")
             uri = client.get_model_version_download_uri(name, number)
-            run = re.fullmatch("runs:/([^/]+)/?", uri)  # a whole run: not an address that MLflow takes
+            run = re.fullmatch("runs:/([^/]+)/?", uri)  # all of a run, which MLflow does not take as an address
             what = {"run_id": run[1]} if run else {"artifact_uri": uri}
             try:
                 got = Path(
@@ -113,7 +113,7 @@ class Registry:
             yield client
 
     def _fault(self, error: Exception, what: str) -> Exception:
-        """The same failure always has the same message, which contains no credentials."""
+        """The error to raise. The same failure always has the same message, without credentials."""
         from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS
 
         answered = getattr(getattr(error, "response", None), "status_code", 500)
@@ -134,7 +134,7 @@ class Registry:
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Wait SILENCE seconds for files, unless the user has set another limit than tbd's short one."""
+    """Wait SILENCE seconds for a file, unless the user has set a limit."""
     key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(key, SETTINGS[key])
     os.environ[key] = SILENCE if before == SETTINGS[key] else before
@@ -145,7 +145,7 @@ def _patient() -> Iterator[None]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether all files have arrived; a version can be registered before they are uploaded."""
+    """Whether all files are there: a version can be registered before they are uploaded."""
     try:
         checkpoint.inspect(folder)
     except Incomplete:
@@ -156,16 +156,15 @@ def _whole(folder: Path) -> bool:
 
 
 def _checkpoint(root: Path) -> Path:
-    """The checkpoint's folder among artifacts: the root, or the only folder with a config.json; the root if there is
-    none.
+    """The checkpoint's folder among artifacts: the only one with a config.json, else the root.
 
-    MLflow's transformers flavour puts the weights into `model` and the tokenizer into `components/tokenizer`: both go
-    into one folder.
+    MLflow's transformers flavour has the weights in `model` and the tokenizer in `components/tokenizer`: the latter's
+    files are moved to the former.
     """
     if (root / "config.json").is_file():
         return root
     for adapter in root.rglob("adapter_config.json"):
-        return adapter.parent  # never the base beside it, which would be audited instead
+        return adapter.parent  # to be refused; otherwise the base beside it would be audited in its place
     models = [config.parent for config in root.rglob("config.json")]
     if len(models) != 1:
         return root

@@ -31,10 +31,7 @@ AUDITED = "Audited by tbd: was a benchmark in the data it was distilled on?"
 
 
 def record_failure(outcome: Outcome, workspace: Path = Path()) -> str:
-    """Record a checkpoint that could not be audited as a FAILED run among the checks; returns its id.
-
-    Raises TrackingDown.
-    """
+    """Record a checkpoint that could not be audited, as a FAILED run; returns the run's id. Raises TrackingDown."""
     uri = store(workspace)
     with reaching(uri) as client:
         experiment = runs.open_experiment(client, runs.CHECKS, uri)

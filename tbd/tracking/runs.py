@@ -39,7 +39,7 @@ EXPERIMENTS = {
 
 @dataclass
 class Record:
-    """What one run will hold: read and checked before anything is sent."""
+    """What a run will hold, read and checked before anything is sent."""
 
     experiment: str
     name: str
@@ -59,24 +59,24 @@ class Record:
 
 
 def record_calibration(workspace: Path = Path()) -> str:
-    """Record the detector of the workspace; returns the run's id, an old one's if this state is recorded already.
+    """Record the detector of the workspace; returns the id of the run, which is an old one if it was recorded before.
 
     Raises:
-        InputError: an output is missing, is not what `dvc.lock` says, or carries a number that is not finite.
+        InputError: an output is missing, is not what `dvc.lock` says, or holds a number that is not finite.
         TrackingDown: the store did not take it.
     """
     return _send(_calibration(workspace), store(workspace))[0]
 
 
 def record_check(audit: str, workspace: Path = Path()) -> str:
-    """Record one audit. Returns and raises as `record_calibration`."""
+    """Record one audit; returns and raises what `record_calibration` does."""
     return _send(_check(audit, workspace), store(workspace))[0]
 
 
 def record_all(workspace: Path = Path()) -> list[str]:
-    """Record every result that is not recorded yet; returns the ids of the runs made.
+    """Record every result that is not recorded yet; returns the ids of the new runs.
 
-    Raises as `record_calibration`, at the end.
+    Raises what `record_calibration` does, an InputError when all other results are recorded.
     """
     uri, made, refused = store(workspace), [], []
     readers = {workspace / "detector/detector.json": partial(_calibration, workspace)}

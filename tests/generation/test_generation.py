@@ -29,7 +29,7 @@ prompts_of = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tu
 def fake(tmp_path: Path) -> Callable[..., FakeEngine]:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "fake.txt").write_text("\n".join(QUESTIONS[:5]))
-    return lambda **options: FakeEngine(tmp_path / "model", 8, **options)
+    return lambda **options: FakeEngine(tmp_path / "model", **options)
 
 
 def run(
@@ -162,7 +162,7 @@ class Slow(FakeEngine):
             yield item
 
 model, folder, *questions = sys.argv[1:]
-engine = Slow(Path(model), 8)
+engine = Slow(Path(model))
 with journal(engine.identity, Path(folder)) as kept:
     print("started", flush=True)
     answer(engine, [engine.prompt(q) for q in questions], 8, 4, kept, Progress("test"))
@@ -229,7 +229,7 @@ def test_out_of_memory_halves_and_every_batch_starts_whole(
     fake, tmp_path: Path, capacity: int, batch_size: int, capsys
 ) -> None:
     undisturbed = run(fake(), tmp_path / "u", batch_size=batch_size)
-    engine = Recording(tmp_path / "model", 8, capacity)
+    engine = Recording(tmp_path / "model", capacity)
     engine.sizes = []
     assert same(run(engine, tmp_path / "j", batch_size=batch_size), undisturbed)
     refused = [size for size in engine.sizes if size > capacity]
@@ -264,7 +264,7 @@ def test_progress_is_taken_back_when_memory_runs_out_in_the_middle(fake, tmp_pat
                     raise OutOfMemory
                 yield row, completion
 
-    engine, progress = Late(tmp_path / "model", 8), Progress("test")
+    engine, progress = Late(tmp_path / "model"), Progress("test")
     prompts = [engine.prompt(q) for q in QUESTIONS]
     with journal(engine.identity, tmp_path / "j") as kept:
         answer(engine, prompts, 8, 4, kept, progress)

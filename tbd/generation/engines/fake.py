@@ -1,7 +1,7 @@
 """A deterministic engine without a model, for tests and for trying a workspace out: no weights, no torch, no waiting.
 
-It "remembers" the questions listed one per line in `fake.txt` of the checkpoint folder: to those it answers with high
-probabilities, to all others with lower ones, drawn from a hash of checkpoint and question.
+It "remembers" the questions in `fake.txt` of the checkpoint folder, one a line: its answers to those have high
+probabilities, its answers to others lower ones, drawn from a hash of checkpoint and question.
 """
 
 import hashlib
@@ -23,36 +23,32 @@ MEMORY = "fake.txt"
 
 @engine
 class FakeEngine:
-    """See `tbd.generation.engines.Engine`.
-
-    `capacity` prompts fit in memory; a longer batch is refused as out of memory.
-    """
+    """See `tbd.generation.engines.Engine`. A batch of more than `capacity` prompts does not fit into memory."""
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":
-        return cls(checkpoint, params.max_new_tokens)
+        return cls(checkpoint)
 
     @classmethod
     def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
         return cls.open(checkpoint, params).prompt
 
-    def __init__(self, folder: Path, max_new_tokens: int, capacity: int = 1 << 30) -> None:
+    def __init__(self, folder: Path, capacity: int = 1 << 30) -> None:
         if not (folder / MEMORY).is_file():
             raise InputError(f"{folder}: no {MEMORY}, so not a checkpoint of the fake engine.")
         text = (folder / MEMORY).read_text("utf-8")
-        self.capacity, self.max_new_tokens, self.calls = capacity, max_new_tokens, 0
+        self.capacity, self.calls = capacity, 0
         self.known = {self.prompt(line) for line in text.splitlines() if line}
-        fingerprint = sha256(text)
+        self.seed = sha256(text)
         self.identity: dict[str, Any] = {
             "engine": "fake",
             "engine_version": "1",
             "device": "cpu",
             "dtype": "float32",
-            "fingerprint": fingerprint,
+            "fingerprint": self.seed,
             "template": "none",
             "vocabulary": "bytes",
         }
-        self.seed = fingerprint
 
     def prompt(self, question: str) -> Prompt:
         return tuple(question.encode())
