@@ -51,7 +51,7 @@ def deliver(patient: bool = False) -> None:
         by_id = {outcome.id: outcome for outcome in everything}
         away: set[str] = set()
         for of, to in due:
-            if of not in by_id:  # a kill kept it out of the history, where it is under another id by now
+            if of not in by_id:  # a kill came before it was in the history; it was added again, with another id
                 outbox.done(of, to)
             elif to not in away and to != WHOLE and _refused(by_id[of], to, patient):
                 away.add(to)

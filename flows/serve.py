@@ -110,9 +110,10 @@ def _there(pool: str) -> None:
         try:
             client.read_work_pool(pool)
         except ObjectNotFound:
-            there = os.environ["PREFECT_API_URL"]
-            make = f"prefect work-pool create {shlex.quote(pool)} --type process"
-            raise InputError(f"--pool {pool}: no such work pool at {there}. Make it: {make}") from None
+            raise InputError(
+                f"--pool {pool}: no such work pool at {os.environ['PREFECT_API_URL']}. "
+                f"Make it: prefect work-pool create {shlex.quote(pool)} --type process"
+            ) from None
 
 
 def _from_here(flow: Any) -> Any:
@@ -131,16 +132,21 @@ def _schedule(when: float | str | None) -> dict[str, Any]:
 
 
 def _tidy() -> None:
-    """End what a `tbd serve` that was killed left on the server: runs that nobody works on, and scheduled ones of then.
+    """End the runs that a killed `tbd serve` left on the server: those that nobody works on, and those it missed.
 
-    A scheduled look that was missed is not made up for: the next one finds everything.
+    Missed looks are not made up for: the next one finds everything.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Cancelled, Crashed
 
-    unfinished = {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}
-    ours = FlowRunFilter.model_validate({"tags": {"all_": [_tag()]}, "state": unfinished})
+    ours = FlowRunFilter.model_validate(
+        {
+            "tags": {"all_": [_tag()]},
+            "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}},
+            "expected_start_time": {"before_": datetime.now(UTC)},
+        }
+    )
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=ours, limit=200):
             if run.state and (run.state.is_running() or run.state.is_pending()):
@@ -148,7 +154,7 @@ def _tidy() -> None:
                     client.set_flow_run_state(
                         run.id, Crashed(message="tbd serve was killed during this run"), force=True
                     )
-            elif run.auto_scheduled and run.expected_start_time and run.expected_start_time < datetime.now(UTC):
+            elif run.auto_scheduled:
                 client.set_flow_run_state(run.id, Cancelled(message="tbd serve was not running then"), force=True)
 
 
@@ -200,7 +206,7 @@ def _wait_for(process: "subprocess.Popen[bytes]", port: int, address: str) -> No
 
 
 def _launch(port: int) -> "subprocess.Popen[bytes]":
-    """Start a server in a session of its own, so that Ctrl-C ends the runs and not the server before them."""
+    """Start a server, in a session of its own: Ctrl-C must end the runs before it."""
     SERVER_LOG.parent.mkdir(exist_ok=True)
     where = {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}  # else its pages ask port 4200
     environment = where | {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}

@@ -108,7 +108,7 @@ def fingerprint(folder: Path) -> str:
 
 @cache
 def _digest(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
-    """The digest of files with these times and sizes: gigabytes, which a process reads once."""
+    """The digest of these files, kept for as long as their sizes and times are the same: they may be gigabytes."""
     digest = hashlib.sha256()
     for file, *_ in files:
         with file.open("rb") as handle:

@@ -63,12 +63,8 @@ class Outcome:
 
     name: str
     """of the set or the audit; also the name of the suite"""
-    success: bool
-    """every expectation was met"""
     failures: list[str]
     """a line for each failed expectation: its type and column, what it demands, how many rows fail, and their ids"""
-    checked: int
-    """how many expectations were evaluated"""
     result: Any = field(repr=False, compare=False)
     """Great Expectations' own result (BOOLEAN_ONLY), for the Data Docs"""
 
@@ -287,7 +283,7 @@ def _validate(
         # Which rows fail is computed for failed expectations alone; the Data Docs say yes or no.
         detail = batch.validate(expectations[number], result_format="COMPLETE")
         failures.append(_failure(rules[number], detail, table, (named or {}).get(rules[number].column)))
-    return Outcome(name, bool(result.success), failures, len(result.results), result)
+    return Outcome(name, failures, result)
 
 
 def _failure(rule: Rule, detail: Any, table: pd.DataFrame, named: Sequence[str] | None) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tbd.checkpoints import HUB_ID, IDENTITY, arriving
-from tbd.errors import InputError, TransientFault
+from tbd.errors import InputError, TransientFault, first_line
 from tbd.sources import FETCHED, Found
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def _fault(error: Exception, what: str) -> Exception:
         )
     while deeper := cause.__cause__ or cause.__context__:
         cause = deeper
-    said = str(cause).splitlines() or [""]
-    return TransientFault(f"{hub} does not give it now ({type(cause).__name__}: {said[0][:200]}).")
+    return TransientFault(f"{hub} does not give it now ({type(cause).__name__}: {first_line(cause)}).")
 
 
 def _refusal(error: "HfHubHTTPError") -> str:

@@ -26,7 +26,7 @@ def main(audit: str, progress: Progress) -> None:
     kind = engines.find(p.engine)
     entry = audits.get(audit)
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
-    progress.begin("reading questions")  # before any weights are: a template that does not work shows at once
+    progress.begin("reading questions")  # before any weights: a template that fails shows at once
     folder = checkpoints.pinned(entry.checkpoint, entry.checkpoint_fingerprint)
     base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
     questions = sum(map(len, sets.values()))

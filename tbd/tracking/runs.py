@@ -1,9 +1,7 @@
-"""Finished results into MLflow, where they are read and compared.
+"""Recording finished results in MLflow, where they are read and compared. No stage reads what is recorded.
 
-Written after the pipeline, from its files alone; feeds no stage.
-
-A record is read and checked in full first: what is recorded are exactly the outputs `dvc.lock` knows. Then it is sent:
-a run becomes FINISHED last, carries a digest of its state as a tag, and the same state is not recorded again.
+A record is first read and checked as a whole: it holds exactly the outputs that `dvc.lock` names. Then it is sent, as a
+run that has a digest of its state as a tag and becomes FINISHED last. No state is recorded twice.
 """
 
 import json
@@ -46,7 +44,8 @@ class Record:
     description: str
     state: str
     params: dict[str, Any]
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
+    """None: not known"""
     tags: dict[str, Any]
     datasets: list[tuple[str, str, str, int | None]]
     """(context, name, md5, questions)"""
@@ -144,7 +143,7 @@ def _calibration(workspace: Path) -> Record:
             **provenance.model_dump(mode="json", exclude={"benchmark", "unseen"}),
             **lock.params(),
         },
-        metrics=_known(metrics),
+        metrics=metrics,
         tags={
             "detector_version": detector.version,
             "checkpoint_fingerprint": provenance.fingerprint,
@@ -203,7 +202,7 @@ def _check(audit: str, workspace: Path) -> Record:
             **verdict.generation.model_dump(mode="json"),
             **lock.params(),
         },
-        metrics=_known(metrics),
+        metrics=metrics,
         tags={
             "verdict": verdict.verdict,
             "audit": audit,
@@ -236,10 +235,6 @@ def _warnings(result: Verdict | Detector) -> str:
     return "".join(f"\n- Warning: {line}" for line in result.warnings)
 
 
-def _known(metrics: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items() if value is not None}
-
-
 # --- sending ----------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +260,7 @@ def _finished(client: Any, experiment: str, state: str) -> list[Any]:
 
 
 def open_experiment(client: Any, name: str, uri: str) -> str:
+    """The id of an experiment of EXPERIMENTS, which is made if it is missing. Raises InputError if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -309,7 +305,8 @@ def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
 
         model_id = detector_model.log(client, experiment, run_id, record.detector)
     now = int(time.time() * 1000)
-    client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id) for key, value in record.metrics.items()])
+    known = {key: float(value) for key, value in record.metrics.items() if value is not None}
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id) for key, value in known.items()])
     params = [Param(key, value) for key, value in texts(record.params, 6000).items()]
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])

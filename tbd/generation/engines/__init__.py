@@ -55,13 +55,10 @@ class Engine(Protocol):
 
     @classmethod
     def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
-        """Its `prompt`, without loading the weights: questions and template are tried before anything long starts.
+        """What turns a question into a prompt. Needs no weights, so questions and template are tried before they load.
 
-        Raises InputError.
+        Raises InputError: for an unusable template, or a question that with its answer may exceed the model's context.
         """
-
-    def prompt(self, question: str) -> Prompt:
-        """Render a question. Raises InputError if prompt and answer may exceed the model's context."""
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
@@ -77,7 +74,7 @@ class Engine(Protocol):
 Kind = TypeVar("Kind", bound=type[Engine])
 
 ENGINES: dict[str, type[Engine]] = {}
-"""by their names in `generate.engine`; holds those whose modules were imported"""
+"""by name, as in `generate.engine`; an engine is in it once its module was imported"""
 
 
 def engine(kind: Kind) -> Kind:

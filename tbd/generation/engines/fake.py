@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tbd.checkpoints import Prompt
 from tbd.errors import InputError
-from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
+from tbd.generation.engines import Completion, Tick, engine, unheard
 from tbd.params import Generate
 from tbd.records import sha256
 
@@ -23,7 +23,7 @@ MEMORY = "fake.txt"
 
 @engine
 class FakeEngine:
-    """See `tbd.generation.engines.Engine`. A batch of more than `capacity` prompts does not fit into memory."""
+    """See `tbd.generation.engines.Engine`."""
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":
@@ -33,11 +33,10 @@ class FakeEngine:
     def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
         return cls.open(checkpoint, params).prompt
 
-    def __init__(self, folder: Path, capacity: int = 1 << 30) -> None:
+    def __init__(self, folder: Path) -> None:
         if not (folder / MEMORY).is_file():
             raise InputError(f"{folder}: no {MEMORY}, so not a checkpoint of the fake engine.")
         text = (folder / MEMORY).read_text("utf-8")
-        self.capacity, self.calls = capacity, 0
         self.known = {self.prompt(line) for line in text.splitlines() if line}
         self.seed = sha256(text)
         self.identity: dict[str, Any] = {
@@ -56,7 +55,6 @@ class FakeEngine:
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
     ) -> Iterator[tuple[int, Completion]]:
-        self._take(prompts)
         for row, prompt in enumerate(prompts):
             tick("read", len(prompt))
             rng = self._rng(prompt)
@@ -68,14 +66,8 @@ class FakeEngine:
     def logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
     ) -> list[NDArray[np.float32]]:
-        self._take(prompts)
         tick("read", sum(map(len, prompts)) + sum(map(len, answers)))
         return [self._logprobs(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
-
-    def _take(self, prompts: Sequence[Prompt]) -> None:
-        self.calls += 1
-        if len(prompts) > self.capacity:
-            raise OutOfMemory
 
     def _rng(self, prompt: Prompt) -> np.random.Generator:
         digest = hashlib.sha256(self.seed.encode() + bytes(prompt)).digest()
