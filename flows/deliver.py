@@ -1,9 +1,8 @@
-"""Telling: every outcome goes to MLflow, Prefect and whom params.yaml names, to each until it has arrived.
+"""Delivering: every outcome goes to MLflow, to Prefect and to whom params.yaml names.
 
-Who is away is asked again at the next look: no audit waits for that, and no outcome is lost.
+Unreachable recipients are retried on the next run; no audit waits for them, and no outcome is lost.
 """
 
-from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -12,6 +11,7 @@ from prefect.blocks.core import Block
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
+from prefect.runtime import task_run
 
 from flows.stages import UNREACHABLE, retrying, slug
 from tbd import audits, history, params
@@ -28,27 +28,30 @@ from tbd.workspace import AUDITS
 
 PAGE = AUDITS / "history.html"
 WHOLE = "history"
-"""the recipient that is due with every outcome: the page, and the history in MLflow"""
+"""a recipient of every outcome: the history as a page, and in MLflow"""
 SHOWN = 200
-"""outcomes in Prefect's table"""
+"""how many outcomes Prefect's table shows"""
 
 
 def add(outcome: Outcome) -> Outcome:
-    """Put an outcome into the history, its deliveries into the outbox before; returns the one that stands."""
+    """Put an outcome into the history, unless it repeats the last one, and its deliveries into the outbox first.
+
+    Returns the outcome that is in the history.
+    """
     notify = params.load().notify
     with history.held() as known:
         return known.add(outcome, lambda new: outbox.due(new.id, [*outbox.recipients(new, notify), WHOLE]))
 
 
 def deliver(patient: bool = False) -> None:
-    """Make every delivery that is due, a task each. What cannot be made now stays due; `patient`: after retries."""
+    """Make every delivery that is due, a task each; `patient`: with retries. One that cannot be made now stays due."""
     with locked(outbox.DELIVERING):
         with history.held() as known:
             due, everything = outbox.pending(), known.outcomes
         by_id = {outcome.id: outcome for outcome in everything}
         away: set[str] = set()
         for of, to in due:
-            if of not in by_id:  # killed before it was in the history: what happened was noted again, under another id
+            if of not in by_id:  # a kill came before it was in the history; it was added again, with another id
                 outbox.done(of, to)
             elif to not in away and to != WHOLE and _refused(by_id[of], to, patient):
                 away.add(to)
@@ -63,7 +66,7 @@ def deliver(patient: bool = False) -> None:
 
 
 def _refused(outcome: Outcome, to: str, patient: bool) -> bool:
-    """Make one delivery; whether nobody is there to take another."""
+    """Make a delivery. Returns whether the recipient is unreachable, so that others to it need not be tried."""
     if to in TASKS:
         state = TASKS[to](outcome, return_state=True)
     else:
@@ -79,7 +82,7 @@ def _refused(outcome: Outcome, to: str, patient: bool) -> bool:
 
 
 def logger() -> Any:
-    """The run's, or a plain one where a hook runs outside of any."""
+    """The run's logger, or a plain one in a hook, which runs outside of any run."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -87,8 +90,6 @@ def logger() -> Any:
 
 
 def _called() -> str:
-    from prefect.runtime import task_run
-
     outcome = task_run.parameters["outcome"]
     name = outcome.audit if outcome.same_as is None else None
     return f"{name or outcome.checkpoint}: {outcome.outcome}"
@@ -96,26 +97,23 @@ def _called() -> str:
 
 @task(name="record", task_run_name=lambda: f"record {_called()}", cache_policy=NO_CACHE)
 def record(outcome: Outcome) -> None:
-    """A run in MLflow, and tags on the model version where the checkpoint came from there."""
+    """A run in MLflow, and tags on the model version if the checkpoint is one."""
     if outcome.outcome == FAILED:
-        run = mlflow_history.record_failure(outcome, Path())
+        run = mlflow_history.record_failure(outcome)
+    elif _superseded(outcome):
+        logger().warning("not recorded: audit %s was judged anew since, or taken away", outcome.audit)
+        return
     else:
-        assert outcome.audit is not None
-        if _superseded(outcome):
-            logger().warning("not recorded: %s was judged anew since, or taken away", outcome.audit)
-            return
         try:
-            run = runs.record_check(outcome.audit)
-        except (
-            InputError
-        ) as error:  # parameters that changed since, files that another process is writing: another time
+            run = runs.record_check(str(outcome.audit))
+        except InputError as error:  # parameters changed since, or another process is writing the files: try later
             raise TransientFault(str(error)) from None
-    mlflow_history.tag_version(outcome.origin, outcome, run, Path())
+    mlflow_history.tag_version(outcome.origin, outcome, run)
     logger().info("recorded in MLflow: %s", run)
 
 
 def _superseded(outcome: Outcome) -> bool:
-    """Whether the state that was judged can be recorded no more."""
+    """Whether the audit is gone or was judged anew, so that this outcome can no longer be recorded."""
     try:
         return outcome.audit not in audits.names() or outcomes.state(str(outcome.audit)) != outcome.state
     except InputError:
@@ -141,7 +139,7 @@ def show(outcome: Outcome) -> None:
 
 @task(name="tell", task_run_name=lambda: f"tell {_called()}", cache_policy=NO_CACHE)
 def tell(outcome: Outcome, to: str) -> None:
-    """The webhook, or a Prefect notification block."""
+    """Tell the webhook, or a Prefect notification block. Raises InputError, TransientFault."""
     if to == "webhook":
         webhook.send(outcome)
         return
@@ -160,8 +158,8 @@ def tell(outcome: Outcome, to: str) -> None:
 
 @task(task_run_name="record history", cache_policy=NO_CACHE)
 def record_history(everything: list[Outcome]) -> None:
-    """The whole history in MLflow: the rate over checkpoints, a series a benchmark."""
-    mlflow_history.record_history(everything, Path())
+    """The whole history in MLflow: the contamination rate over checkpoints, a series for each benchmark."""
+    mlflow_history.record_history(everything)
 
 
 TASKS = {"mlflow": record, "prefect": show}

@@ -1,5 +1,4 @@
-"""`tbd serve`: the flows as deployments, with the schedules of params.yaml, on a Prefect server of one's own or an
-existing one."""
+"""`tbd serve`: the flows as deployments, with the schedules of params.yaml, on a Prefect server it finds or starts."""
 
 import os
 import shlex
@@ -23,14 +22,14 @@ from tbd.pipeline import workspace_lock
 from tbd.workspace import STATE
 
 EVENT = "tbd.checkpoint.written"
-"""a Prefect event that asks for a look; its payload's `source` says where"""
+"""the Prefect event that makes `watch` look at what its payload names as `source`"""
 SERVER_LOG = STATE / "prefect-server.log"
 PATIENCE = 120.0
 """seconds a Prefect server may take to start"""
 
 
 def check() -> params.Params:
-    """Everything that can be wrong before anything starts. Raises InputError."""
+    """Check everything that can be checked before anything starts. Raises InputError."""
     p = params.load()
     scores.expand(p.score.methods)
     store()
@@ -45,9 +44,9 @@ def check() -> params.Params:
 
 
 def serve(name: str, port: int, pool: str | None) -> None:
-    """Serve the deployments until interrupted; with a work pool, put them there and return.
+    """Serve the deployments until interrupted; or, if a work pool is named, hand them to it and return.
 
-    Raises InputError, StageFailed.
+    Raises InputError, or StageFailed if the server does not start.
     """
     p = check()
     if pool is not None and not os.environ.get("PREFECT_API_URL"):
@@ -57,21 +56,25 @@ def serve(name: str, port: int, pool: str | None) -> None:
 
         if pool is not None:
             _there(pool)
-        made = _deployments(name, p, pool)
+        made = _deployments(name, p, pool is not None)
         if pool is None:
             _tidy()
-            print(f"Prefect UI: {_ui()}\nStop with Ctrl-C; what was under way goes on at the next start.", flush=True)
+            print(f"Prefect UI: {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
+            print("Stop with Ctrl-C; what was under way goes on at the next start.", flush=True)
             prefect.serve(*made, print_starting_message=False)
         else:
+            prefect.deploy(
+                *made, work_pool_name=pool, build=False, print_next_steps_message=False, ignore_warnings=True
+            )
             print(f"{len(made)} deployments in work pool {pool!r}. Run them on a machine that has this folder:")
             print(f"  prefect worker start --pool {pool}")
 
 
-def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
-    """What is served: every flow once, and `watch` once more for events.
+def _deployments(name: str, p: params.Params, in_pool: bool) -> list[Any]:
+    """Every flow once, and `watch` once more for events.
 
-    No concurrency limits: they count runs on the server, which forgets who holds what when it is killed. One audit at a
-    time is the workspace's own lock.
+    Without concurrency limits: a server that was killed has forgotten who holds them. The workspace's own lock sees to
+    it that one audit runs at a time.
     """
     from prefect.events import DeploymentEventTrigger
 
@@ -90,16 +93,16 @@ def _deployments(name: str, p: params.Params, pool: str | None) -> list[Any]:
         (check_flow, name, {}),
         (calibrate, name, _schedule(p.serve.calibrate)),
     ]
-    if pool is None:
-        return [
-            flow.to_deployment(title, tags=["tbd", _tag()], description=flow.description, **how)
-            for flow, title, how in wanted
-        ]
-    return [_in_pool(flow, title, pool, how) for flow, title, how in wanted]
+    return [
+        (_from_here(flow) if in_pool else flow).to_deployment(
+            title, tags=["tbd", _tag()], description=flow.description, **how
+        )
+        for flow, title, how in wanted
+    ]
 
 
 def _there(pool: str) -> None:
-    """Raises InputError if the server has no such work pool."""
+    """Raise InputError if the server has no such work pool."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -107,67 +110,51 @@ def _there(pool: str) -> None:
         try:
             client.read_work_pool(pool)
         except ObjectNotFound:
-            there = os.environ["PREFECT_API_URL"]
-            make = f"prefect work-pool create {shlex.quote(pool)} --type process"
-            raise InputError(f"--pool {pool}: no such work pool at {there}. Make it: {make}") from None
+            raise InputError(
+                f"--pool {pool}: no such work pool at {os.environ['PREFECT_API_URL']}. "
+                f"Make it: prefect work-pool create {shlex.quote(pool)} --type process"
+            ) from None
 
 
-def _in_pool(flow: Any, title: str, pool: str, how: dict[str, Any]) -> Any:
-    """Deployed to run in this folder, on a worker's machine that has it at the same path."""
+def _from_here(flow: Any) -> Any:
+    """The flow as a worker gets it: from this folder, which the worker's machine has at the same path."""
     module = flow.fn.__module__.replace(".", "/")
-    here = flow.from_source(source=str(Path.cwd()), entrypoint=f"{module}.py:{flow.fn.__name__}")
-    here.deploy(
-        title,
-        work_pool_name=pool,
-        build=False,
-        tags=["tbd", _tag()],
-        description=flow.description,
-        print_next_steps=False,
-        **how,
-    )
-    return f"{flow.name}/{title}"
+    return flow.from_source(source=str(Path.cwd()), entrypoint=f"{module}.py:{flow.fn.__name__}")
 
 
 def _tag() -> str:
-    """What marks this workspace's runs on a server that others use too."""
+    """The tag of this workspace's runs, on a server that other workspaces may use too."""
     return f"tbd:{Path.cwd()}"
 
 
 def _schedule(when: float | str | None) -> dict[str, Any]:
-    if when is None:
-        return {}
-    return {"cron": when} if isinstance(when, str) else {"interval": when}
+    return {"cron" if isinstance(when, str) else "interval": when}
 
 
 def _tidy() -> None:
-    """What an end without warning left on the server: runs that nobody works on, and looks that were missed.
+    """End the runs that a killed `tbd serve` left on the server: those that nobody works on, and those it missed.
 
-    One look finds all.
+    Missed looks are not made up for: the next one finds everything.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import (
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-        FlowRunFilterTags,
-    )
-    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.states import Cancelled, Crashed
 
-    unfinished = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
-    ours = FlowRunFilter(
-        tags=FlowRunFilterTags(all_=[_tag()]), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unfinished))
+    ours = FlowRunFilter.model_validate(
+        {
+            "tags": {"all_": [_tag()]},
+            "state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}},
+            "expected_start_time": {"before_": datetime.now(UTC)},
+        }
     )
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=ours, limit=200):
-            if run.state is None:
-                continue
-            if run.state.is_running() or run.state.is_pending():
+            if run.state and (run.state.is_running() or run.state.is_pending()):
                 if workspace_lock.idle():
                     client.set_flow_run_state(
                         run.id, Crashed(message="tbd serve was killed during this run"), force=True
                     )
-            elif run.auto_scheduled and run.expected_start_time and run.expected_start_time < datetime.now(UTC):
+            elif run.auto_scheduled:
                 client.set_flow_run_state(run.id, Cancelled(message="tbd serve was not running then"), force=True)
 
 
@@ -176,14 +163,13 @@ def _tidy() -> None:
 
 @contextmanager
 def _server(port: int) -> Iterator[None]:
-    """The server PREFECT_API_URL names; or else one on 127.0.0.1, ours to start, to start again should it die, and to
-    stop."""
+    """The server of PREFECT_API_URL; or one on 127.0.0.1, which is started here, again if it ends, and stopped."""
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
     address = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_URL"] = address
-    # one that answers: of a `tbd serve` that was killed, or the user's
+    # a server that answers there is the user's, or of a `tbd serve` that was killed
     process = None if _answers(address) else _launch(port)
     ending = threading.Event()
 
@@ -220,7 +206,7 @@ def _wait_for(process: "subprocess.Popen[bytes]", port: int, address: str) -> No
 
 
 def _launch(port: int) -> "subprocess.Popen[bytes]":
-    """A session of its own: Ctrl-C ends the runs first, then the server."""
+    """Start a server, in a session of its own: Ctrl-C must end the runs before it."""
     SERVER_LOG.parent.mkdir(exist_ok=True)
     where = {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}  # else its pages ask port 4200
     environment = where | {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
@@ -241,7 +227,3 @@ def _answers(address: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def _ui() -> str:
-    return os.environ["PREFECT_API_URL"].removesuffix("/api")

@@ -1,8 +1,8 @@
-"""How a process of ours ends when it is told to: within seconds, and with everything it started.
+"""How a command ends when a signal tells it to: within seconds, and with every process it started.
 
-SIGHUP is taken as SIGTERM, and SIGTERM as Ctrl-C, so what was opened is closed on the way out. But while a flow runs
-Prefect takes SIGTERM for itself, and a way out may be blocked (by a server that ended first) or cut short (by a second
-signal). So a thread learns of the first signal as well, whoever takes it, and ends in the end what is still there.
+SIGHUP is handled like SIGTERM, and SIGTERM like Ctrl-C, so that what is open gets closed. That may not be enough: while
+a flow runs Prefect handles SIGTERM itself, and closing may hang (on a server that ended first) or be cut short (by a
+second signal). So a thread notices the first signal too, whoever handles it, and after a while ends what is left.
 """
 
 import atexit
@@ -22,30 +22,30 @@ import psutil
 WORDS = "interrupted; the same command goes on where it stopped"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 4.0
-"""seconds a command has to end by itself"""
+"""seconds in which a command may end by itself"""
 LAST = 1.5
-"""seconds that what it started has, when told"""
+"""seconds between telling its processes to end and killing them"""
 
 _pipe: int | None = None
-"""from which the number of each signal is read, whoever takes it"""
+"""gives the number of each signal, whoever handles it"""
 _told: int | None = None
 """the first signal that came"""
 _code: int | None = None
-"""what the command exits with, once it knows"""
+"""the exit code of the command, once it is known"""
 _started: set[psutil.Process] = set()
-"""what this process had started when it was told: one that loses its parent on the way out is not found any more"""
+"""the descendants of this process when the signal came: one that loses its parent could not be found later"""
 _hearing = threading.Lock()
 _out = threading.Event()
-"""the way out has come to its end"""
+"""the command has ended by itself, apart from its processes"""
 
 
 def prepare() -> None:
-    """From now on this process, which is a command of its own, ends as the module says."""
+    """From now on this process, a command, ends as the module says."""
     global _pipe
-    # also where a script starts it with `&`, and it would be ignored
+    # a script that starts it with `&` would have it ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup asks for
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     _pipe, writing = os.pipe()
     os.set_blocking(_pipe, False)
@@ -58,15 +58,15 @@ def prepare() -> None:
 def told() -> int | None:
     """The first signal that told this process to end, if one did."""
     global _told
-    with _hearing, suppress(BlockingIOError):  # nothing new
+    with _hearing, suppress(BlockingIOError):  # no signal came
         if _pipe is not None and _told is None:
-            # not an alarm of Prefect's
+            # Prefect uses other signals, as an alarm
             _told = next((number for number in os.read(_pipe, 100) if number in SIGNALS), None)
     return _told
 
 
 def code(otherwise: int) -> int:
-    """What the command exits with: 128 and the signal's number after SIGTERM and SIGHUP."""
+    """The exit code: 128 plus the signal's number after SIGTERM and SIGHUP, else `otherwise`."""
     global _code
     number = told()
     _code = otherwise if number is None or number == signal.SIGINT else 128 + number
@@ -74,7 +74,7 @@ def code(otherwise: int) -> int:
 
 
 def _watch(pipe: int) -> None:
-    """Wait for the first signal; and if the way out then takes too long, end without it."""
+    """Wait for the first signal, and end the process if it does not end by itself in time."""
     make = _make()
     caught = _caught(make)
     while not told():
@@ -98,16 +98,16 @@ def _finish() -> None:
 def _end() -> None:
     """End what this process started, and this process."""
     end_descendants(_started)
-    if _code is None:  # cut off on its way out
+    if _code is None:  # it was cut off before it knew its exit code
         print(f"error: {WORDS}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more
+        with suppress(OSError, ValueError):  # if nobody reads it any more
             stream.flush()
     os._exit(code(3) if _code is None else _code)
 
 
 def end_descendants(also: Iterable[psutil.Process] = ()) -> None:
-    """End what this process started, and what that started: told first, killed after LAST seconds."""
+    """End all descendants of this process, and `also`: they are told to, and killed after LAST seconds."""
     for tell in (psutil.Process.terminate, psutil.Process.kill):
         processes = {*also, *psutil.Process().children(recursive=True)}
         for process in processes:
@@ -125,13 +125,14 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-# --- those above, who end without saying so ---------------------------------------------------------------------------
+# --- parents that end without telling ---------------------------------------------------------------------------------
 
 
 def _make() -> int | None:
     """The GNU make that runs this command, on Linux.
 
-    Told to end by SIGINT or SIGHUP alone, make tells nobody: it waits for us, and takes that signal no more.
+    When make gets SIGINT or SIGHUP, it does not tell this command to end: it waits for it, and catches that signal no
+    more.
     """
     above = os.getppid()
     try:
@@ -142,7 +143,7 @@ def _make() -> int | None:
 
 
 def _caught(process: int | None) -> str | None:
-    """The signals that a process takes itself, as Linux writes it."""
+    """The signals that a process catches, as Linux writes them."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -151,17 +152,14 @@ def _caught(process: int | None) -> str | None:
 
 
 def with_dvc() -> None:
-    """End this stage with the DVC that runs it, which leaves it to itself when SIGTERM or SIGHUP ends it.
-
-    The journal goes on.
-    """
+    """End this stage when the DVC that runs it ends, which says nothing to its stages on SIGTERM and SIGHUP."""
     if "DVC_STAGE" not in os.environ:
         return
     try:
         writing = json.loads((Path(os.environ["DVC_ROOT"]) / ".dvc/tmp/rwlock").read_text("utf-8"))["write"]
         dvc = {int(one["pid"]) for one in writing.values()}
     except (OSError, ValueError, KeyError):
-        return  # another DVC writes there just now, or this one keeps its locks elsewhere
+        return  # another DVC is writing that file, or this one keeps its locks elsewhere
 
     def watch() -> None:
         while any(process.pid in dvc for process in psutil.Process().parents()):

@@ -1,4 +1,4 @@
-"""What other tools are told through the environment: no analytics, no progress bars in logs, time to start."""
+"""Settings of other tools in the environment: no analytics, no progress bars in logs, enough time to start."""
 
 import os
 from urllib.parse import urlsplit
@@ -19,12 +19,12 @@ DEFAULTS = {
 }
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""how the threads of a matrix product wait for each other: unless the user says, asleep. Spinning, a core that another
-process uses makes generation nine times slower"""
+"""say how the threads of a matrix product wait for each other. Unless the user sets one, they sleep: if they spin,
+generation is nine times slower as soon as another process uses one of the cores"""
 
 
 def prepare() -> None:
-    """Set what the user has not set. Before any of the tools is imported, which is when they look."""
+    """Set what the user has not set. To be called before the tools are imported: that is when they look."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if not any(name in os.environ for name in WAITING):
@@ -32,9 +32,9 @@ def prepare() -> None:
 
 
 def prefect() -> str:
-    """Host and port of the Prefect server that PREFECT_API_URL names, or nothing.
+    """Host and port of the Prefect server that PREFECT_API_URL names; empty if it is not set.
 
-    Raises InputError for one that is no address of an API, or has credentials in it.
+    Raises InputError if it is not the address of an API or has credentials in it.
     """
     said = os.environ.get("PREFECT_API_URL", "")
     try:

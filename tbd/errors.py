@@ -32,6 +32,12 @@ class StageFailed(Exception):
         """a `TransientFault` of the stage: worth trying again"""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, at most 200 characters, or the error's name if it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
 def unknown(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:
     """An error for a name that is not one of `known`, with the nearest one suggested."""
     known = sorted(known)

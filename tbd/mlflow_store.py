@@ -1,11 +1,12 @@
-"""Where MLflow is, and asking it: quietly, without waiting long, and without a word of credentials."""
+"""Where MLflow is, and a client that asks it quietly, gives up soon and never shows credentials."""
 
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from tbd.errors import InputError, TransientFault
@@ -16,27 +17,24 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""what MLflow is told through the environment, where the user has not said otherwise"""
+"""environment variables of MLflow, set where the user has not"""
 REFUSED = {
     "401": "401: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-    "403": "403: this account may not write there; see docs/access.md",
-    "PERMISSION_DENIED": "403: this account may not write there; see docs/access.md",
+    "403|PERMISSION_DENIED": "403: this account may not write there; see docs/access.md",
 }
-"""what MLflow says where it does not let somebody in, and what to do then"""
+"""patterns of MLflow's answer where access is refused, and what to do then"""
 CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 
 class TrackingDown(TransientFault):
-    """The MLflow store did not take the record. One line; the files are whole, and `tbd record` records them later."""
+    """The MLflow store did not take the record. The files are complete, and `tbd record` records them later."""
 
 
 def store(workspace: Path = Path()) -> str:
-    """The tracking URI: `MLFLOW_TRACKING_URI` where it is set, else `mlflow.db` in the workspace.
-
-    SQLite paths are made absolute.
+    """The tracking URI: `MLFLOW_TRACKING_URI`, else `mlflow.db` in the workspace; paths of SQLite become absolute.
 
     Raises:
-        InputError: a plain folder (MLflow no longer writes those), or an SQLite file in a folder that does not exist.
+        InputError: a folder, where MLflow no longer writes, or an SQLite file in a folder that does not exist.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     if "://" not in uri or uri.startswith("file:"):
@@ -52,15 +50,21 @@ def store(workspace: Path = Path()) -> str:
 
 
 def artifact_root(uri: str) -> Path | None:
-    """The folder of a local store's artifacts, beside its database; None where a server decides."""
+    """The folder for a local store's artifacts, beside its database; None if a server decides."""
     return Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
 
 
 @contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """MLflow, quiet and without long retries; its failures become TrackingDown, without an address's credentials."""
+def reaching(
+    uri: str, registry: str | None = None, fault: Callable[[Exception], Exception] | None = None
+) -> Iterator[Any]:
+    """A client of MLflow, quiet and without long retries.
+
+    Its failures are raised as what `fault` makes of them; by default as TrackingDown.
+    """
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -70,15 +74,16 @@ def reaching(uri: str) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        yield MlflowClient(uri, registry)
     except (MlflowException, RequestException, SQLAlchemyError) as error:
+        if fault:
+            raise fault(error) from None
         if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
-            raise  # ours to mend, not an outage
-        address = urlsplit(uri)
-        where = address.hostname + (f":{address.port}" if address.port else "") if address.hostname else uri
-        lines = CREDENTIALS.sub("://", str(error)).splitlines() or [type(error).__name__]
-        refused = next((hint for code, hint in REFUSED.items() if re.search(rf"\b{code}\b", lines[0])), None)
-        raise TrackingDown(f"MLflow at {where} did not take the record ({refused or lines[0][:200]}).") from None
+            raise  # a bug of tbd, not an outage
+        where = urlsplit(uri).netloc.rpartition("@")[2] or uri
+        said = (CREDENTIALS.sub("://", str(error)).splitlines() or [type(error).__name__])[0]
+        refused = next((hint for codes, hint in REFUSED.items() if re.search(rf"\b({codes})\b", said)), None)
+        raise TrackingDown(f"MLflow at {where} did not take the record ({refused or said[:200]}).") from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -1,8 +1,8 @@
-"""How far long work is, said every few seconds, whatever the work itself is doing meanwhile.
+"""Says every few seconds how far long work is.
 
-In a terminal it is one line that is rewritten; elsewhere (a log, Prefect) a line each time. The time left is counted in
-units of work, each kind at the speed it had so far: reading a token of a prompt costs less than writing one of an
-answer.
+In a terminal it is one line that is rewritten, elsewhere (in a log, in Prefect) a new line each time. The time left is
+the work left of each kind, at the speed of that kind so far: to read a token of a prompt takes less time than to write
+one of an answer.
 """
 
 import sys
@@ -21,24 +21,23 @@ EVERY = 5.0
 
 @dataclass
 class Work:
-    """Work of one kind, in units."""
+    """Work of one kind, in tokens."""
 
     planned: int = 0
     done: int = 0
     spared: int = 0
-    """planned, but not needed after all"""
+    """of `planned`, not needed after all"""
     seconds: float = 0.0
     """that `done` took"""
 
     def left(self) -> float:
-        """Units still expected: of the plan as much is needed as of what is over."""
+        """Tokens still expected, if the share of the plan that is needed stays what it was so far."""
         over = self.done + self.spared
         return (self.planned - over) * (self.done / over if over else 1.0)
 
 
 class Progress:
-    """Use it as a context: from its start to its end something is said every `every` seconds; of what is done by then,
-    nothing."""
+    """A context in which a line is printed every `every` seconds. What takes less prints none."""
 
     def __init__(self, name: str, every: float = EVERY) -> None:
         self.name, self.every = name, every
@@ -72,11 +71,11 @@ class Progress:
             print(self.line(), flush=True)
 
     def plan(self, kind: str, tokens: int) -> None:
-        """So many tokens more of this kind are to be done; fewer, where `tokens` is below 0."""
+        """Add tokens of this kind to the plan, or take some away if `tokens` is below 0."""
         self.kinds.setdefault(kind, Work()).planned += tokens
 
     def advance(self, kind: str, tokens: int) -> None:
-        """So many more are done. The time since the last call was theirs."""
+        """Tokens of this kind are done; they took the time since the last call."""
         now = time.monotonic()
         work = self.kinds.setdefault(kind, Work())
         work.done += tokens
@@ -84,21 +83,15 @@ class Progress:
         self._mark = now
 
     def spare(self, kind: str, tokens: int) -> None:
-        """So many of the plan are not needed: an answer has ended.
-
-        What is still to come is expected to spare as much.
-        """
+        """Tokens of the plan are not needed, because an answer has ended. The rest is expected to spare as many."""
         self.kinds.setdefault(kind, Work()).spared += tokens
 
     def begin(self, doing: str) -> None:
-        """The next step. The time up to now belongs to no work that is planned: a model was loaded, say."""
+        """Name the step that begins. The time since the last call counts for no work: a model was loaded, say."""
         self.doing, self._mark = doing, time.monotonic()
 
     def left(self) -> float | None:
-        """Seconds, as far as can be said; a kind that has not begun is taken to be as fast as the others.
-
-        None before any work.
-        """
+        """Seconds left; None before any work is done. A kind that has not begun counts with the speed of all others."""
         seconds, done = (sum(getattr(work, name) for work in self.kinds.values()) for name in ("seconds", "done"))
         if not done:
             return None
@@ -107,7 +100,7 @@ class Progress:
         )
 
     def line(self) -> str:
-        """Share of the time, the step, the tokens, the time left."""
+        """How much of the time is over, the step, the tokens, the time left."""
         left = self.left()
         if left is None:
             return f"{self.name}: {self.doing}, {clock(time.monotonic() - self._start)} so far"

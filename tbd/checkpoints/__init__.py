@@ -1,7 +1,4 @@
-"""What a checkpoint is: finding it, refusing what must not be loaded, and its fingerprint.
-
-Knows files, not models: nothing here imports torch or transformers.
-"""
+"""What a checkpoint is as files: whether it is complete and may be loaded, and its fingerprint. Needs no torch."""
 
 import hashlib
 import itertools
@@ -16,25 +13,24 @@ from pathlib import Path
 
 from tbd.errors import Incomplete, InputError
 from tbd.locks import locked
-from tbd.records import sha256
 
 Prompt = tuple[int, ...]
-"""token ids of a question in the checkpoint's chat template, ready to be answered"""
+"""token ids of a question in the checkpoint's chat template, up to where the answer begins"""
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 IDENTITY = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py")
-"""files that decide what a checkpoint answers; a model card or a licence does not"""
+"""files that decide what a checkpoint answers; a model card or a licence is none"""
 PROVENANCE = "tbd.json"
-"""how tbd made a checkpoint; left out of the fingerprint"""
+"""says how tbd made a checkpoint; left out of the fingerprint"""
 SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
 
 
 def inspect(folder: Path) -> None:
     """Raise InputError, naming what is missing or broken, unless `folder` holds a complete safetensors checkpoint.
 
-    It is Incomplete, a kind of InputError, where a folder that is still being copied looks the same.
+    It is an Incomplete (a kind of InputError) if the folder might just be on its way here.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
@@ -51,8 +47,7 @@ def inspect(folder: Path) -> None:
         raise Incomplete(f"{config}: not a readable model configuration. Copy it again.")
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
-        pickled = sorted(name.name for pattern in PICKLES for name in folder.glob(pattern))
-        if pickled:
+        if pickled := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):
             raise InputError(
                 f"{folder}: weights only as pickle ({pickled[0]}), which can run code when loaded. "
                 "Convert them with save_pretrained(safe_serialization=True)."
@@ -66,8 +61,7 @@ def inspect(folder: Path) -> None:
             named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Incomplete(f"{index}: not a readable index of weight files. Copy it again.") from None
-        missing = sorted(named - {shard.name for shard in shards})
-        if missing:
+        if missing := sorted(named - {shard.name for shard in shards}):
             raise Incomplete(
                 f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again."
             )
@@ -77,7 +71,7 @@ def inspect(folder: Path) -> None:
 
 
 def _check_numbers(folder: Path, shards: Iterable[Path]) -> None:
-    """Without an index the names alone, `x-00001-of-00003`, say how many there should be."""
+    """Without an index, names such as `x-00001-of-00003` say how many files there should be."""
     numbers = defaultdict(set)
     for shard in shards:
         if match := SHARD.fullmatch(shard.name):
@@ -92,10 +86,9 @@ def _check_numbers(folder: Path, shards: Iterable[Path]) -> None:
 
 @contextmanager
 def arriving(folder: Path) -> Iterator[Path]:
-    """Where to put together what a rename turns into `folder` at the end, one process at a time; the others wait.
+    """A hidden folder beside `folder` to fill; renamed in the end, `folder` is complete or not there.
 
-    So `folder` is whole or not there. What a kill leaves beside it, under the hidden name this gives, the next try may
-    go on with.
+    One process at a time, the others wait. What a kill leaves in the hidden folder is there at the next try.
     """
     with locked(folder.parent / f".{folder.name}.lock"):
         yield folder.with_name(f".{folder.name}")
@@ -115,7 +108,7 @@ def fingerprint(folder: Path) -> str:
 
 @cache
 def _digest(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
-    """Of files as they are now: a process that asks again does not read gigabytes again."""
+    """The digest of these files, kept for as long as their sizes and times are the same: they may be gigabytes."""
     digest = hashlib.sha256()
     for file, *_ in files:
         with file.open("rb") as handle:
@@ -124,7 +117,7 @@ def _digest(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
 
 
 def pinned(path: str, expected: str | None) -> Path:
-    """The folder of a checkpoint, checked and, where its fingerprint is expected, still that one. Raises InputError."""
+    """The folder of a checkpoint. Raises InputError if it is incomplete or has another fingerprint than `expected`."""
     folder = Path(path)
     inspect(folder)
     if expected is not None and fingerprint(folder) != expected:
@@ -135,7 +128,7 @@ def pinned(path: str, expected: str | None) -> Path:
 
 
 def _check_complete(shard: Path) -> None:
-    """A safetensors file is 8 bytes of header length, a JSON header, and exactly the bytes the header speaks of."""
+    """A safetensors file is 8 bytes that give the length of its header, the header as JSON, and the tensors' bytes."""
     size = shard.stat().st_size
     try:
         with shard.open("rb") as file:
@@ -148,8 +141,3 @@ def _check_complete(shard: Path) -> None:
         raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:
         raise Incomplete(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")
-
-
-def template_sha256(template: str) -> str:
-    """Short hash that names a chat template in a generation's identity."""
-    return sha256(template)[:16]

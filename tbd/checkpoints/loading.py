@@ -1,6 +1,6 @@
-"""A Hugging Face checkpoint from disk: tokenizer, prompts, weights. Safetensors only, no remote code.
+"""A Hugging Face checkpoint from disk: tokenizer, prompts, weights. Safetensors alone, no code from elsewhere.
 
-Everything that can be wrong with a user's files is refused here, in one line.
+Whatever transformers finds wrong with a user's files becomes an error of one line here.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tbd.checkpoints import Prompt
-from tbd.errors import InputError, TransientFault
+from tbd.errors import InputError, TransientFault, first_line
 from tbd.records import question_id
 
 DEFAULT_CONTEXT = 1 << 30
@@ -30,21 +30,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The checkpoint's causal language model in evaluation mode: safetensors only, no remote code.
+    """The checkpoint's causal language model in evaluation mode.
 
-    Raises InputError, or TransientFault where the device has no room for it now.
+    Raises InputError, or TransientFault if the device has no room for it now.
     """
     torch.set_num_threads(available_threads())
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # whatever the many model classes raise, the file is the user's
         raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
-    model: PreTrainedModel = loaded[0]
-    loading: dict[str, Any] = loaded[1]
-    if loading["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(loading["missing_keys"])
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):  # transformers would put random numbers there and go on
         raise InputError(
             f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again."
         )
@@ -62,9 +60,9 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
 
 
 def choose_device(device: str) -> str:
-    """`auto` becomes cuda, mps or cpu, whichever is there first.
+    """`auto` becomes the first of cuda, mps and cpu that this machine has.
 
-    Raises InputError for a device this machine lacks, TransientFault for one that another process keeps busy.
+    Raises InputError for a device that this machine lacks, TransientFault for one that another process keeps busy.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -78,8 +76,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> str:
-    """`auto` becomes bfloat16 where `device` computes in it, else float32: emulated, bfloat16 is several times slower
-    than that."""
+    """`auto` becomes bfloat16 if `device` computes in it, else float32: emulated, bfloat16 is several times slower."""
     if dtype != "auto":
         return dtype
     return "bfloat16" if _native_bfloat16(torch.device(device).type) else "float32"
@@ -89,15 +86,14 @@ def _native_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind == "cpu":
-        # oneDNN says whether it may use such instructions (it also emulates them, on AVX-512), the processor whether it
-        # has them
+        # the processor has such instructions, and oneDNN, which would emulate them on AVX-512, may use them
         able = any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
         return able and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
 
 
 def available_threads() -> int:
-    """torch's own number of threads, or fewer where affinity or a container's quota leaves fewer cores."""
+    """torch's own number of threads, or fewer if affinity or a container's quota leaves fewer cores."""
     return min(torch.get_num_threads(), int(joblib.cpu_count()))
 
 
@@ -119,10 +115,7 @@ def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
 
 
 class Prompter:
-    """Questions as prompts of a checkpoint, checked against its context.
-
-    Needs no weights, so a bad question shows at once.
-    """
+    """Questions as prompts of a checkpoint, checked against the length of its context. Needs no weights."""
 
     def __init__(self, folder: Path, max_new_tokens: int) -> None:
         self.folder, self.max_new_tokens = folder, max_new_tokens
@@ -141,8 +134,3 @@ class Prompter:
                 f"{self.context} of {self.folder}. Lower generate.max_new_tokens or leave the question out."
             )
         return tuple(ids)
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -1,12 +1,13 @@
-"""Running an engine over a set of questions: batches, journal, memory.
+"""Running an engine over a set of questions: batches, the journal, and what to do when memory runs out.
 
-In bf16 an answer depends on the batch it was computed in. So batches are planned from the questions and parameters
-alone, and a finished *batch* is what the journal keeps: a run killed at any moment and started again ends with the
-numbers of an undisturbed one, and a set that two audits of one checkpoint share is generated once.
+In bfloat16 an answer depends on the batch it was computed in. So the batches depend on questions and parameters alone,
+and the journal keeps whole *batches*: a run that was killed and started again ends with the same numbers as one that
+was not, and a set that two audits of a checkpoint share is answered once.
 """
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,10 @@ JOURNALS = STATE / "journal"
 
 
 def plan(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
-    """Indices of `prompts` in batches of nearly equal size, at most `batch_size`, longest first.
+    """Indices of `prompts` in batches of nearly equal size, at most `batch_size`.
 
-    Longest first, so that a batch that does not fit says so at once; neighbours in length, so that little is padding.
+    The longest come first, so that a batch that does not fit shows at once. A batch holds prompts of similar length, so
+    that little of it is padding.
 
     >>> plan([(1,), (1, 2, 3), (1, 2)], 2)
     [[1, 2], [0]]
@@ -46,7 +48,7 @@ class Journal:
     """Finished batches, one JSON line each, in an append-only file."""
 
     def __init__(self, path: Path) -> None:
-        """What a kill or a full disk left of a line, and all after it, is dropped."""
+        """A line that a kill or a full disk cut off is dropped, and all after it."""
         self._lines = JsonLines(path, computed=True)
         self.done: dict[str, Any] = {line["key"]: line["value"] for line in self._lines.values}
 
@@ -57,7 +59,7 @@ class Journal:
 
 @contextmanager
 def journal(identity: dict[str, Any], folder: Path = JOURNALS) -> Iterator[Journal]:
-    """The journal of everything generated under this `identity`, held by one process at a time (a second one waits)."""
+    """The journal of everything generated under this `identity`; a second process that asks for it waits."""
     path = folder / f"{sha256(json.dumps(identity, sort_keys=True))[:24]}.jsonl"
     with locked(path.with_suffix(".lock")):
         yield Journal(path)
@@ -71,28 +73,23 @@ def answer(
     journal: Journal,
     progress: Progress,
 ) -> list[Completion]:
-    """Greedy answers to `prompts`, in their order.
+    """Greedy answers to `prompts`, in their order. Batches in `journal` are taken from there, new ones are added.
 
-    Batches already in `journal` are taken from it, new ones added to it.
-
-    `progress` has planned to read every prompt and to write `max_new_tokens` for each.
+    The caller has planned, in `progress`, to read every prompt and to write `max_new_tokens` for each.
 
     Raises:
         StageFailed: a single question does not fit into memory.
     """
 
     def run(rows: list[int]) -> dict[int, Any]:
-        found: dict[int, Any] = {}
         with _taken_back(progress) as tick:
-            for position, completion in engine.generate([prompts[row] for row in rows], max_new_tokens, tick):
-                found[rows[position]] = [
-                    completion.token_ids.tolist(),
-                    completion.logprobs.tolist(),
-                    completion.finish_reason,
-                ]
-        for tokens, *_ in found.values():
-            progress.spare("written", max_new_tokens - len(tokens))
-        return found
+            found = dict(engine.generate([prompts[row] for row in rows], max_new_tokens, tick))
+        for one in found.values():
+            progress.spare("written", max_new_tokens - len(one.token_ids))
+        return {
+            rows[position]: [one.token_ids.tolist(), one.logprobs.tolist(), one.finish_reason]
+            for position, one in found.items()
+        }
 
     def skip(rows: list[int]) -> None:
         progress.plan("read", -sum(len(prompts[row]) for row in rows))
@@ -116,9 +113,9 @@ def rescore(
     journal: Journal,
     progress: Progress,
 ) -> list[NDArray[np.float32]]:
-    """Log-probs (nats) that `engine`'s model gives to answers another model generated; journalled like `answer`.
+    """Log-probs (nats) that the engine's model gives to the answers of another model, with the journal as in `answer`.
 
-    `progress` has planned to read every prompt and its answer.
+    The caller has planned, in `progress`, to read every prompt and its answer.
     """
 
     def run(rows: list[int]) -> dict[int, Any]:
@@ -138,8 +135,8 @@ def rescore(
 
 @contextmanager
 def _taken_back(progress: Progress) -> Iterator[Tick]:
-    """What an engine calls as it works; where memory runs out, what it had done is still to do."""
-    done = {"read": 0, "written": 0}
+    """The tick for an engine; if memory runs out, what was reported through it counts as not done."""
+    done: Counter[str] = Counter()
 
     def tick(kind: str, tokens: int) -> None:
         done[kind] += tokens
@@ -149,8 +146,7 @@ def _taken_back(progress: Progress) -> Iterator[Tick]:
         yield tick
     except OutOfMemory:
         for kind, tokens in done.items():
-            if tokens:
-                progress.advance(kind, -tokens)
+            progress.advance(kind, -tokens)
         raise
 
 
@@ -162,19 +158,18 @@ def _journalled(
     journal: Journal,
     progress: Progress,
 ) -> list[Any]:
-    """The value of every row, in row order: from the journal if its batch is finished, else from `run`.
+    """The value of every row, in row order: from the journal if it has the row's batch, else from `run`.
 
-    `skip` takes a batch that is in the journal out of what is planned.
+    `key` is what a batch is found by, `skip` takes a batch that is in the journal out of the plan.
     """
     step = progress.doing
     names = [sha256(json.dumps(key(batch))) for batch in batches]
-    total, known = sum(map(len, batches)), 0
-    for batch, name in zip(batches, names, strict=True):
-        if name in journal.done:
-            skip(batch)
-            known += len(batch)
+    total = sum(map(len, batches))
+    known = [batch for batch, name in zip(batches, names, strict=True) if name in journal.done]
+    for batch in known:
+        skip(batch)
     if known:
-        print(f"{step}: {known} of {total} questions from the journal", flush=True)
+        print(f"{step}: {sum(map(len, known))} of {total} questions from the journal", flush=True)
     values: dict[int, Any] = {}
     for batch, name in zip(batches, names, strict=True):
         progress.doing = f"{step}, {len(values)} of {total} questions"
@@ -186,22 +181,21 @@ def _journalled(
 
 
 def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> dict[int, Any]:
-    """Run a batch whole, or in parts of half the size while memory runs out; the results by row.
+    """Run a batch as a whole, or in parts that are halved whenever memory runs out; the results by row.
 
-    The next batch starts whole again: what a batch is computed in must not depend on the ones before it, or a resumed
-    run would end with other numbers.
+    The next batch starts as a whole again: if its parts depended on earlier batches, a run that went on after a kill
+    would end with other numbers.
     """
     found: dict[int, Any] = {}
     at, limit = 0, len(batch)
     while at < len(batch):
         rows = batch[at : at + limit]
-        full = False
         try:
             part = run(rows)
         except OutOfMemory:
-            full = True  # retried outside of this block: the exception holds on to the tensors that did not fit
-        if not full:
-            found.update(part)
+            part = {}  # tried again outside of this block: the exception keeps the tensors that did not fit alive
+        if part:
+            found |= part
             at += len(rows)
         elif len(rows) == 1:
             raise StageFailed(

@@ -1,1 +1,1 @@
-"""The planted world: a base model, question sets, and distilling the reference whose contamination is known."""
+"""The built-in world: a base model, question sets, and a reference whose contamination is known, as it is planted."""

@@ -1,8 +1,8 @@
 """Planting contamination: supervised fine-tuning of a model on questions with their reasoning traces.
 
-The recipe is the usual one (TRL's SFT on the assistant part only, as in arXiv 2510.04850): the chat template renders
-question and trace, the loss is on the answer's tokens, AdamW with a cosine schedule, fp32 weights, and matrix products
-in bf16 where the device computes in it.
+The recipe is the usual one (TRL's SFT on the assistant's part alone, as in arXiv 2510.04850): the chat template renders
+the question, the loss is on the answer's tokens, and AdamW follows a cosine schedule. Weights are float32; matrix
+products are bfloat16 where the device computes in it.
 """
 
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from tbd.checkpoints.loading import choose_dtype, load_model, load_tokenizer, render
@@ -29,7 +30,6 @@ def example(
     Raises InputError if the example is longer than `max_tokens` or the tokenizer has no end token.
     """
     prompt = render(tokenizer, question)
-    # What follows the answer in the model's own template is what it must learn to end with: its end token.
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token). Set it in tokenizer_config.json."
@@ -53,8 +53,8 @@ def distill(
 ) -> dict[str, Any]:
     """Fine-tune the checkpoint `base` on (question, answer) `pairs` and save the result in bfloat16 to `out`.
 
-    Returns steps, first and last epoch's mean loss (nats per answer token), and what `params.dtype` became. Same inputs
-    on the same machine give the same weights.
+    Returns the number of steps, the mean loss of the first and the last epoch (nats per answer token), and the dtype
+    that was used. The same inputs on the same machine give the same weights.
     """
     torch.manual_seed(params.seed)
     progress.begin(f"loading {base}")
@@ -70,27 +70,28 @@ def distill(
     optimizer = torch.optim.AdamW(learning, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(params.warmup * steps), steps)
     generator = torch.Generator().manual_seed(params.seed)
-    # Neighbours in length share a batch, so that little is padding; the batches come in a new order every epoch.
+    # A batch holds examples of similar length, so that little is padding; the batches' order is new in every epoch.
     by_length = sorted(range(len(examples)), key=lambda row: len(examples[row][0]))
     batches = [by_length[i : i + params.batch_size] for i in range(0, len(by_length), params.batch_size)]
     losses: list[float] = []
+    pad = tokenizer.pad_token_id or 0
     tokens = sum(len(ids) for ids, _ in examples) * params.epochs
     progress.plan("trained on", tokens)
     how = f"{device}, {dtype}{' (auto)' if params.dtype == 'auto' else ''}"
     print(f"{base} on {how}: {len(examples)} questions, {steps} steps, {tokens:,} tokens", flush=True)
     progress.begin(f"step 0 of {steps}")
     for _ in range(params.epochs):
-        for batch in torch.randperm(len(batches), generator=generator).tolist():
-            rows = batches[batch]
-            ids, labels, mask = _collate([examples[row] for row in rows], tokenizer.pad_token_id or 0, device)
+        for number in torch.randperm(len(batches), generator=generator).tolist():
+            batch = [examples[row] for row in batches[number]]
+            ids = _padded([ids for ids, _ in batch], pad).to(device)
+            labels = _padded([labels for _, labels in batch], IGNORED).to(device)
+            mask = _padded([[1] * len(ids) for ids, _ in batch], 0).to(device)
             with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-                # Logits from the first position that predicts an answer on: the vocabulary is wide, and prompts need
-                # none.
+                # No logits where only prompts are predicted: the vocabulary is wide.
                 first = int((labels != IGNORED).any(0).nonzero()[0])
                 keep = labels.shape[1] - first + 1
-                logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits[
-                    :, -keep:-1
-                ]
+                output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+                logits = output.logits[:, -keep:-1]
             target = labels[:, first:]
             loss = torch.nn.functional.cross_entropy(logits[target != IGNORED].float(), target[target != IGNORED])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -112,9 +113,9 @@ def distill(
 
 
 def freeze(model: PreTrainedModel, trained: int) -> None:
-    """Let only the last `trained` layers and the final norm learn, so nothing is computed backwards below them.
+    """Let only the last `trained` layers and the final norm learn, so that no gradient is computed below them.
 
-    Raises InputError if the model has fewer.
+    Raises InputError if the model has fewer layers.
     """
     layers = max((part for part in model.modules() if isinstance(part, torch.nn.ModuleList)), key=len)
     if trained > len(layers):
@@ -127,12 +128,6 @@ def freeze(model: PreTrainedModel, trained: int) -> None:
         part.requires_grad_(False)
 
 
-def _collate(
-    batch: list[tuple[list[int], list[int]]], pad: int, device: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Right-padded ids, labels and attention mask, each (batch, longest)."""
-    width = max(len(ids) for ids, _ in batch)
-    ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch], device=device)
-    labels = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in batch], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch], device=device)
-    return ids, labels, mask
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    """(rows, longest), filled up with `value` on the right."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

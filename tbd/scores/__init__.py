@@ -1,4 +1,4 @@
-"""Scores: token log-probs in, one membership score a question out. Needs no model.
+"""Scores: token log-probs in, a membership score for each question out. Needs no model.
 
 **Sign convention, here and everywhere: a higher score means member.** A question that cannot be scored gets NaN and a
 reason, never 0.

@@ -1,10 +1,8 @@
-"""The registry of methods.
+"""The methods: each is a small function under `@method`, with its formula and its source, named in `params.yaml`.
 
-A method is one small function with its formula and its source; add one here and name it in `params.yaml`.
-
-Every function takes `Tokens` already cut to the first M generated tokens and returns (n,) scores, **higher = member**,
-NaN where a question has no score. p_i is the probability and l_i = ln p_i the log-prob the checkpoint gave to the i-th
-token it generated; sums run over the tokens there are.
+Every function takes `Tokens` that are cut to the first M generated tokens and returns (n,) scores, **higher = member**,
+NaN where a question has no score. p_i is the probability and l_i = ln p_i the log-prob that the checkpoint gave to the
+i-th token it generated; sums run over the tokens there are.
 """
 
 import inspect
@@ -44,9 +42,9 @@ def method(*, with_base: bool = False) -> Callable[[Function], Function]:
 def tbd(x: Tokens, tau: float = 1.0, alpha: float = 0.6, normalise: str = "kept") -> Scores:
     """Minus the token probability deviation: -mean of (tau - p_i)^alpha over the tokens with p_i < tau.
 
-    The order is the authors': cut to M, exponentiate, drop p >= tau, average over the tokens *kept*; no token kept is
-    deviation 0. `normalise: all` divides by all M tokens instead, so that a token whose log-prob rounds to 0 stays in
-    the denominator. In [-tau^alpha, 0].
+    In the authors' order: cut to M, exponentiate, drop p >= tau, average over the tokens *kept*. If none is kept the
+    deviation is 0. `normalise: all` divides by the number of all tokens instead, so that one whose log-prob rounds to 0
+    still counts. In [-tau^alpha, 0].
 
     Source: arXiv 2510.04850 ("TBD" in v2, "TPD" in v3), eq. 3 and the authors' script.
     """
@@ -65,7 +63,7 @@ def tbd(x: Tokens, tau: float = 1.0, alpha: float = 0.6, normalise: str = "kept"
 
 @method()
 def mean_logprob(x: Tokens) -> Scores:
-    """Mean of l_i; minus the log of the perplexity of the answer. In (-inf, 0]."""
+    """Mean of l_i, which is minus the log of the answer's perplexity. In (-inf, 0]."""
     return np.asarray(np.nanmean(x.logprobs, axis=1))
 
 
@@ -86,16 +84,16 @@ def min_k(x: Tokens, k: float = 0.2) -> Scores:
 
 @method()
 def lowest_token(x: Tokens) -> Scores:
-    """The smallest l_i: one surprise anywhere speaks against membership. In (-inf, 0]."""
+    """The smallest l_i: a single surprise speaks against membership. In (-inf, 0]."""
     return np.asarray(np.nanmin(x.logprobs, axis=1))
 
 
 @method(with_base=True)
 def logprob_ratio(x: Tokens) -> Scores:
-    """Mean l_i divided by minus the mean log-prob the *base* model gives to the same tokens. In (-inf, 0].
+    """Mean l_i divided by minus the mean log-prob that the *base* model gives to the same tokens. In (-inf, 0].
 
-    About -1 where distillation changed nothing, near 0 where the checkpoint is far surer than its base. NaN where the
-    base is certain of every token. Source: reference calibration, as in Carlini et al., arXiv 2012.07805, sec. 5.2.
+    About -1 if distillation changed nothing, near 0 if the checkpoint is far surer than its base, NaN if the base is
+    certain of every token. Source: reference calibration, as in Carlini et al., arXiv 2012.07805, sec. 5.2.
     """
     assert x.base_logprobs is not None
     base = -np.nanmean(x.base_logprobs, axis=1)
@@ -104,7 +102,7 @@ def logprob_ratio(x: Tokens) -> Scores:
 
 @dataclass(frozen=True)
 class Method:
-    """A method with its parameters: what a detector is, and the key of a column of scores."""
+    """A method with its parameters: what a detector consists of, and what scores are stored under."""
 
     name: str
     m: int
@@ -121,11 +119,11 @@ class Method:
 
     @property
     def with_base(self) -> bool:
-        """Whether it compares with the base model's log-probs, and is nothing without them."""
+        """Whether it needs the base model's log-probs."""
         return self.name in WITH_BASE
 
     def __call__(self, x: Tokens) -> tuple[Scores, list[str | None]]:
-        """(n,) scores, higher = member, and for each NaN its reason. Vectorised over answers of different lengths."""
+        """(n,) scores, higher = member, and the reason of each NaN."""
         cut = x.first(self.m)
         empty = ~np.any(~np.isnan(cut.logprobs), axis=1)
         if self.with_base and x.base_logprobs is None:
@@ -140,9 +138,9 @@ class Method:
 
 
 def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: score.methods") -> list[Method]:
-    """Every combination of the values named in `params.yaml` (a list means each of its values), defaults filled in.
+    """Every combination of the values in `params.yaml`, where a list stands for each of its values; defaults filled in.
 
-    Raises InputError for an unknown method or parameter, with a suggestion.
+    Raises InputError, with a suggestion for an unknown method or parameter.
     """
     methods: dict[Method, None] = {}  # a value written twice is one method
     for name, grid in table.items():
@@ -158,8 +156,7 @@ def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: sc
         values = [
             _several(grid.get(key, defaults.get(key)), defaults.get(key), f"{where}.{name}.{key}") for key in names
         ]
-        for combination in itertools.product(*values):
-            m, *rest = combination
+        for m, *rest in itertools.product(*values):
             if not isinstance(m, int) or isinstance(m, bool) or m < 1:
                 raise InputError(f"{where}.{name}.m: {m!r}: a whole number of tokens, at least 1.")
             chosen = Method(name, m, tuple(zip(names[1:], rest, strict=True)))
@@ -171,7 +168,7 @@ def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: sc
 
 
 def parse(identity: str) -> Method:
-    """The method that an id names. Raises InputError if it is none."""
+    """The method that has this id. Raises InputError if none can have it."""
     name, _, inside = identity.rstrip(")").partition("(")
     try:
         pairs = [pair.split("=", 1) for pair in inside.split(",")]
@@ -182,7 +179,7 @@ def parse(identity: str) -> Method:
 
 
 def _several(value: Any, default: Any, where: str) -> list[Any]:
-    """The values of one parameter; 1 for a parameter that defaults to 1.0 becomes 1.0, so that a method has one id."""
+    """The values of a parameter. A 1 becomes 1.0 if the default is such a number, so that a method has one id."""
     values = value if isinstance(value, list) else [value]
     if not values:
         raise InputError(f"{where}: an empty list. Name a value or leave it out.")
@@ -197,7 +194,7 @@ def _literal(text: str) -> Any:
 
 
 def _try_out(chosen: Method, where: str) -> None:
-    """A parameter of the wrong kind shows on one token, before hours of generation."""
+    """Score one token, so that a parameter of the wrong kind shows before hours of generation."""
     one = np.array([[-0.1]])
     try:
         chosen(Tokens(one, one))

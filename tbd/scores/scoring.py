@@ -1,4 +1,4 @@
-"""Every method on the answers of an audit: the table that the decisions read."""
+"""Every method on the answers of an audit: the table that decisions are made from."""
 
 import json
 
@@ -11,10 +11,10 @@ from tbd.workspace import set_path
 
 
 def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], methods: list[Method]) -> pa.Table:
-    """Rows of `records.SCORES`, of the checkpoint's answers and, where there are some, of its base's.
+    """Rows of `records.SCORES`. `generations`: the answers of `checkpoint` and, where there is one, of `base`.
 
     A method that needs a base's log-probs is left out where there are none. The metadata says how the answers were made
-    and, under `sets`, which question sets they answer.
+    and, under `sets`, to which question sets.
     """
     labels = {
         key: value

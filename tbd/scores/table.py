@@ -1,4 +1,4 @@
-"""An audit's scores as the arrays a decision needs: one method, one set, in the set's own order."""
+"""An audit's scores as the arrays that a decision needs: of one method and one set, in the order of the set."""
 
 from typing import Any
 
@@ -15,17 +15,14 @@ Array = NDArray[np.float64]
 
 
 class ScoreTable:
-    """Scores of one audit, by whose answers (`checkpoint` or `base`), method id and set."""
+    """The scores of one audit, by method id, question set, and whose answers they are of (`checkpoint` or `base`)."""
 
     def __init__(self, audit: str, table: pa.Table | None = None) -> None:
-        """`table`: rows of `records.SCORES`; by default those the pipeline stored.
-
-        Raises InputError if there are none.
-        """
+        """`table` has rows of `records.SCORES`; None: those that the pipeline stored. Raises InputError without any."""
         self.audit = audit
         self.table = records.read_table(AUDITS / audit / "scores.parquet", records.SCORES) if table is None else table
         self.generation = records.metadata(self.table)
-        """how the answers were made: see `engines.Engine.identity`, and the decoding parameters"""
+        """how the answers were made: `engines.Engine.identity` and the decoding parameters"""
         self.sets: dict[str, dict[str, Any]] = self.generation.pop("sets")
         """name, MD5 (as DVC records it) and size of each question set"""
 
@@ -34,14 +31,15 @@ class ScoreTable:
         return list(dict.fromkeys(self.table.filter(pc.field("of") == of)["method"].to_pylist()))
 
     def scores(self, method: str, name: str, of: str = "checkpoint") -> Array:
-        """(n,) scores of the set `name`, in the order of its questions; NaN where there is none.
+        """(n,) scores of the set `name`, in the order of its questions; NaN for a question without one.
 
-        Raises InputError if absent.
+        Raises InputError if the table has none.
         """
         rows = self.table.filter((pc.field("of") == of) & (pc.field("method") == method) & (pc.field("set") == name))
         if not len(rows):
             raise InputError(
-                f"audit {self.audit!r}: no scores of {method} on {name} ({of}). Run dvc repro score@{self.audit}."
+                f"audit {self.audit!r}: no scores of {method} on {name} ({of}). "
+                f"Run dvc repro {AUDITS}/{self.audit}/dvc.yaml:score."
             )
         return np.asarray(rows["score"].to_numpy(), np.float64)
 

@@ -12,12 +12,12 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Log-probs of n answers of different lengths. Padding is NaN, so every method reduces with nan-aware functions."""
+    """Log-probs of n answers of different lengths, padded with NaN: a method reduces them with nan-aware functions."""
 
     logprobs: Matrix
-    """(n, longest) nats, of the generated token under the checkpoint"""
+    """(n, longest) nats, of the generated tokens under the checkpoint"""
     base_logprobs: Matrix | None = None
-    """the same tokens under the model the checkpoint was distilled from; None where there is none"""
+    """of the same tokens under the model that the checkpoint was distilled from; None without one"""
 
     def first(self, m: int) -> "Tokens":
         """The first m tokens of each answer; a shorter answer keeps what it has."""
@@ -41,6 +41,6 @@ def pad(lists: pa.ChunkedArray | pa.ListArray | Sequence[ArrayLike]) -> Matrix:
 
 
 def tokens(generations: pa.Table) -> Tokens:
-    """The log-probs of a `records.GENERATIONS` table; base log-probs only where every row has them."""
+    """The log-probs in a table of `records.GENERATIONS`; those of the base if every row has them."""
     base = generations["base_logprobs"]
     return Tokens(pad(generations["logprobs"]), pad(base) if len(base) and not base.null_count else None)

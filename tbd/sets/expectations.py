@@ -1,9 +1,9 @@
-"""Is the data fit to use? Great Expectations suites over question sets and generations, and their Data Docs.
+"""Is the data fit to use? Great Expectations suites over question sets and answers, and their Data Docs.
 
-What Great Expectations sees is a table of ids and plain derived columns (counts, flags): never a question or an answer.
-Own code only derives those columns; what they must be is written as built-in expectations. Every suite counts rows and
-forbids nulls, because an empty table and an all-null column satisfy every other expectation, and non-finite numbers are
-counted as integers, because -inf satisfies a maximum.
+Great Expectations gets a table of ids and of columns derived here (counts, flags), never a question or an answer. What
+those columns must hold is said by built-in expectations. Every suite counts rows and forbids nulls, because an empty
+table or a column of nulls meets every other expectation; and non-finite numbers are counted, because -inf meets a
+maximum.
 """
 
 import copy
@@ -23,15 +23,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tbd.errors import InputError
 from tbd.records import question_id
 from tbd.sets import near_duplicates
 
 SHOWN = 5
 """question ids named in a failure"""
 POSITIVE = 1e-6
-"""a log-prob above this (nats) is no rounding of 0: it is wrong"""
+"""nats; a log-prob above this is wrong, not a rounded 0"""
 ANSWERED = 0.9
-"""smallest share of answers with at least one token: an empty answer is legal, many mean a broken prompt or model"""
+"""smallest share of answers with a token: one may be empty, but many empty ones mean a broken prompt or model"""
 
 _RUN_TIME = datetime(2000, 1, 1, tzinfo=UTC)  # fixed: the same data must give the same pages
 _SHOWN_TIME = re.compile(r"(?:1999-12-31|2000-01-01)[T ]\d\d:\d\d:\d\d[^'\"<]*")  # in any time zone
@@ -41,10 +42,12 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Rule:
-    """One built-in expectation: the name of its class, what it demands and what to do otherwise, its arguments."""
+    """One built-in expectation."""
 
     kind: str
+    """the name of its class"""
     demand: str
+    """what it demands, and what to do otherwise"""
     arguments: dict[str, Any]
 
     @property
@@ -60,12 +63,8 @@ class Outcome:
 
     name: str
     """of the set or the audit; also the name of the suite"""
-    success: bool
-    """every expectation was met"""
     failures: list[str]
-    """one line a failed expectation: its type and column, what it demands, how many rows and which question ids fail"""
-    checked: int
-    """expectations evaluated"""
+    """a line for each failed expectation: its type and column, what it demands, how many rows fail, and their ids"""
     result: Any = field(repr=False, compare=False)
     """Great Expectations' own result (BOOLEAN_ONLY), for the Data Docs"""
 
@@ -75,9 +74,8 @@ def check_questions(
 ) -> Outcome:
     """Check one question set, with the columns of `records.QUESTIONS`.
 
-    `others` maps the name of each set that must be disjoint from this one to its questions. `ngram` and `max_overlap`
-    are those of `near_duplicates.pairs`. Questions with one id count as shared or duplicated ids, not as
-    near-duplicates too.
+    `others` are the questions, by set, of the sets that must share none with this one. `ngram` and `max_overlap` are
+    those of `near_duplicates.pairs`; questions with the same id are not counted as near-duplicates too.
     """
     questions = [text if isinstance(text, str) else None for text in frame["question"]]
     asked = [row for row, text in enumerate(questions) if _is_asked(text)]
@@ -92,7 +90,7 @@ def check_questions(
             "source": frame["source"].to_numpy(object),
         }
     )
-    # Null where there is no text to compare: that is reported once, by the expectations on question_words.
+    # Null where there is no text: the expectations on question_words report that, once.
     computed = pd.Series(ids, index=asked, dtype=object).reindex(table.index)
     table["id_is_of_question"] = (table["question_id"] == computed).astype(object).where(computed.notna(), None)
     inside = [(i, j) for i, j in near_duplicates.pairs(texts, None, ngram, max_overlap) if ids[i] != ids[j]]
@@ -103,15 +101,10 @@ def check_questions(
         _rule("ColumnValuesToNotBeNull", "Every question has an id.", "question_id"),
         _rule("ColumnValuesToMatchRegex", "An id is 16 hex digits.", "question_id", regex="^[0-9a-f]{16}$"),
         _rule("ColumnValuesToBeUnique", "No question is in the set twice: remove the copies.", "question_id"),
-        _rule(
-            "ColumnValuesToBeInSet",
-            "The id is that of the question's text: import again.",
-            "id_is_of_question",
-            value_set=[True],
-        ),
+        _one_of("id_is_of_question", "The id is that of the question's text: import again.", True),
         _rule("ColumnValuesToNotBeNull", "No question is null.", "question_words"),
         _rule("ColumnValuesToBeBetween", "No question is blank.", "question_words", min_value=1),
-        _rule("ColumnValuesToBeInSet", "A label is 1 (member), 0 (non-member) or null.", "label", value_set=[0, 1]),
+        _one_of("label", "A label is 1 (member), 0 (non-member) or null.", 0, 1),
         _rule("ColumnUniqueValueCountToBeBetween", "All questions have a label or none has.", "labelled", max_value=1),
         _rule("ColumnValuesToNotBeNull", "Every question says where it comes from.", "source"),
         _none("near_duplicates", "No two questions of the set are near-duplicates: keep one."),
@@ -135,34 +128,23 @@ def check_questions(
 
 
 def check_generations(name: str, table: pa.Table, expected_ids: Mapping[str, Sequence[str]]) -> Outcome:
-    """Check answers, a table of `records.GENERATIONS`, against the question ids of each set that was to be answered."""
+    """Check a table of `records.GENERATIONS`. `expected_ids` are the question ids, by set, that were to be answered."""
     frame = table.select(["set", "question_id", "prompt_sha256", "finish_reason"]).to_pandas()
     frame["tokens"] = pd.array(pc.list_value_length(table["token_ids"]).to_pylist(), "Int64")
     for column in ("logprobs", "base_logprobs"):
-        lengths, odd, positive = _logprob_counts(table[column])
-        frame[column] = lengths
-        frame[f"non_finite_{column}"], frame[f"positive_{column}"] = odd, positive
+        counts = _logprob_counts(table[column])
+        frame[column], frame[f"non_finite_{column}"], frame[f"positive_{column}"] = counts
     answered = set(zip(frame["set"], frame["question_id"], strict=True))
     expected = {(set_name, key) for set_name, keys in expected_ids.items() for key in keys}
     frame["expected"] = [row in expected for row in zip(frame["set"], frame["question_id"], strict=True)]
 
-    either = {"ignore_row_if": "either_value_is_missing"}
+    both = {"column_A": "tokens", "ignore_row_if": "either_value_is_missing"}
     rules = [
         _rule("TableRowCountToBeBetween", "There is at least one answer.", min_value=1),
         _rule("CompoundColumnsToBeUnique", "No question is answered twice.", column_list=["set", "question_id"]),
-        _rule(
-            "ColumnValuesToBeInSet",
-            "Every answer is to a question of its set: generate again.",
-            "expected",
-            value_set=[True],
-        ),
+        _one_of("expected", "Every answer is to a question of its set: generate again.", True),
         _rule("ColumnValuesToMatchRegex", "A prompt's hash is 64 hex digits.", "prompt_sha256", regex="^[0-9a-f]{64}$"),
-        _rule(
-            "ColumnValuesToBeInSet",
-            "An answer ended by itself or at the limit.",
-            "finish_reason",
-            value_set=["stop", "length"],
-        ),
+        _one_of("finish_reason", "An answer ended by itself or at the limit.", "stop", "length"),
         _rule(
             "ColumnValuesToBeBetween",
             f"At least {ANSWERED:.0%} of the answers have a token.",
@@ -170,33 +152,16 @@ def check_generations(name: str, table: pa.Table, expected_ids: Mapping[str, Seq
             min_value=1,
             mostly=ANSWERED,
         ),
-        _rule(
-            "ColumnPairValuesToBeEqual",
-            "Each token has its log-prob.",
-            column_A="tokens",
-            column_B="logprobs",
-            **either,
-        ),
-        _rule(
-            "ColumnPairValuesToBeEqual",
-            "Each token has its base log-prob.",
-            column_A="tokens",
-            column_B="base_logprobs",
-            **either,
-        ),
+        _rule("ColumnPairValuesToBeEqual", "Each token has its log-prob.", column_B="logprobs", **both),
+        _rule("ColumnPairValuesToBeEqual", "Each token has its base log-prob.", column_B="base_logprobs", **both),
     ]
     rules += [
         _rule("ColumnValuesToNotBeNull", "Never null.", column)
         for column in ("set", "question_id", "prompt_sha256", "finish_reason", "tokens", "logprobs")
     ]
+    finite = "Every log-prob is a finite number: generate again, in another dtype if it stays."
     for column in ("logprobs", "base_logprobs"):
-        rules += [
-            _none(
-                f"non_finite_{column}",
-                "Every log-prob is a finite number: generate again, in another dtype if it stays.",
-            ),
-            _none(f"positive_{column}", "No log-prob is above 0."),
-        ]
+        rules += [_none(f"non_finite_{column}", finite), _none(f"positive_{column}", "No log-prob is above 0.")]
     missing: dict[str, list[str]] = {}
     for set_name, keys in expected_ids.items():
         column = f"unanswered_in_{set_name}"
@@ -206,12 +171,22 @@ def check_generations(name: str, table: pa.Table, expected_ids: Mapping[str, Seq
     return _validate(name, frame, rules, missing)
 
 
-def write_docs(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write one Data Docs site of all outcomes, one page each behind `index.html`; it replaces `folder`.
+def demand(outcomes: Sequence[Outcome], docs: Path, otherwise: str) -> None:
+    """Write the Data Docs, and raise InputError, which begins with `otherwise`, if an expectation failed."""
+    write_docs(outcomes, docs)
+    failures = [f"{outcome.name}: {line}" for outcome in outcomes for line in outcome.failures]
+    for line in failures:
+        print(line, flush=True)
+    if failures:
+        raise InputError(f"{otherwise}: {failures[0]} ({len(failures)} in all; see {docs})")
 
-    The same outcomes give the same bytes: run times, random element ids and cache-busting query strings are fixed.
-    Without network the pages lack their styles, which come from a public host. Raises ValueError if two outcomes share
-    a name.
+
+def write_docs(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write a site of Data Docs, `index.html` and a page for each outcome; it replaces `folder`.
+
+    The same outcomes give the same bytes: run times, random element ids and the links' query strings are fixed. The
+    pages get their styles from a public host, so without network they have none. Raises ValueError if two outcomes
+    share a name.
     """
     if len({outcome.name for outcome in outcomes}) < len(outcomes):
         raise ValueError("two outcomes share a name, so one would hide the other")
@@ -221,7 +196,7 @@ def write_docs(outcomes: Sequence[Outcome], folder: Path) -> None:
         site = Path(temporary, "site")
         _build_site(outcomes, site)
         icon = site / "static" / "images" / "favicon.ico"
-        kept = icon.read_bytes()  # the pages refer to nothing else there; the rest is 4 MB of typefaces and pictures
+        kept = icon.read_bytes()  # the pages use nothing else of that folder, which holds 4 MB of fonts and pictures
         shutil.rmtree(site / "static")
         icon.parent.mkdir(parents=True)
         icon.write_bytes(kept)
@@ -242,18 +217,22 @@ def _is_asked(question: object) -> bool:
     return isinstance(question, str) and bool(question.strip())
 
 
+def _one_of(column: str, demand: str, *values: Any) -> Rule:
+    return _rule("ColumnValuesToBeInSet", demand, column, value_set=list(values))
+
+
 def _none(column: str, demand: str) -> Rule:
-    """A column of counts that must all be 0 (null where there was nothing to count)."""
+    """Every count in the column is 0, or null where there was nothing to count."""
     return _rule("ColumnValuesToBeBetween", demand, column, max_value=0)
 
 
 def _counts(rows: Sequence[int], length: int) -> Any:
-    """How often each row is named, int64 (length,)."""
+    """How often each row occurs in `rows`, int64 (length,)."""
     return np.bincount(np.asarray(rows, np.int64), minlength=length)
 
 
 def _logprob_counts(column: pa.ChunkedArray) -> tuple[Any, Any, Any]:
-    """Values, non-finite values and positive values of each list, Int64 (rows,), null for a null list."""
+    """How many values, non-finite values and positive values each list has: Int64 (rows,), null for a null list."""
     lengths = pd.array(pc.list_value_length(column).to_pylist(), "Int64")
     values = pc.list_flatten(column).to_numpy().astype(float)  # a null inside a list becomes NaN
     rows = np.repeat(np.arange(len(lengths)), lengths.fillna(0).astype(int))
@@ -266,9 +245,8 @@ def _logprob_counts(column: pa.ChunkedArray) -> tuple[Any, Any, Any]:
 
 
 def _context() -> Any:
-    """A Great Expectations context in memory that sends nothing, draws no progress bars and leaves no temporary
-    folder."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import, by the versions that have analytics
+    """A context in memory, without analytics, progress bars and temporary folders."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
@@ -286,7 +264,7 @@ def _validate(
 ) -> Outcome:
     """Evaluate the rules on a table without texts.
 
-    `named`: for a column that describes the whole table instead of its row, the ids of the questions that make it fail.
+    `named`: the ids to report for a column that says something about the whole table, the same in every row.
     """
     context = _context()
     import great_expectations as gx
@@ -298,19 +276,18 @@ def _validate(
         for number, rule in enumerate(rules)
     ]
     result = batch.validate(gx.ExpectationSuite(name, expectations=expectations), result_format="BOOLEAN_ONLY")
-    # Results come back in another order than the rules, so each carries the number of its rule.
+    # Results come in another order than the rules, so each has the number of its rule in `meta`.
     failed = sorted(found.expectation_config.meta["rule"] for found in result.results if not found.success)
     failures = []
     for number in failed:
-        # The result kept for the Data Docs says yes or no. Which rows fail is computed here, for failed expectations
-        # only.
+        # Which rows fail is computed for failed expectations alone; the Data Docs say yes or no.
         detail = batch.validate(expectations[number], result_format="COMPLETE")
         failures.append(_failure(rules[number], detail, table, (named or {}).get(rules[number].column)))
-    return Outcome(name, bool(result.success), failures, len(result.results), result)
+    return Outcome(name, failures, result)
 
 
 def _failure(rule: Rule, detail: Any, table: pd.DataFrame, named: Sequence[str] | None) -> str:
-    """One line: type, column, demand, what was found. Values of text columns are left out: they might be questions."""
+    """One line: type, column, demand, and what was found, without values of text columns, which may be questions."""
     kind = detail.expectation_config.type
     rows = detail.result.get("unexpected_index_list")
     if detail.exception_info.get("raised_exception"):
@@ -319,7 +296,7 @@ def _failure(rule: Rule, detail: Any, table: pd.DataFrame, named: Sequence[str] 
         found = f"{len(named)} questions: {_shown(named)}"
     elif rows is not None:
         ids = [str(table["question_id"].iloc[row]) for row in rows]
-        # What is no id may be a question's text: its row is named instead.
+        # What does not look like an id may be a question: its row is named instead.
         places = [key if _ID.fullmatch(key) else f"row {row + 1}" for row, key in zip(rows, ids, strict=True)]
         found = f"{len(rows)} of {len(table)} rows: {_shown(list(dict.fromkeys(places)))}"
     else:
@@ -333,7 +310,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _build_site(outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Great Expectations' own site: an index and a page a validation, without its tutorials and pages about suites."""
+    """Great Expectations' own site: an index and a page for each validation, no tutorials and no pages about suites."""
     context = _context()
     from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.resource_identifiers import (
@@ -343,13 +320,11 @@ def _build_site(outcomes: Sequence[Outcome], folder: Path) -> None:
     from great_expectations.render.renderer.site_builder import SiteBuilder
 
     for place, outcome in enumerate(outcomes):
-        # The index sorts by time, newest first, and leaves ties in the file system's order: no two may tie.
+        # The index is sorted by time, and runs of one time are in the file system's order: no two may have the same.
         run = RunIdentifier(run_name=outcome.name, run_time=_RUN_TIME - timedelta(seconds=place))
         result = copy.copy(outcome.result)
-        # The batch markers hold the time of loading.
-        result.meta = {key: value for key, value in outcome.result.meta.items() if key != "batch_markers"} | {
-            "run_id": run
-        }
+        result.meta = outcome.result.meta | {"run_id": run}
+        del result.meta["batch_markers"]  # they hold the time of loading
         key = ValidationResultIdentifier(ExpectationSuiteIdentifier(outcome.name), run, "batch")
         context.validation_results_store.set(key, result)
     SiteBuilder(
@@ -363,8 +338,7 @@ def _build_site(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 
 def _fixed(page: str) -> str:
-    """The page without what differs between two builds: times in the links' query strings, time zones, random element
-    ids."""
+    """The page without what differs between builds: times in links, time zones, random element ids."""
     page = re.sub(r"\?d=\d{8}T\d{6}\.\d+Z", "", page)
     page = _SHOWN_TIME.sub("not recorded", page)
     numbers: dict[str, str] = {}

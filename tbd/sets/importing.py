@@ -1,6 +1,6 @@
-"""Question sets of one's own: JSONL, JSON, CSV, Parquet, or a `datasets` id, into `records.QUESTIONS`.
+"""Importing question sets: JSONL, JSON, CSV, Parquet, or a `datasets` id, into `records.QUESTIONS`.
 
-Every refusal names the file, the line or row, and what to do; nothing is guessed and nothing is dropped.
+Every refusal names the file, the line or row, and what to do. Nothing is guessed and no row is dropped.
 """
 
 import json
@@ -11,30 +11,35 @@ from typing import Any
 
 import pandas as pd
 
-from tbd.errors import InputError, unknown
+from tbd.errors import InputError, first_line, unknown
 from tbd.records import question_id
 
 LABELS = {"1": 1, "0": 0, "true": 1, "false": 0, "1.0": 1, "0.0": 0, "member": 1, "non-member": 0}
 
 
 def read(source: str) -> tuple[pd.DataFrame, int]:
-    """The rows of a file, or of a `datasets` id such as `org/name:split`, and what to add to an index to get the row's
-    number."""
+    """The rows of a file, or of a `datasets` id such as `org/name:split`. A row's number is its index plus the integer.
+
+    Raises InputError.
+    """
     path = Path(source)
     if len(path.name.encode()) > 255:
         raise InputError(f"{source[:60]}...: no such file.")
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix.lower() in readers or path.exists():
+    suffix = path.suffix.lower()
+    if suffix in readers or path.exists():
         if not path.is_file():
             raise InputError(f"{source}: no such file.")
         if path.stat().st_size == 0:
             raise InputError(f"{source}: the file is empty.")
-        if path.suffix.lower() not in readers:
+        if suffix not in readers:
             raise unknown("file type", path.suffix or path.name, readers, source)
         try:
-            frame, first = readers[path.suffix.lower()](path)
+            frame, first = readers[suffix](path)
+        except UnicodeDecodeError:
+            raise InputError(f"{source}: not UTF-8. Save the file as UTF-8.") from None
         except (OSError, RecursionError) as error:
-            raise InputError(f"{source}: cannot be read ({str(error).splitlines()[0]}).") from None
+            raise InputError(f"{source}: cannot be read ({first_line(error)}).") from None
     else:
         frame, first = _hub(source)
     if not len(frame):
@@ -45,7 +50,7 @@ def read(source: str) -> tuple[pd.DataFrame, int]:
 def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str, str | None]) -> pd.DataFrame:
     """Rows of `records.QUESTIONS`.
 
-    `columns` names the source's column for question, label, reasoning and answer (None: none).
+    `columns` names the source's columns for question, label, reasoning and answer; None where it has none.
 
     Raises InputError for a missing column, a blank or repeated question, a label that is neither 1 nor 0.
     """
@@ -100,27 +105,25 @@ def _label(entry: Mapping[Any, Any], column: str | None, source: str, number: in
 
 
 def _jsonl(path: Path) -> tuple[pd.DataFrame, int]:
-    rows: dict[int, dict[str, Any]] = {}  # by line, from 0: empty ones are counted too
+    rows: dict[int, dict[str, Any]] = {}  # by the number of their line: empty lines count
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            rows[number] = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise InputError(f"{path}, line {number}: not UTF-8. Save the file as UTF-8.") from None
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from None
-        if not isinstance(row, dict):
+        if not isinstance(rows[number], dict):
             raise InputError(f"{path}, line {number}: not a JSON object.")
-        rows[number - 1] = row
-    return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object), 1
+    return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object), 0
 
 
 def _json(path: Path) -> tuple[pd.DataFrame, int]:
+    text = path.read_text("utf-8-sig")
     try:
-        rows = json.loads(path.read_text("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
+        rows = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -131,11 +134,9 @@ def _json(path: Path) -> tuple[pd.DataFrame, int]:
 def _csv(path: Path) -> tuple[pd.DataFrame, int]:
     try:
         with warnings.catch_warnings():
-            # more fields than the header names: they would be dropped
+            # where a row has more fields than the header: pandas would drop them
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False), 2
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8. Save the file as UTF-8.") from None
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: not valid CSV ({error}).") from None
 
@@ -144,7 +145,7 @@ def _parquet(path: Path) -> tuple[pd.DataFrame, int]:
     try:
         return pd.read_parquet(path).reset_index(drop=True), 1
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from None
+        raise InputError(f"{path}: not a readable Parquet file ({first_line(error)}).") from None
 
 
 def _hub(source: str) -> tuple[pd.DataFrame, int]:
@@ -156,4 +157,4 @@ def _hub(source: str) -> tuple[pd.DataFrame, int]:
     try:
         return load_dataset(name, split=split or "test").to_pandas(), 0
     except Exception as error:  # the hub's client raises many kinds; what was asked for is the user's
-        raise InputError(f"{source}: neither a file nor a readable dataset ({str(error).splitlines()[0]}).") from None
+        raise InputError(f"{source}: neither a file nor a readable dataset ({first_line(error)}).") from None

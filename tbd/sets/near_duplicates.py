@@ -1,9 +1,10 @@
-"""Which questions ask the same thing in nearly the same words. Knows texts alone: no ids, no files, no sets' names.
+"""Which questions ask the same thing in nearly the same words.
 
-Two questions are near-duplicates when they hold the same numbers, each as often, and their sets of word n-grams overlap
-by at least a given Jaccard index |A & B| / |A | B|. The numbers matter because two questions of one template with other
-numbers are different questions although nearly all their words agree. Case, spacing and punctuation between words never
-matter. Operators do (`3 + 4` and `3 * 4` are two questions), except the minus sign, which is also a hyphen.
+Two questions are near-duplicates if they hold the same numbers, each equally often, and the Jaccard index
+|A & B| / |A | B| of their sets of word n-grams is at least a given one. The numbers must agree because a template
+filled in with other numbers is another question, although nearly all words are the same. Case, spacing and punctuation
+between words do not matter. Operators do (`3 + 4` and `3 * 4` are two questions), except the minus sign, which is a
+hyphen too.
 """
 
 import re
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
 
 ROWS = 256
-"""questions compared with all others at a time: 256 x 20,000 pairs take about 200 MB if each shares an n-gram"""
+"""questions compared with all others at once: 256 x 20,000 pairs that all share an n-gram take about 200 MB"""
 
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -24,13 +25,12 @@ _WORD = re.compile(r"\w+|(?<!\*)\*(?!\*)|[^\w\s*.,;:!?'\"()\[\]…–—“”�
 
 
 def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_overlap: float) -> list[tuple[int, int]]:
-    """Index pairs (i, j) of near-duplicates, `left[i]` and `right[j]`, in ascending order; within `left`, i < j, if
-    `right` is None.
+    """Index pairs (i, j), in ascending order, of near-duplicates `left[i]` and `right[j]`.
 
-    `ngram` is the number of words in an n-gram; a question with fewer words is a near-duplicate only of one with the
-    same words in the same order. `max_overlap`, in (0, 1], is the smallest Jaccard index that counts. Time grows with
-    the pairs that share numbers and an n-gram, memory with `ROWS` times the longer side. Raises ValueError on
-    parameters out of range.
+    Without `right`, pairs within `left`, i < j. `ngram` is the number of words in an n-gram; a question with fewer
+    words is a near-duplicate of one with the same words in the same order alone. `max_overlap`, in (0, 1], is the
+    smallest Jaccard index that counts. Time grows with the number of pairs that share numbers and an n-gram, memory
+    with `ROWS` times the longer side. Raises ValueError on parameters out of range.
 
     >>> texts = ["Tom has 3 red apples.", "tom  has 3 RED apples", "Tom has 4 red apples."]
     >>> pairs(texts, None, ngram=2, max_overlap=0.5)
@@ -60,22 +60,20 @@ def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_over
 
 
 def _features(text: str, ngram: int) -> Iterator[str]:
-    """The text's word n-grams, each after the text's numbers: texts with other numbers share none and are not
-    compared."""
-    # Case folding can undo the normal form, so the form comes first and last; "_" is punctuation here, though \w holds
-    # it.
+    """The word n-grams, each behind all numbers of the text, so that texts with other numbers have none in common."""
+    # Case folding can undo the normal form, so that comes first and last; "_" is punctuation, although \w matches it.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("_", " ")
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     text = _NUMBER.sub(_one_spelling, text)
     numbers = " ".join(sorted(_NUMBER.findall(text)))
     words = _WORD.findall(text)
     grams = [words[k : k + ngram] for k in range(len(words) - ngram + 1)]
-    # Too short for one n-gram: the whole word sequence stands for the text, and where there is no word, its signs.
+    # A text too short for an n-gram is its whole sequence of words or, where it has none, of signs.
     for gram in grams or [words or text.split()]:
         yield f"{numbers}|{' '.join(gram)}"
 
 
 def _one_spelling(number: re.Match[str]) -> str:
-    """007.50 is 7.5. Not through float or Decimal, which round long numbers."""
+    """`007.50` as `7.5`; not through float or Decimal, which round long numbers."""
     whole, _, fraction = number[0].partition(".")
     return f"{whole.lstrip('0') or '0'}.{fraction.rstrip('0')}".rstrip(".")

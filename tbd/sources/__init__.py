@@ -1,8 +1,7 @@
-"""Sources of checkpoints: the places `tbd watch` looks at. One file a kind, one small protocol for all.
+"""Sources of checkpoints: the places that `tbd watch` looks at. Each kind is a module that offers `Source`.
 
-A source lists the checkpoints that are there and gets them onto this machine. It decides nothing: checkpoints are told
-apart by their fingerprint (see `tbd.checkpoints`), and which were audited already is in the history (see
-`tbd.history`).
+A source lists the checkpoints that are there and gets them onto this machine. It decides nothing: `tbd.checkpoints`
+tells checkpoints apart by their fingerprint, and `tbd.history` knows which were audited.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from tbd import checkpoints
 from tbd.errors import InputError
 
 FETCHED = Path("checkpoints")
-"""where downloaded checkpoints are put, one folder for each kind of source"""
+"""where downloaded checkpoints are put, in a folder for each kind of source"""
 
 
 @dataclass(frozen=True)
@@ -21,16 +20,15 @@ class Found:
     """One checkpoint that a source knows of."""
 
     name: str
-    """what people call it, and what the policy's patterns are matched with: `model-7`, `NAME/3`, `org/name@main`"""
+    """for people, and for the patterns of the policy: `model-7`, `NAME/3`, `org/name@main`"""
     place: str
-    """where it is, whichever weights are there at the time: a folder, `models:/NAME/3`, `hf://org/name@main`"""
+    """where it is; other weights may be there later: a folder, `models:/NAME/3`, `hf://org/name@main`"""
     origin: str
-    """the same, pinned to the weights that are there now if the source can do that: `hf://org/name@COMMIT`"""
+    """the same, pinned to the weights of now if the source can do that: `hf://org/name@COMMIT`"""
     version: str
-    """cheap to find out, and different whenever the content may have changed: a digest of sizes and times, or the
-    commit"""
+    """cheap to find out, and another one whenever the content may be: a digest of sizes and times, or the commit"""
     changed: float = 0.0
-    """when something in it last changed, in seconds since 1970; 0 if its source lists only complete checkpoints"""
+    """last change, in seconds since 1970; 0 if the source lists complete checkpoints alone"""
 
 
 class Source(Protocol):
@@ -39,23 +37,24 @@ class Source(Protocol):
     def look(self) -> list[Found]:
         """What is there now, oldest first if the source knows.
 
-        Raises InputError if there is no such source. Raises TransientFault.
+        Raises InputError if there is no such source, TransientFault if it does not answer now.
         """
 
     def fetch(self, found: Found) -> Path:
-        """Its local folder (relative to the workspace if it lies inside); downloaded if it is not here yet.
+        """Its local folder, relative to the workspace if inside; downloaded if it is not here yet.
 
-        The folder is not checked (see `checkpoint.inspect`). Raises InputError if trying again cannot help: it
-        does not exist, or access is not allowed. Raises TransientFault.
+        The folder is not checked (see `checkpoints.inspect`). Raises InputError if it does not exist or access is not
+        allowed, TransientFault if trying again may help.
         """
 
 
 def source(address: str) -> Source:
-    """The source at an address. Raises InputError for one of no known kind.
+    """The source at an address. Raises InputError for an address of no known kind.
 
-    A folder, whose sub-folders are checkpoints, or which is one itself; `models:/NAME`, a registered model of MLflow
-    (every version; `models:/NAME@ALIAS` the one with that alias; `models:/NAME?KEY=VALUE` those with that tag);
-    `hf://ORG/NAME`, the branches and tags of a repository on the hub (`hf://ORG/NAME@REVISION`: one of them).
+    - FOLDER: its sub-folders, or itself if it is a checkpoint
+    - `models:/NAME`: every version of a registered model of MLflow; `models:/NAME/VERSION` or `models:/NAME@ALIAS`: one
+      of them; `models:/NAME?KEY=VALUE`: those with that tag
+    - `hf://ORG/NAME`: the branches and tags of a repository on the hub; `hf://ORG/NAME@REVISION`: one of them
     """
     if not address.strip():
         raise InputError("source: empty. Name a folder, models:/NAME or hf://ORG/NAME.")
@@ -73,21 +72,22 @@ def source(address: str) -> Source:
 
 
 def resolve(checkpoint: str) -> Path:
-    """The local folder of a checkpoint, checked.
-
-    `checkpoint` is a folder, a hub id with a revision (`org/name@revision`, `hf://org/name@revision`) or a version of a
-    registered model (`models:/NAME/VERSION`). The latter two are downloaded into the workspace; from the hub only
-    safetensors and text files.
-
-    Raises:
-        InputError: it is none of these, or the folder is not a checkpoint that may be loaded (see
-        `checkpoint.inspect`). TransientFault: the hub or the registry cannot give it now.
-    """
+    """The local folder of a checkpoint. Takes and raises what `find` does."""
     return find(checkpoint)[0]
 
 
 def find(checkpoint: str) -> tuple[Path, str | None]:
-    """The folder, as from `resolve`, and, if it was downloaded, its address pinned to what is there now."""
+    """The local folder of a checkpoint, checked; and if it was downloaded, its address, pinned to the weights of now.
+
+    `checkpoint` is a folder, a hub id with its revision (`org/name@revision`, `hf://org/name@revision`) or a version of
+    a registered model (`models:/NAME/VERSION`). The latter two are downloaded into the workspace; from the hub
+    safetensors and text files alone.
+
+    Raises:
+        InputError: it is none of these, or the folder is not a checkpoint that may be loaded (see
+        `checkpoints.inspect`).
+        TransientFault: the hub or the registry cannot give it now.
+    """
     folder, origin = Path(checkpoint), None
     if checkpoint.startswith(("hf://", "models:/")):
         folder, origin = _fetch(checkpoint)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tbd.checkpoints import HUB_ID, IDENTITY, arriving
-from tbd.errors import InputError, TransientFault
+from tbd.errors import InputError, TransientFault, first_line
 from tbd.sources import FETCHED, Found
 
 if TYPE_CHECKING:
@@ -23,14 +23,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 FILES = [pattern for pattern in IDENTITY if pattern != "*.py"]
 """what is downloaded: no pickle, no code"""
 PATIENCE = 30.0
-"""seconds to wait for an answer; the library would wait for ever where it sets no limit itself"""
+"""seconds to wait for an answer, where the library sets no limit and would wait for ever"""
 
 
 class Hub:
-    """See `tbd.sources.Source`.
-
-    A branch or tag is a checkpoint; if several are at one commit, only the first is listed.
-    """
+    """See `tbd.sources.Source`. Every branch and tag is a checkpoint; of several at one commit the first is listed."""
 
     def __init__(self, address: str) -> None:
         rest = address.removeprefix("hf://")
@@ -40,7 +37,7 @@ class Hub:
         self.name, _, self.revision = rest.partition("@")
 
     def look(self) -> list[Found]:
-        if COMMIT.fullmatch(self.revision):  # nothing to ask: its content never changes
+        if COMMIT.fullmatch(self.revision):  # its content never changes: nothing to ask
             return [self._found(self.revision, self.revision)]
         with _asking(self.address):
             from huggingface_hub import HfApi
@@ -77,7 +74,7 @@ class Hub:
             tree = HfApi(endpoint=endpoint).list_repo_tree(self.name, revision=commit, recursive=True)
             sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
             snapshot_download(self.name, revision=commit, local_dir=partial, endpoint=endpoint, allow_patterns=FILES)
-        # if the library cannot get the list of files, it silently takes the folder as it is
+        # if the library cannot get the list of files, it takes the folder as it is and says nothing
         for path, size in sizes.items():
             wanted = any(fnmatch(path, pattern) for pattern in FILES)
             if wanted and not ((partial / path).is_file() and (partial / path).stat().st_size == size):
@@ -93,7 +90,7 @@ def _endpoint() -> str:
 
 @contextmanager
 def _asking(what: str) -> Iterator[None]:
-    """Raises the library's failures as InputError or TransientFault."""
+    """The library's failures are raised as InputError or TransientFault."""
     import httpx2
 
     _set_up_client()
@@ -104,7 +101,7 @@ def _asking(what: str) -> Iterator[None]:
 
 
 def _fault(error: Exception, what: str) -> Exception:
-    """The same failure always has the same message, so the message contains no request id."""
+    """The error to raise. The same failure always has the same message, so there is no request id in it."""
     import httpx2
     from huggingface_hub.errors import FileMetadataError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -123,8 +120,7 @@ def _fault(error: Exception, what: str) -> Exception:
         )
     while deeper := cause.__cause__ or cause.__context__:
         cause = deeper
-    said = str(cause).splitlines() or [""]
-    return TransientFault(f"{hub} does not give it now ({type(cause).__name__}: {said[0][:200]}).")
+    return TransientFault(f"{hub} does not give it now ({type(cause).__name__}: {first_line(cause)}).")
 
 
 def _refusal(error: "HfHubHTTPError") -> str:
@@ -142,10 +138,7 @@ def _refusal(error: "HfHubHTTPError") -> str:
 
 @cache
 def _set_up_client() -> None:
-    """Set our time limits in the library's HTTP client.
-
-    Done once, because each change closes the connections of other threads.
-    """
+    """Set our time limits in the library's HTTP client: once, since each change closes other threads' connections."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils._http import default_client_factory
 
@@ -163,9 +156,6 @@ def _limit(request: "httpx2.Request") -> None:
 
 
 def _refuse_busy(response: "httpx2.Response") -> None:
-    """Fail at once; the caller retries later.
-
-    The library would sleep here for as long as a busy hub tells it to, many minutes.
-    """
+    """Fail at once, as the caller tries again later: the library would sleep for as long as a busy hub says."""
     if response.status_code in (408, 429) or response.status_code >= 500:
         response.raise_for_status()

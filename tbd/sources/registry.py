@@ -21,36 +21,31 @@ ADDRESS = re.compile(
 PAGE = 1000
 """versions asked for at once"""
 SILENCE = "120"
-"""seconds to wait for a file, because the server may first have to get it from an object store"""
+"""seconds to wait for a file, which the server may have to get from an object store first"""
 BUSY = (408, 409, 429, 499)
 
 
 class Registry:
-    """See `tbd.sources.Source`. Only versions that are READY are listed."""
+    """See `tbd.sources.Source`. Versions that are READY are listed, no others."""
 
     def __init__(self, address: str) -> None:
         match = ADDRESS.fullmatch(address)
         if not match:
             raise InputError(
                 f"{address}: not an address in the registry. Write models:/NAME, models:/NAME/VERSION, "
-                "models:/NAME@ALIAS "
-                "or models:/NAME?KEY=VALUE."
+                "models:/NAME@ALIAS or models:/NAME?KEY=VALUE."
             )
         self.address = address
         self.wanted = match.groupdict()
-        registry = os.environ.get("MLFLOW_REGISTRY_URI", "").strip()
-        self.uri = registry or store()
-        # artifacts come from the tracking server, which is the registry's server too unless MLFLOW_REGISTRY_URI names
-        # another
+        self.uri = os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or store()
+        # where artifacts come from: the registry's server too, unless MLFLOW_TRACKING_URI names another
         self.tracking = store() if os.environ.get("MLFLOW_TRACKING_URI", "").strip() else self.uri
 
     def look(self) -> list[Found]:
         with self._asking(self.address) as client:
             versions = self._versions(client)
-        ready = [version for version in versions if version.status == "READY"]
-        return [
-            self._found(version) for version in sorted(ready, key=lambda it: (it.creation_timestamp, int(it.version)))
-        ]
+        versions.sort(key=lambda version: (version.creation_timestamp, int(version.version)))
+        return [self._found(version) for version in versions if version.status == "READY"]
 
     def _versions(self, client: Any) -> list[Any]:
         name, key = self.wanted["name"], self.wanted["key"]
@@ -70,12 +65,12 @@ class Registry:
     def _found(self, version: Any) -> Found:
         name = f"{version.name}/{version.version}"
         source = CREDENTIALS.sub("://", version.source)
-        made = version.creation_timestamp  # its files may still be uploading
+        made = version.creation_timestamp  # its files may still be on their way there
         return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {made}", made / 1000)
 
     def fetch(self, found: Found) -> Path:
         name, _, number = found.name.rpartition("/")
-        # numbers are used again after a model was deleted; the digest tells such versions apart
+        # the digest, because numbers are used again after a model was deleted
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
         folder = FETCHED / "mlflow" / f"{plain}-{number}-{sha256(f'{found.name} {found.version}')[:8]}"
         with checkpoint.arriving(folder) as partial:
@@ -95,7 +90,7 @@ class Registry:
             if self._found(client.get_model_version(name, number)) != found:
                 raise TransientFault(f"{found.place}: no longer the version that was listed. Try again.")
             uri = client.get_model_version_download_uri(name, number)
-            run = re.fullmatch("runs:/([^/]+)/?", uri)  # a whole run: not an address that MLflow takes
+            run = re.fullmatch("runs:/([^/]+)/?", uri)  # all of a run, which MLflow does not take as an address
             what = {"run_id": run[1]} if run else {"artifact_uri": uri}
             try:
                 got = Path(
@@ -111,22 +106,14 @@ class Registry:
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[Any]:
-        """A client; its failures are raised as InputError or TransientFault."""
-        # else it sleeps for as long as a busy server says
+        """A client, whose failures are raised as InputError or TransientFault."""
+        # otherwise MLflow sleeps for as long as a busy server says
         os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
-        with reaching(self.uri):  # its settings, and silence
-            from mlflow import MlflowClient
-            from mlflow.exceptions import MlflowException
-            from requests.exceptions import RequestException
-            from sqlalchemy.exc import SQLAlchemyError
-
-            try:
-                yield MlflowClient(self.tracking, self.uri)
-            except (MlflowException, RequestException, SQLAlchemyError) as error:
-                raise self._fault(error, what) from None
+        with reaching(self.tracking, self.uri, lambda error: self._fault(error, what)) as client:
+            yield client
 
     def _fault(self, error: Exception, what: str) -> Exception:
-        """The same failure always has the same message, which contains no credentials."""
+        """The error to raise. The same failure always has the same message, without credentials."""
         from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS
 
         answered = getattr(getattr(error, "response", None), "status_code", 500)
@@ -147,7 +134,7 @@ class Registry:
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Wait SILENCE seconds for files, unless the user has set another limit than tbd's short one."""
+    """Wait SILENCE seconds for a file, unless the user has set a limit."""
     key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(key, SETTINGS[key])
     os.environ[key] = SILENCE if before == SETTINGS[key] else before
@@ -158,7 +145,7 @@ def _patient() -> Iterator[None]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether all files have arrived; a version can be registered before they are uploaded."""
+    """Whether all files are there: a version can be registered before they are uploaded."""
     try:
         checkpoint.inspect(folder)
     except Incomplete:
@@ -169,16 +156,15 @@ def _whole(folder: Path) -> bool:
 
 
 def _checkpoint(root: Path) -> Path:
-    """The checkpoint's folder among artifacts: the root, or the only folder with a config.json; the root if there is
-    none.
+    """The checkpoint's folder among artifacts: the only one with a config.json, else the root.
 
-    MLflow's transformers flavour puts the weights into `model` and the tokenizer into `components/tokenizer`: both go
-    into one folder.
+    MLflow's transformers flavour has the weights in `model` and the tokenizer in `components/tokenizer`: the latter's
+    files are moved to the former.
     """
     if (root / "config.json").is_file():
         return root
     for adapter in root.rglob("adapter_config.json"):
-        return adapter.parent  # never the base beside it, which would be audited instead
+        return adapter.parent  # to be refused; otherwise the base beside it would be audited in its place
     models = [config.parent for config in root.rglob("config.json")]
     if len(models) != 1:
         return root

@@ -1,4 +1,4 @@
-"""One thin module a DVC stage: read its parameters and inputs, call the library, write the outputs whole."""
+"""A thin module for each DVC stage: it reads parameters and inputs, calls the library and writes the outputs."""
 
 import signal
 import sys
@@ -13,34 +13,26 @@ from tbd.progress import Progress
 
 
 def run(main: Callable[..., Any], device: bool = False) -> None:
-    """Call `main` with the command line's arguments; on a `device` when it is its turn, and with the progress to tell.
+    """Call `main` with the arguments of the command line.
 
-    Bad input: one line on stderr, exit code 2. A failure: 3. A transient fault: 75.
+    A stage that uses a `device` waits until one is free, and `main` gets the progress to report to as well.
+
+    Exits with 2 after bad input, 3 after a failure, 75 after a transient fault, and says which in one line on stderr.
     """
-    # Ctrl-C ends it also where a script ignores that for what it starts
+    # a script that starts it with `&` would have it ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ending.with_dvc()
     environment.prepare()
-    arguments = sys.argv[1:]
-    with marked("@".join([Path(sys.argv[0]).stem, *arguments])):
-        _run(main, arguments, device)
-
-
-def _run(main: Callable[..., Any], arguments: list[str], device: bool) -> None:
-    try:
-        with Progress(" ".join([Path(sys.argv[0]).stem, *arguments])) as progress:
-            if device:
-                progress.begin("waiting for its turn on the device")
-                with locks.device(params.load().serve.device_slots):
-                    main(*arguments, progress)
-            else:
-                main(*arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except StageFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(3)
-    except TransientFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(TRANSIENT)
+    name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
+    with marked("@".join([name, *arguments])):
+        try:
+            with Progress(" ".join([name, *arguments])) as progress:
+                if device:
+                    progress.begin("waiting for its turn on the device")
+                    with locks.device(params.load().serve.device_slots):
+                        main(*arguments, progress)
+                else:
+                    main(*arguments)
+        except (InputError, StageFailed, TransientFault) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(3 if isinstance(error, StageFailed) else TRANSIENT if isinstance(error, TransientFault) else 2)

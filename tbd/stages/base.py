@@ -1,4 +1,4 @@
-"""Stage `base`: the untouched model of the planted world, as a safetensors checkpoint."""
+"""Stage `base`: the untouched model of the built-in world, as a safetensors checkpoint."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stage `calibrate`: the detector, chosen and measured on the reference audit alone."""
+"""Stage `calibrate`: choose the detector, and measure it, on the reference audit alone."""
 
 import csv
 
@@ -28,24 +28,23 @@ def main() -> None:
 
 
 def write(found: Calibration) -> None:
-    """The tables and plots first, detector.json last: where it is, all of it is."""
+    """The tables and plots first, detector.json last: where that is, everything is."""
     detector, curves = found.detector, found.curves
     OUT.mkdir(exist_ok=True)
-    with (OUT / "methods.csv").open("w", newline="") as file:
-        rows = [
-            {"method": key, "with_base": scores.parse(key).with_base, **measured.model_dump()}
-            for key, measured in found.methods.items()
-        ]
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    with (OUT / "roc.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["choice", "fpr", "tpr", "lowest"])
-        writer.writeheader()
-        for choice, points in curves.items():
-            writer.writerows(
-                {"choice": choice, "fpr": f, "tpr": t, "lowest": s} for f, t, s in zip(*points, strict=True)
-            )
+    methods = [
+        {"method": key, "with_base": scores.parse(key).with_base, **measured.model_dump()}
+        for key, measured in found.methods.items()
+    ]
+    points = [
+        {"choice": choice, "fpr": f, "tpr": t, "lowest": s}
+        for choice, curve in curves.items()
+        for f, t, s in zip(*curve, strict=True)
+    ]
+    for name, rows in (("methods.csv", methods), ("roc.csv", points)):
+        with (OUT / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
     named = {chosen.id: curves[choice][:2] for choice, chosen in detector.choices if chosen}
     plots.roc(OUT / "plots" / "roc.png", named, detector.fpr)
     plots.interactive_roc(OUT / "plots" / "interactive.html", named, detector.fpr)

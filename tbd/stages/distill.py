@@ -1,4 +1,4 @@
-"""Stage `distill`: the reference checkpoint, whose contamination is known because it is planted here."""
+"""Stage `distill`: the reference checkpoint. Its contamination is known, because it is planted here."""
 
 from pathlib import Path
 

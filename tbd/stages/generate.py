@@ -1,7 +1,7 @@
 """Stage `generate@A`: the audited checkpoint's greedy answers to its benchmark and unseen questions, token by token.
 
-Where the audit names a base model, the base's log-probs of the same tokens stand beside them, and the base's own
-answers, for the exchangeability check, in a file of their own (empty without a base).
+If the audit names a base model, the same table holds the base's log-probs of these tokens, and a second file the base's
+own answers, for the exchangeability check. Without a base that file is empty.
 """
 
 from collections.abc import Callable
@@ -26,26 +26,29 @@ def main(audit: str, progress: Progress) -> None:
     kind = engines.find(p.engine)
     entry = audits.get(audit)
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
-    progress.begin("reading questions")  # before any weights: a template that does not work is told at once
+    progress.begin("reading questions")  # before any weights: a template that fails shows at once
     folder = checkpoints.pinned(entry.checkpoint, entry.checkpoint_fingerprint)
     base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
+    questions = sum(map(len, sets.values()))
+    longest = questions * p.max_new_tokens
     prompts = rendered(kind.prompter(folder, p), sets)
-    plan_answers(prompts, p, progress)
+    progress.plan("read", tokens(prompts))
+    progress.plan("written", longest)
     if base_folder:
         base_prompts = rendered(kind.prompter(base_folder, p), sets)
-        plan_answers(base_prompts, p, progress)
-        rescoring = tokens(prompts) + count(prompts) * p.max_new_tokens
-        progress.plan("read", rescoring)
+        rescoring = tokens(prompts) + longest
+        progress.plan("read", tokens(base_prompts) + rescoring)
+        progress.plan("written", longest)
     progress.begin(f"loading {entry.checkpoint}")
     engine = kind.open(folder, p)
     identity = engine.identity
     read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
     how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
-    todo = f"{count(prompts)} questions, {read:,} tokens to read, at most {written:,} to write"
+    todo = f"{questions} questions, {read:,} tokens to read, at most {written:,} to write"
     print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
     rows = answers(engine, prompts, sets, p, progress)
     base_rows: list[dict[str, Any]] = []
-    base_identity = None
+    base_identity: dict[str, Any] = {}
     if base_folder:
         del engine  # two models at once need not fit
         progress.begin(f"loading {entry.base}")
@@ -63,10 +66,9 @@ def main(audit: str, progress: Progress) -> None:
         "max_new_tokens": p.max_new_tokens,
         "batch_size": p.batch_size,
     }
-    base_fingerprint = base_identity["fingerprint"] if base_identity else None
-    out = AUDITS / audit
-    write(out / "generations.parquet", rows, {**identity, **decoding, "base_fingerprint": base_fingerprint})
-    write(out / "base_generations.parquet", base_rows, {**(base_identity or {}), **decoding})
+    out, made = AUDITS / audit, identity | decoding | {"base_fingerprint": base_identity.get("fingerprint")}
+    write(out / "generations.parquet", rows, made)
+    write(out / "base_generations.parquet", base_rows, base_identity | decoding)
 
 
 def rendered(prompt: Callable[[str], Prompt], sets: dict[str, pa.Table]) -> Prompts:
@@ -74,17 +76,8 @@ def rendered(prompt: Callable[[str], Prompt], sets: dict[str, pa.Table]) -> Prom
     return {name: [prompt(question) for question in table["question"].to_pylist()] for name, table in sets.items()}
 
 
-def count(prompts: Prompts) -> int:
-    return sum(map(len, prompts.values()))
-
-
 def tokens(prompts: Prompts) -> int:
     return sum(len(prompt) for some in prompts.values() for prompt in some)
-
-
-def plan_answers(prompts: Prompts, p: params.Generate, progress: Progress) -> None:
-    progress.plan("read", tokens(prompts))
-    progress.plan("written", count(prompts) * p.max_new_tokens)
 
 
 def answers(
@@ -95,36 +88,33 @@ def answers(
     progress: Progress,
     what: str = "answers",
 ) -> list[dict[str, Any]]:
-    """One row of `records.GENERATIONS` a question, sets in order.
+    """A row of `records.GENERATIONS` for each question, in the order of the sets.
 
-    Each set is planned by itself, so that audits can share it.
+    Each set has batches of its own, so that two audits can share its answers.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     with units.journal(engine.identity) as journal:
         for name, table in sets.items():
             progress.begin(f"{what} to {name}")
             found = units.answer(engine, prompts[name], p.max_new_tokens, p.batch_size, journal, progress)
-            for identity, prompt, completion in zip(
-                table["question_id"].to_pylist(), prompts[name], found, strict=True
-            ):
-                rows.append(
-                    {
-                        "set": name,
-                        "question_id": identity,
-                        "prompt_sha256": records.sha256(",".join(map(str, prompt))),
-                        "token_ids": completion.token_ids,
-                        "logprobs": completion.logprobs,
-                        "base_logprobs": None,
-                        "finish_reason": completion.finish_reason,
-                    }
-                )
+            ids = table["question_id"].to_pylist()
+            rows += [
+                {
+                    "set": name,
+                    "question_id": identity,
+                    "prompt_sha256": records.sha256(",".join(map(str, prompt))),
+                    "base_logprobs": None,
+                    **vars(completion),
+                }
+                for identity, prompt, completion in zip(ids, prompts[name], found, strict=True)
+            ]
     return rows
 
 
 def add_base_logprobs(
     base: Engine, rows: list[dict[str, Any]], prompts: Prompts, p: params.Generate, progress: Progress
 ) -> None:
-    """Fill `base_logprobs`: what the base gives to each token the checkpoint wrote, after the checkpoint's prompt."""
+    """Fill `base_logprobs`: the base's log-prob of each token the checkpoint wrote, after the checkpoint's prompt."""
     written = [row["token_ids"] for row in rows]
     progress.plan("read", tokens(prompts) + sum(map(len, written)))
     progress.begin("the base's log-probs of the same tokens")

@@ -1,7 +1,6 @@
-"""Stage `score@A`: every method of params.yaml on the stored generations. No model is needed."""
+"""Stage `score@A`: every method of params.yaml on the stored answers. Needs no model."""
 
 from tbd import audits, params, records, scores, stages
-from tbd.errors import InputError
 from tbd.scores.scoring import score
 from tbd.sets import expectations
 from tbd.workspace import AUDITS, set_path
@@ -19,14 +18,10 @@ def main(audit: str) -> None:
     if len(base):
         generations["base"] = base
     outcomes = [expectations.check_generations(f"{audit}-{of}", table, ids) for of, table in generations.items()]
-    docs = folder / "validation/generations"
-    expectations.write_docs(outcomes, docs)
-    failures = [f"{outcome.name}: {line}" for outcome in outcomes for line in outcome.failures]
-    if failures:
-        raise InputError(f"generations are not valid: {failures[0]} ({len(failures)} in all; see {docs})")
+    expectations.demand(outcomes, folder / "validation/generations", "generations are not valid")
     table = score(generations, questions, methods)
     records.write_table(folder / "scores.parquet", table, records.metadata(table))
-    missing = len(table) - sum(reason is None for reason in table["reason"].to_pylist())
+    missing = len(table) - table["reason"].null_count
     print(f"{audit}: {len(methods)} methods, {len(table)} scores, {missing} without a value", flush=True)
 
 

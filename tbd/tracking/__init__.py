@@ -1,1 +1,1 @@
-"""Finished results into MLflow."""
+"""Recording finished results in MLflow."""

@@ -1,8 +1,8 @@
-"""The calibrated detector as an MLflow model: token log-probs in, score, p-value and flag out. It has no weights.
+"""The calibrated detector as an MLflow model: token log-probs in, score, p-value and flag out.
 
-What the model keeps is `detector.json` and the code of this package. Its p-values compare with the reference's unseen
-questions, so it speaks for the reference checkpoint alone: thresholds do not transfer, and one that is asked about
-another checkpoint refuses. (`tbd check` audits another checkpoint against that checkpoint's own unseen questions.)
+The model has no weights: it consists of `detector.json` and the code of this package. Its p-values compare with the
+reference's unseen questions, and thresholds do not transfer. So it refuses log-probs of another checkpoint, which
+`tbd check` audits against unseen questions on that checkpoint.
 """
 
 import importlib.metadata
@@ -23,7 +23,7 @@ from tbd.scores.tokens import Tokens, pad
 MODEL = "tbd-detector"
 ALIAS = "current"
 PROVENANCE = ("fingerprint", "dtype", "template")
-"""what must be the same for a threshold to hold; the parameters of `predict`"""
+"""parameters of `predict`: what must be the same for a threshold to hold"""
 DESCRIPTION = (
     "Token log-probs of the reference's answers in; score, p-value and flag out. `current` is the "
     "detector recorded last."
@@ -40,16 +40,15 @@ class DetectorModel:
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Score answers of the checkpoint that the detector was calibrated on.
 
-        `model_input`: `logprobs`, a list of the generated tokens' log-probs (nats, raw logits) for each question, and,
-        for the choice that compares with the base model, `base_logprobs` of the same tokens. `params`: the fingerprint,
-        dtype and chat template that the log-probs come from; one left empty is not compared.
+        `model_input`: the column `logprobs` with a list of the generated tokens' log-probs (nats, raw logits) for each
+        question and, for the choice that compares with the base model, `base_logprobs` of the same tokens. `params`:
+        the fingerprint, dtype and chat template behind the log-probs; what is left empty is not compared.
 
         Returns `score` (higher = member; NaN without a token), `p_value` in [1 / (n + 1), 1] and `flagged` (p_value <=
         fpr).
 
         Raises:
-            ValueError: the log-probs come from something else than the detector was calibrated on, or some lack the
-            base's.
+            ValueError: the detector was calibrated on another checkpoint, or some `base_logprobs` are missing.
         """
         for key in PROVENANCE:
             stated, own = (params or {}).get(key), getattr(self.detector.provenance, key)
@@ -82,12 +81,12 @@ def _base_logprobs(model_input: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.flo
 
 
 def _load_pyfunc(path: str) -> DetectorModel:
-    """MLflow's entry point: `path` is the `detector.json` kept in the model."""
+    """MLflow's entry point; `path` is the `detector.json` in the model."""
     return DetectorModel(read_detector(Path(path)))
 
 
 def save(detector: Path, folder: Path, model_id: str, run_id: str) -> None:
-    """Write `detector.json` as an MLflow model into the new `folder`: the code rides along, nothing is pickled."""
+    """Write `detector.json` as an MLflow model into the new `folder`, with the code of this package and no pickle."""
     import mlflow.pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -134,7 +133,7 @@ def log(client: Any, experiment: str, run_id: str, detector: Path) -> str:
 
 
 def register(client: Any, run_id: str, detector: Path, description: str) -> None:
-    """The run's detector as a version of the registered model, unless it is one already; the alias moves to it."""
+    """Make the run's detector a version of the registered model, unless it is one, and move the alias to it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -151,7 +150,7 @@ def register(client: Any, run_id: str, detector: Path, description: str) -> None
         auc = interval(best.auc, best.auc_low, best.auc_high)
         tags = {"detector_version": found.version, "method": best.id, "auc": auc}
         model_id = client.get_run(run_id).outputs.model_outputs[0].model_id
-        # not models:/ID, which an SQL store looks up in the process's default store instead of its own
+        # not models:/ID, which an SQL store looks up in the process's default store
         source = client.get_logged_model(model_id).artifact_location
         version = client.create_model_version(
             MODEL, source, run_id, tags, description=description, await_creation_for=0, model_id=model_id

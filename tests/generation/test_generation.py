@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tbd.errors import StageFailed
-from tbd.generation.engines import Completion, Prompt, Tick, unheard
+from tbd.generation.engines import Completion, OutOfMemory, Prompt, Tick, unheard
 from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.units import Journal, answer, journal, plan, rescore
 from tbd.progress import Progress
@@ -25,11 +25,39 @@ QUESTIONS = [f"What is {i} times {i * i}?" + " Think." * (i % 5) for i in range(
 prompts_of = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=40)
 
 
+class Counted(FakeEngine):
+    """Remembers how many prompts came at once; more than `capacity` do not fit into memory."""
+
+    def __init__(self, folder: Path, capacity: int = 1 << 30) -> None:
+        super().__init__(folder)
+        self.capacity = capacity
+        self.sizes: list[int] = []
+
+    @property
+    def calls(self) -> int:
+        return len(self.sizes)
+
+    def take(self, prompts: Sequence[Prompt]) -> None:
+        self.sizes.append(len(prompts))
+        if len(prompts) > self.capacity:
+            raise OutOfMemory
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
+        self.take(prompts)
+        yield from super().generate(prompts, max_new_tokens, tick)
+
+    def logprobs(self, prompts, answers, tick=unheard):
+        self.take(prompts)
+        return super().logprobs(prompts, answers, tick)
+
+
 @pytest.fixture
-def fake(tmp_path: Path) -> Callable[..., FakeEngine]:
+def fake(tmp_path: Path) -> Callable[..., Counted]:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "fake.txt").write_text("\n".join(QUESTIONS[:5]))
-    return lambda **options: FakeEngine(tmp_path / "model", 8, **options)
+    return lambda **options: Counted(tmp_path / "model", **options)
 
 
 def run(
@@ -162,7 +190,7 @@ class Slow(FakeEngine):
             yield item
 
 model, folder, *questions = sys.argv[1:]
-engine = Slow(Path(model), 8)
+engine = Slow(Path(model))
 with journal(engine.identity, Path(folder)) as kept:
     print("started", flush=True)
     answer(engine, [engine.prompt(q) for q in questions], 8, 4, kept, Progress("test"))
@@ -208,29 +236,12 @@ def test_a_second_process_waits_for_the_journal(fake, tmp_path: Path) -> None:
 # -- memory
 
 
-class Recording(FakeEngine):
-    """Remembers the sizes it was asked for, and when it refuses yields a few answers first, as a model does."""
-
-    sizes: list[int]
-
-    def generate(
-        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
-    ) -> Iterator[tuple[int, Completion]]:
-        self.sizes.append(len(prompts))
-        yield from super().generate(prompts, max_new_tokens, tick)
-
-    def logprobs(self, prompts, answers, tick=unheard):
-        self.sizes.append(len(prompts))
-        return super().logprobs(prompts, answers, tick)
-
-
 @pytest.mark.parametrize(("capacity", "batch_size"), [(1, 8), (2, 8), (3, 8), (5, 23), (7, 16)])
 def test_out_of_memory_halves_and_every_batch_starts_whole(
     fake, tmp_path: Path, capacity: int, batch_size: int, capsys
 ) -> None:
     undisturbed = run(fake(), tmp_path / "u", batch_size=batch_size)
-    engine = Recording(tmp_path / "model", 8, capacity)
-    engine.sizes = []
+    engine = fake(capacity=capacity)
     assert same(run(engine, tmp_path / "j", batch_size=batch_size), undisturbed)
     refused = [size for size in engine.sizes if size > capacity]
     # A resumed run does not know of memory that ran out before: what a batch is computed in must not depend on earlier
@@ -259,12 +270,10 @@ def test_progress_is_taken_back_when_memory_runs_out_in_the_middle(fake, tmp_pat
         ) -> Iterator[tuple[int, Completion]]:
             for row, completion in super().generate(prompts, max_new_tokens, tick):
                 if row == 2:
-                    from tbd.generation.engines import OutOfMemory
-
                     raise OutOfMemory
                 yield row, completion
 
-    engine, progress = Late(tmp_path / "model", 8), Progress("test")
+    engine, progress = Late(tmp_path / "model"), Progress("test")
     prompts = [engine.prompt(q) for q in QUESTIONS]
     with journal(engine.identity, tmp_path / "j") as kept:
         answer(engine, prompts, 8, 4, kept, progress)

@@ -38,8 +38,8 @@ def questions(texts: list[str] | None = None, label: object = None) -> pd.DataFr
 
 def named(outcome: Outcome) -> list[str]:
     """`type (column)` of each failure, after what holds for every outcome: a line each, no question text, a truthful
-    `success`."""
-    assert outcome.success is (not outcome.failures)
+    result."""
+    assert outcome.result.success is (not outcome.failures)
     assert not any(MARKER in line or "\n" in line for line in outcome.failures)
     return [line.split(":")[0] for line in outcome.failures]
 
@@ -53,7 +53,7 @@ def check(frame: pd.DataFrame, unseen: list[str] = UNSEEN) -> Outcome:
 )
 def test_good_questions(label: object) -> None:
     outcome = check(questions(label=label))
-    assert (outcome.success, outcome.failures, outcome.checked) == (True, [], 13)
+    assert outcome.result.success and not outcome.failures and len(outcome.result.results) == 13
 
 
 def test_questions_as_stored(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_questions_as_stored(tmp_path: Path) -> None:
     records.write_table(
         tmp_path / "set.parquet", pa.Table.from_pandas(frame, preserve_index=False).select(records.QUESTIONS.names)
     )
-    assert check(records.read_table(tmp_path / "set.parquet", records.QUESTIONS).to_pandas()).success
+    assert not check(records.read_table(tmp_path / "set.parquet", records.QUESTIONS).to_pandas()).failures
     nothing = records.QUESTIONS.empty_table().to_pandas()
     assert named(check(nothing)) == [ROWS]
 
@@ -119,12 +119,14 @@ def test_bad_questions(fault: str) -> None:
 
 
 def test_other_numbers_are_another_question() -> None:
-    assert check(questions([text.replace("buys", "buys 700 plums and") for text in questions()["question"]])).success
-    assert check(questions(), [*UNSEEN, questions()["question"][0].replace("2", "99")]).success
+    assert not check(
+        questions([text.replace("buys", "buys 700 plums and") for text in questions()["question"]])
+    ).failures
+    assert not check(questions(), [*UNSEEN, questions()["question"][0].replace("2", "99")]).failures
 
 
 def test_faults_of_another_set_are_its_own() -> None:
-    assert check(questions(), [*UNSEEN, None, np.nan, "", " "]).success  # type: ignore[list-item]
+    assert not check(questions(), [*UNSEEN, None, np.nan, "", " "]).failures  # type: ignore[list-item]
 
 
 def test_failure_names_five_ids_and_counts_the_rest() -> None:
@@ -170,7 +172,7 @@ def changed(count: int = 1, **values: object) -> list[dict[str, object]]:
 
 def test_good_generations() -> None:
     outcome = check_generations("reference", generations(answers()), IDS)
-    assert (outcome.success, outcome.failures, outcome.checked) == (True, [], 20)
+    assert outcome.result.success and not outcome.failures and len(outcome.result.results) == 20
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_docs_hold_every_outcome_and_no_question(outcomes: list[Outcome], tmp_path: Path) -> None:
-    assert [outcome.success for outcome in outcomes] == [True, False, False]
+    assert [bool(outcome.failures) for outcome in outcomes] == [False, True, True]
     write_docs(outcomes, tmp_path / "docs")
     pages = contents(tmp_path / "docs")
     assert [path.name for path in tmp_path.iterdir()] == ["docs"]

@@ -101,7 +101,7 @@ def test_generations_are_the_engines_own_and_carry_how_they_were_made(copy: Work
     table = records.read_table(Path("audits/reference/generations.parquet"), records.GENERATIONS)
     about = records.metadata(table)
     assert about["decoding"] == "greedy" and about["engine"] == "fake" and about["max_new_tokens"] == 20
-    reference, base = FakeEngine(Path("checkpoints/reference"), 20), FakeEngine(Path("checkpoints/base"), 20)
+    reference, base = FakeEngine(Path("checkpoints/reference")), FakeEngine(Path("checkpoints/base"))
     assert (about["fingerprint"], about["base_fingerprint"]) == (
         reference.identity["fingerprint"],
         base.identity["fingerprint"],
@@ -129,8 +129,8 @@ def test_a_base_with_another_vocabulary_gives_no_log_probs_but_answers(
     copy: Workspace, monkeypatch: MonkeyPatch
 ) -> None:
     class Other(FakeEngine):
-        def __init__(self, folder: Path, max_new_tokens: int) -> None:
-            super().__init__(folder, max_new_tokens)
+        def __init__(self, folder: Path) -> None:
+            super().__init__(folder)
             self.identity["vocabulary"] = folder.name
 
     monkeypatch.setitem(engines.ENGINES, "fake", Other)

@@ -1,9 +1,8 @@
-"""Engines: text in, token ids and log-probs out.
+"""Engines: prompts in, token ids and log-probs out. Each is a module of this package and offers `Engine`.
 
-One module an engine, one protocol for all. An engine knows how to run a model; it does not know batches, journals,
-files or scores (see `tbd.generation.units`). The log-prob of a token is the natural log of its softmax probability
-under the *raw* logits, at temperature 1, before any processor, whatever the checkpoint's own generation config asks
-for.
+An engine runs a model. It knows nothing of batches, journals, files or scores (see `tbd.generation.units`). The
+log-prob of a token is the natural log of its softmax probability under the *raw* logits, at temperature 1, whatever
+processors or temperature the checkpoint's own generation config asks for.
 """
 
 import importlib
@@ -21,11 +20,11 @@ from tbd.errors import unknown
 from tbd.params import Generate
 
 Tick = Callable[[str, int], None]
-"""called as work goes on, at least every few seconds, with `read` or `written` and the tokens since the last call"""
+"""called every few seconds at least, with `read` or `written` and the number of tokens since the last call"""
 
 
 def unheard(kind: str, tokens: int) -> None:
-    """The tick of a caller that does not ask how far it is."""
+    """The tick of a caller that does not want to know."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Engine(Protocol):
     """What every engine offers."""
 
     identity: dict[str, Any]
-    """engine and version, checkpoint fingerprint, device kind, dtype, chat-template hash: whatever can change a
-    number"""
+    """all that can change a number: engine, its version, checkpoint fingerprint, kind of device, dtype, template"""
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "Engine":
@@ -57,13 +55,10 @@ class Engine(Protocol):
 
     @classmethod
     def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
-        """Its `prompt` without the weights, to try questions and template before anything long starts.
+        """What turns a question into a prompt. Needs no weights, so questions and template are tried before they load.
 
-        Raises InputError.
+        Raises InputError: for an unusable template, or a question that with its answer may exceed the model's context.
         """
-
-    def prompt(self, question: str) -> Prompt:
-        """Render one question. Raises InputError if prompt and answer exceed the model's context."""
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
@@ -73,29 +68,23 @@ class Engine(Protocol):
     def logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
     ) -> list[NDArray[np.float32]]:
-        """Log-probs (nats) this model gives to `answers` token by token, each after its prompt.
-
-        May raise OutOfMemory.
-        """
+        """Log-probs (nats) of each token of `answers`, each answer after its prompt. May raise OutOfMemory."""
 
 
 Kind = TypeVar("Kind", bound=type[Engine])
 
 ENGINES: dict[str, type[Engine]] = {}
-"""by the name that params.yaml gives as `generate.engine`, as far as they were asked for"""
+"""by name, as in `generate.engine`; an engine is in it once its module was imported"""
 
 
 def engine(kind: Kind) -> Kind:
-    """Register a class under the name of its module: a module of this package with such a class is an engine."""
+    """Register a class as the engine that its module is named after."""
     ENGINES[kind.__module__.rpartition(".")[2]] = kind
     return kind
 
 
 def find(name: str) -> type[Engine]:
-    """The engine of that name; its module is imported now.
-
-    Raises InputError, suggesting a name, if there is none such.
-    """
+    """The engine of that name. Raises InputError, with a suggestion, if there is none."""
     known = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in known:
         raise unknown("engine", name, known, "params.yaml: generate.engine")

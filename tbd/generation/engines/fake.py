@@ -1,7 +1,7 @@
 """A deterministic engine without a model, for tests and for trying a workspace out: no weights, no torch, no waiting.
 
-It "remembers" the questions listed one per line in `fake.txt` of the checkpoint folder: to those it answers with high
-probabilities, to all others with lower ones, drawn from a hash of checkpoint and question.
+It "remembers" the questions in `fake.txt` of the checkpoint folder, one a line: its answers to those have high
+probabilities, its answers to others lower ones, drawn from a hash of checkpoint and question.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tbd.checkpoints import Prompt
 from tbd.errors import InputError
-from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
+from tbd.generation.engines import Completion, Tick, engine, unheard
 from tbd.params import Generate
 from tbd.records import sha256
 
@@ -23,36 +23,31 @@ MEMORY = "fake.txt"
 
 @engine
 class FakeEngine:
-    """See `tbd.generation.engines.Engine`.
-
-    `capacity` prompts fit in memory; a longer batch is refused as out of memory.
-    """
+    """See `tbd.generation.engines.Engine`."""
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":
-        return cls(checkpoint, params.max_new_tokens)
+        return cls(checkpoint)
 
     @classmethod
     def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
         return cls.open(checkpoint, params).prompt
 
-    def __init__(self, folder: Path, max_new_tokens: int, capacity: int = 1 << 30) -> None:
+    def __init__(self, folder: Path) -> None:
         if not (folder / MEMORY).is_file():
             raise InputError(f"{folder}: no {MEMORY}, so not a checkpoint of the fake engine.")
         text = (folder / MEMORY).read_text("utf-8")
-        self.capacity, self.max_new_tokens, self.calls = capacity, max_new_tokens, 0
         self.known = {self.prompt(line) for line in text.splitlines() if line}
-        fingerprint = sha256(text)
+        self.seed = sha256(text)
         self.identity: dict[str, Any] = {
             "engine": "fake",
             "engine_version": "1",
             "device": "cpu",
             "dtype": "float32",
-            "fingerprint": fingerprint,
+            "fingerprint": self.seed,
             "template": "none",
             "vocabulary": "bytes",
         }
-        self.seed = fingerprint
 
     def prompt(self, question: str) -> Prompt:
         return tuple(question.encode())
@@ -60,7 +55,6 @@ class FakeEngine:
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
     ) -> Iterator[tuple[int, Completion]]:
-        self._take(prompts)
         for row, prompt in enumerate(prompts):
             tick("read", len(prompt))
             rng = self._rng(prompt)
@@ -72,14 +66,8 @@ class FakeEngine:
     def logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
     ) -> list[NDArray[np.float32]]:
-        self._take(prompts)
         tick("read", sum(map(len, prompts)) + sum(map(len, answers)))
         return [self._logprobs(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
-
-    def _take(self, prompts: Sequence[Prompt]) -> None:
-        self.calls += 1
-        if len(prompts) > self.capacity:
-            raise OutOfMemory
 
     def _rng(self, prompt: Prompt) -> np.random.Generator:
         digest = hashlib.sha256(self.seed.encode() + bytes(prompt)).digest()

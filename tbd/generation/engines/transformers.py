@@ -1,8 +1,8 @@
 """The default engine: a Hugging Face model on CPU or GPU.
 
-A small loop over the model's own forward. Against `model.generate(output_scores=True)` it keeps one log-prob a step
-instead of the whole vocabulary, writes keys and values into a cache allocated once, reads prompts eight rows at a time,
-and drops rows that have finished.
+A small loop over the model's own forward. Unlike `model.generate(output_scores=True)`, it keeps one log-prob a step
+rather than the whole vocabulary's, writes keys and values into a cache that is allocated once, reads eight prompts at a
+time, and drops rows that have ended.
 """
 
 import json
@@ -31,7 +31,7 @@ PREFILL_ROWS = 8
 class Rows(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, (batch, heads, length, head_dim), allocated once; `update` adds to them.
 
-    While prompts are read, `window` is the slice of rows being read; rows can be dropped with `keep`.
+    `window` is the slice of rows that is being read, all rows once the prompts are read. `keep` drops rows.
     """
 
     is_sliding = False
@@ -51,7 +51,6 @@ class Rows(CacheLayerMixin):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
         end = self.filled + key_states.shape[2]
         self.keys[self.window, :, self.filled : end] = key_states
         self.values[self.window, :, self.filled : end] = value_states
@@ -59,7 +58,6 @@ class Rows(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[self.window, :, :end], self.values[self.window, :, :end]
 
     def keep(self, rows: torch.Tensor) -> None:
-        assert self.keys is not None and self.values is not None
         self.keys, self.values = self.keys[rows], self.values[rows]
         self.window = slice(0, len(rows))
 
@@ -74,10 +72,10 @@ class Rows(CacheLayerMixin):  # type: ignore[misc]
 
 
 class PackedLinear(torch.nn.Module):
-    """A bias-free or biased linear layer whose bf16 weight is laid out for oneDNN once, not again at every call.
+    """A linear layer whose bfloat16 weight is laid out for oneDNN once rather than at every call.
 
     Measured by `python -m benchmarks.generation --questions 64 --rounds 2` on two cores: 1.10 times the tokens a second
-    (1.08 to 1.13), reading the prompts included. The plain weight is let go, so the layer takes no more memory.
+    (1.08 to 1.13), prompts included. The plain weight is freed, so it takes no more memory.
     """
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -91,7 +89,7 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack(model: torch.nn.Module) -> None:
-    """Replace the linear layers of a bf16 model on CPU by packed ones, where this build of torch and this CPU can."""
+    """Replace the linear layers of a bfloat16 model on CPU by packed ones, if this build of torch and this CPU can."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (built and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return
@@ -132,7 +130,7 @@ class TransformersEngine:
             "device": torch.device(self.device).type,
             "dtype": dtype,
             "fingerprint": checkpoints.fingerprint(folder),
-            "template": checkpoints.template_sha256(json.dumps(self.tokenizer.chat_template)),
+            "template": sha256(json.dumps(self.tokenizer.chat_template))[:16],
             "vocabulary": sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())))[:16],
         }
 
@@ -155,7 +153,7 @@ class TransformersEngine:
         tokens = np.empty((batch, max_new_tokens), np.int32)
         logprobs = np.empty((batch, max_new_tokens), np.float32)
         for step in range(max_new_tokens):
-            # logits (rows, vocabulary) predict the token at `step`: the log-prob is of the token taken, not of another.
+            # logits (rows, vocabulary) predict the token at `step`; its log-prob is the one of the token that is taken.
             raw = logits.float()
             best, token = raw.max(-1)
             tokens[rows, step] = token.cpu().numpy()
