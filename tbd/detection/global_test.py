@@ -158,8 +158,8 @@ def tail(values: Array, total: float, strata: Sequence[Stratum]) -> float:
     The double saddlepoint approximation (Skovgaard, J. Appl. Prob. 24, 1987, in the form of Lugannani and Rice): the
     units are independent coins, tilted by theta, given that each stratum's number of heads is as it is. Close to the
     largest possible sum, where it does not exist, the number of ways to reach that sum is counted. Relative errors are
-    within 10% for samples of ten or more that are not mostly ties; on lattices of few points it may be a third of the true
-    value.
+    within 10% for samples of ten or more that are not mostly ties; on lattices of few points it may be a third of the
+    true value.
     """
     free = [s for s in strata if 0 < s.drawn < len(s.units)]
     parts = [np.sort(values[s.units])[::-1] for s in free]

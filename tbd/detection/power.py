@@ -7,6 +7,7 @@ the paired check decide. The interval comes from resampling the reference's memb
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +41,8 @@ class Interval(NamedTuple):
 class Reference:
     """Where the reference's held-out members lie among its unseen questions."""
 
-    above: NDArray[np.int_]
-    """(members,) how many of the unseen questions score at or above each"""
+    above: tuple[int, ...]
+    """for each member, how many of the unseen questions score at or above it"""
     unseen: int
 
 
@@ -131,6 +132,7 @@ class Audits:
         return np.asarray((1 + np.min(at_least, axis=0)) / (n + 1))
 
 
+@cache
 def curve(
     reference: Reference, benchmark: int, unseen: int, *, with_base: bool, decision: Decision, seed: int
 ) -> Curve:
@@ -139,23 +141,23 @@ def curve(
     `decision.simulations` audits a share; the interval is of a quarter as many resampled references, each with some
     audits at every share.
     """
-    rng, n = np.random.default_rng(seed), reference.unseen
+    rng, n, above = np.random.default_rng(seed), reference.unseen, np.array(reference.above)
     audits = Audits(benchmark, unseen, decision.level, with_base, 10 * decision.simulations, rng)
 
     def powers(members: NDArray[np.int_], times: int) -> Array:
         found = np.ones(len(SHARES))
         for at, share in enumerate(SHARES):
-            above = rng.choice(members, (times, max(1, round(share * benchmark))))
-            found[at] = audits.found(rng.beta(above + 1, n - above + 1)).mean()
+            drawn = rng.choice(members, (times, max(1, round(share * benchmark))))
+            found[at] = audits.found(rng.beta(drawn + 1, n - drawn + 1)).mean()
             if found[at] == 1:  # and so at every larger share
                 break
         return np.asarray(isotonic_regression(found))
 
-    power, resampled = powers(reference.above, decision.simulations), []
+    power, resampled = powers(above, decision.simulations), []
     for _ in range(decision.simulations // 4):
         # the unseen questions drawn again: how many of the new ones are among so many of the highest old ones
         again = np.concatenate([[0], np.cumsum(rng.multinomial(n, np.full(n, 1 / n)))])
-        members = again[rng.choice(reference.above, len(reference.above))]
+        members = again[rng.choice(above, len(above))]
         resampled.append(powers(members, decision.simulations // 16))
     tails = [(1 - decision.confidence) / 2, (1 + decision.confidence) / 2]
     low, high = np.quantile(resampled, tails, axis=0)

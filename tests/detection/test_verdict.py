@@ -15,15 +15,24 @@ from tbd import records
 from tbd.audits import Audit
 from tbd.detection import calibration
 from tbd.detection.results import Detector, Verdict
-from tbd.detection.verdict import judge
+from tbd.detection.verdict import Texts, judge
 from tbd.errors import InputError
-from tbd.params import Calibrate, Decision
+from tbd.params import Decision
 from tbd.scores.table import ScoreTable
 from tests import results
 
 ALONE, RATIO = "mean_logprob(m=20)", "logprob_ratio(m=10)"
-DECISION = Decision(fpr=0.05, level=0.05, exchangeability=0.01, min_power=0.2, confidence=0.95, storey_lambda=0.5)
-CALIBRATE = Calibrate(reference="reference", bootstrap=200, seed=0)
+DECISION = Decision(
+    fpr=0.05,
+    level=0.05,
+    exchangeability=0.01,
+    detectable_share=0.5,
+    allow_foreign_power=False,
+    confidence=0.95,
+    storey_lambda=0.5,
+    permutations=1000,
+    simulations=100,
+)
 LOW = np.linspace(-2, -1, 40).tolist()
 """scores of 40 questions that were not in the data"""
 MIXED = [*np.linspace(-0.5, -0.1, 20), *np.linspace(-2, -1, 20)]
@@ -92,9 +101,16 @@ def both(benchmark: Sequence[float], unseen: Sequence[float] = LOW, base: Sequen
     }
 
 
-def decided(scored: ScoreTable, found: Detector | None = None, name: str = "a", **entry: Any) -> Any:
+def decided(
+    scored: ScoreTable,
+    found: Detector | None = None,
+    name: str = "a",
+    decision: Decision = DECISION,
+    texts: Texts | None = None,
+    **entry: Any,
+) -> Any:
     """The verdict as it goes to disk."""
-    verdict = judge(name, audit(**entry), scored, found or detector(), DECISION, CALIBRATE).verdict
+    verdict = judge(name, audit(**entry), scored, found or detector(), decision, 0, texts).verdict
     tree = verdict.model_dump(mode="json")
     assert json.loads(json.dumps(tree, allow_nan=False)) == tree  # nothing that JSON does not have
     return tree
@@ -112,12 +128,17 @@ def test_half_of_the_benchmark_was_in_the_data() -> None:
     }
     # 40 negatives: p <= 0.05 allows one of them to score as high, so the threshold is the second highest
     assert found["flagged"] == 21 and found["threshold"] == sorted(LOW)[-2] and found["unscored"] == 0
-    rate = found["contamination_rate"]
-    assert rate["low"] <= rate["estimate"] <= rate["high"] and rate["estimate"] > 0.3
-    assert found["p_value"] < 1e-4 and found["exchangeability"] == 1.0
+    assert found["flagged_by_chance"] == {"mean": pytest.approx(40 * 2 / 41), "high": 6}  # beta-binomial(40, 2, 39)
+    assert found["contamination_rate"] > 0.3 and 0 < found["flagged_false"] < 0.1
+    assert 10 <= found["members_at_least"] <= 20 and found["share_at_least"] == found["members_at_least"] / 40
+    assert found["p_value"] < 1e-4 and found["clusters"] is None
+    checks = found["same_kind"]
+    assert checks["base_p_value"] == 1.0 and checks["base_shift"] == 0 and checks["blind"] is None
+    assert 0 < checks["base_shift_bound"] < 0.5 < checks["shift_needed"]
     power = found["power"]
-    assert power["low"] < power["estimate"] == 0.9 < power["high"]
-    assert power["audit"] == "reference" and power["same_base"] is True
+    assert power["members_flagged"]["estimate"] == 0.9 and power["curve"][-1]["estimate"] > 0.95
+    assert power["mde80_low"] <= power["mde80"] <= power["mde80_high"] < 0.5
+    assert power["reference"] == "reference" and power["same_base"] is True
     assert found["benchmark"] == {"name": "asked", "md5": "1" * 32, "n": 40} and found["fpr"] == 0.05
     assert found["checkpoint_fingerprint"] == "c" * 64 and found["base_fingerprint"] == "b" * 64
     assert found["generation"] == {"torch_version": None} | MADE
@@ -126,11 +147,8 @@ def test_half_of_the_benchmark_was_in_the_data() -> None:
 
 def test_none_of_it_was() -> None:
     found = decided(table(both(LOW)))
-    assert (
-        found["verdict"] == "NO EVIDENCE"
-        and found["p_value"] == pytest.approx(0.5, abs=0.02)
-        and found["discoveries"] == 0
-    )
+    assert found["verdict"] == "NO EVIDENCE" and found["p_value"] > 0.3
+    assert found["members_at_least"] == 0 and found["same_kind"]["shift_needed"] is None
 
 
 def test_without_a_base_the_checkpoint_stands_alone_and_the_report_says_so() -> None:
@@ -140,7 +158,8 @@ def test_without_a_base_the_checkpoint_stands_alone_and_the_report_says_so() -> 
         and found["detector"]["choice"] == "alone"
         and found["detector"]["id"] == ALONE
     )
-    assert found["exchangeability"] is None and found["base"] is None and found["power"]["same_base"] is None
+    assert found["base"] is None and found["power"]["same_base"] is None
+    assert found["same_kind"]["base_p_value"] is found["same_kind"]["base_shift_bound"] is None
     assert any("No base model was given" in line for line in found["warnings"])
     assert any("what may be another model" in line for line in found["warnings"])
 
@@ -154,7 +173,7 @@ def test_a_base_with_another_vocabulary_serves_for_the_check_only() -> None:
     scores = both(MIXED)
     del scores["checkpoint", RATIO]
     found = decided(table(scores))
-    assert found["detector"]["choice"] == "alone" and found["exchangeability"] == 1.0
+    assert found["detector"]["choice"] == "alone" and found["same_kind"]["base_p_value"] == 1.0
     assert any("another vocabulary" in line for line in found["warnings"])
 
 
@@ -165,7 +184,10 @@ def test_a_detector_without_a_base_method_is_used_alone() -> None:
 
 def test_power_from_another_base_or_another_machine_is_said() -> None:
     found = decided(table(both(LOW)), detector(base_fingerprint="d" * 64, dtype="bfloat16"))
-    assert found["power"]["same_base"] is False and found["verdict"] == "NO EVIDENCE"
+    assert found["power"]["same_base"] is False and found["verdict"] == "INCONCLUSIVE"
+    allowed = DECISION.model_copy(update={"allow_foreign_power": True})
+    found = decided(table(both(LOW)), detector(base_fingerprint="d" * 64, dtype="bfloat16"), decision=allowed)
+    assert found["verdict"] == "NO EVIDENCE"
     assert any("another dtype" in line for line in found["warnings"])
     assert any(
         "distilled from another model than this checkpoint" in line and "tbd distill" in line
@@ -175,14 +197,14 @@ def test_power_from_another_base_or_another_machine_is_said() -> None:
 
 def test_a_base_that_tells_the_sets_apart_makes_it_inconclusive() -> None:
     found = decided(table(both(MIXED, base=np.add(LOW, 2).tolist())))
-    assert (
-        found["verdict"] == "INCONCLUSIVE" and found["exchangeability"] < 0.01 and "base model" in found["reasons"][0]
-    )
+    assert found["verdict"] == "INCONCLUSIVE" and found["same_kind"]["base_p_value"] < 0.01
+    assert "base model" in found["reasons"][0]
 
 
 def test_a_detector_that_finds_little_cannot_say_there_is_nothing() -> None:
     found = decided(table(both(LOW)), detector((-0.5, *[-1.9] * 9)))
-    assert found["verdict"] == "INCONCLUSIVE" and found["power"]["estimate"] == 0.1
+    assert found["verdict"] == "INCONCLUSIVE" and found["power"]["members_flagged"]["estimate"] == 0.1
+    assert found["power"]["mde80_high"] is None
     assert (
         decided(table(both(MIXED)), detector((-0.5, *[-1.9] * 9)))["verdict"] == "CONTAMINATED"
     )  # what is found is found
@@ -197,7 +219,7 @@ def test_a_reference_with_too_few_unseen_questions_for_this_rate_has_no_power() 
 
 def test_unscored_questions_are_counted_and_left_out() -> None:
     scored = table(both([math.nan, math.nan, *MIXED[2:]], [math.nan, *LOW[1:]]))
-    judgement = judge("a", audit(), scored, detector(), DECISION, CALIBRATE)
+    judgement = judge("a", audit(), scored, detector(), DECISION, 0)
     found = judgement.verdict
     assert found.unscored == 2 and any("2 of 40" in line for line in found.warnings) and found.verdict == "CONTAMINATED"
     assert np.isnan(judgement.p_values[:2]).all() and not judgement.flagged[:2].any()
@@ -263,24 +285,59 @@ def test_labels_whose_members_have_no_score_say_nothing() -> None:
 VALUES = st.sampled_from([-3.0, -1.0, -0.5, 0.0]) | st.floats(-5, 0) | st.just(math.nan)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(benchmark=st.lists(VALUES, min_size=1, max_size=25), unseen=st.lists(st.floats(-5, 0), min_size=19, max_size=30))
 def test_whatever_the_scores_the_verdict_is_whole(benchmark: list[float], unseen: list[float]) -> None:
     if all(math.isnan(value) for value in benchmark):
         benchmark = [*benchmark, -1.0]
-    judgement = judge("a", audit(), table(both(benchmark, unseen)), detector(), DECISION, CALIBRATE)
+    judgement = judge("a", audit(), table(both(benchmark, unseen)), detector(), DECISION, 0)
     found = judgement.verdict
     assert found.flagged == judgement.flagged.sum() and found.unscored == sum(map(math.isnan, benchmark))
     np.testing.assert_array_equal(judgement.scores > found.threshold, judgement.flagged)  # NaN is above nothing
     assert found.reasons and Verdict.model_validate_json(found.model_dump_json()) == found
 
 
-def test_the_interval_of_the_rate_is_drawn_with_the_parameters() -> None:
+def test_the_parameters_decide() -> None:
     scored, entry = table(both(MIXED)), audit()
-    few = CALIBRATE.model_copy(update={"bootstrap": 100})
-    other = CALIBRATE.model_copy(update={"seed": 1})
     away = DECISION.model_copy(update={"storey_lambda": 0.8})
-    asked = [(DECISION, CALIBRATE), (DECISION, few), (DECISION, other), (away, CALIBRATE)]
-    rates = [judge("a", entry, scored, detector(), *each).verdict.contamination_rate for each in asked]
-    assert rates[0].estimate == rates[1].estimate == rates[2].estimate != rates[3].estimate
-    assert rates[0] != rates[1] != rates[2] != rates[0]
+    asked = [(DECISION, 0), (DECISION, 1), (away, 0)]
+    one, other_seed, other_rate = (judge("a", entry, scored, detector(), *each).verdict for each in asked)
+    assert one.contamination_rate == other_seed.contamination_rate != other_rate.contamination_rate
+    assert one.power != other_seed.power and one == judge("a", entry, scored, detector(), DECISION, 0).verdict
+
+
+# --- questions that are not independent ------------------------------------------------------------------------------
+
+
+def sources(benchmark: int, unseen: int) -> Texts:
+    """So many sources a set, of as many questions each as it takes to make 40."""
+    named = [[f"{kind}{i % n}" for i in range(40)] for kind, n in (("asked", benchmark), ("new", unseen))]
+    return Texts(sources=(named[0], named[1]), blind=None)
+
+
+def test_questions_of_one_source_are_permuted_together() -> None:
+    found = decided(table(both(MIXED)), texts=sources(20, 20))
+    assert found["clusters"] == {"benchmark": 20, "unseen": 20} and found["verdict"] == "CONTAMINATED"
+    assert found["members_at_least"] is found["share_at_least"] is None
+    assert any("20 benchmark and 20 unseen units" in line for line in found["warnings"])
+    assert decided(table(both(MIXED)), texts=sources(40, 40))["clusters"] is None  # no source repeats
+
+
+def test_silence_of_few_sources_is_inconclusive() -> None:
+    found = decided(table(both(LOW)), texts=sources(9, 20))
+    assert found["verdict"] == "INCONCLUSIVE" and "9 sources only" in found["reasons"][1]
+
+
+# --- size and power, through the whole decision ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.2, 0.3])
+def test_an_equal_shift_of_checkpoint_and_base_is_rarely_called_contamination(shift: float) -> None:
+    """Benchmark questions easier for both: what the base sees, the checkpoint may see too."""
+    rng, runs, made = np.random.default_rng(int(10 * shift)), 150, detector()
+    found = 0
+    for _ in range(runs):
+        checkpoint, base = rng.normal(size=(2, 128)) + shift
+        scored = table(both(checkpoint, rng.normal(size=100), base.tolist()))
+        found += judge("a", audit(), scored, made, DECISION, 0).verdict.verdict == "CONTAMINATED"
+    assert found / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
