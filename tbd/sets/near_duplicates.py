@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import CountVectorizer
 
 ROWS = 256
 """questions compared with all others at once: 256 x 20,000 pairs that all share an n-gram take about 200 MB"""
@@ -41,6 +40,9 @@ def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_over
     texts = [*left, *(right or [])]
     if not left or len(texts) < 2:
         return []
+    # where there is something to compare: the import takes more than a second
+    from sklearn.feature_extraction.text import CountVectorizer
+
     vectorizer = CountVectorizer(analyzer=lambda text: _features(text, ngram), binary=True, dtype=np.int32)
     features = vectorizer.fit_transform(texts).tocsr()
     sizes: NDArray[np.int64] = np.diff(features.indptr)

@@ -16,7 +16,6 @@ from tbd.history import FAILED, Outcome
 from tbd.locks import locked
 from tbd.mlflow_store import CREDENTIALS, reaching, store
 from tbd.records import atomic, sha256
-from tbd.report import history_page
 from tbd.report.text import plain
 from tbd.tracking import runs
 from tbd.workspace import STATE
@@ -81,6 +80,8 @@ def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str
         run = _history_run(client, runs.open_experiment(client, HISTORY, uri), workspace)
         run_id, state = str(run.info.run_id), sha256(json.dumps([outcome.id for outcome in outcomes]))
         if run.data.tags.get("state") != state:
+            from tbd.report import history_page  # only here: it draws, and matplotlib takes most of a second
+
             _log_series(client, run_id, history_page.series(outcomes))
             client.log_text(run_id, history_page.render(outcomes), "history.html")
             # not log_table(), which would add to the table that is there
