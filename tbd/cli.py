@@ -403,6 +403,8 @@ def _ui(options: argparse.Namespace) -> int:
         "127.0.0.1",
         "--port",
         str(options.port),
+        "--workers",
+        "1",  # for one person; each takes seconds to start, and hundreds of MB
         "--backend-store-uri",
         address,
     ]
