@@ -70,7 +70,7 @@ class Watch(threading.Thread):
         self.done = threading.Event()
 
     def run(self) -> None:
-        while not self.done.wait(0.03):
+        while not self.done.wait(0.1):
             for process in os.listdir("/proc"):
                 if process.isdigit():
                     try:

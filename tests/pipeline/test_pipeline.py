@@ -46,12 +46,6 @@ def test_a_second_run_does_nothing(copy: Workspace) -> None:
     assert copy.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_another_false_positive_rate_decides_again_and_generates_nothing(copy: Workspace) -> None:
-    copy.edit("params.yaml", {"decision": {"fpr": 0.1}})
-    assert sorted(copy.repro()) == ["calibrate", "verdict@base", "verdict@reference"]
-    assert {copy.verdict(audit)["fpr"] for audit in AUDITS} == {0.1}
-
-
 def test_another_way_to_score_does_not_generate_again(copy: Workspace) -> None:
     with (copy.root / "tbd/scores/methods.py").open("a") as file:
         file.write("\n# changed\n")
