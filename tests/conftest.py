@@ -48,6 +48,13 @@ LONGEST = [
     "flows/test_flows.py",
     "pipeline/test_pipeline.py",
     "flows/test_watch.py",
+    "test_disputed_verdict.py",
+    "test_ending.py",
+    "test_access.py",
+    "flows/test_pool.py",
+    "test_cli.py",
+    "tracking/test_tracking.py",
+    "test_migrate.py",
 ]
 """files that start first, so that no worker ends long after the other; the second does without the workspace the first
 waits for"""

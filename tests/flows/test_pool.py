@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_workers_of_a_pool_run_the_deployments(tmp_path: Path) -> None:
     workspace = finished()[0].copy(tmp_path / "workspace")
-    workspace.edit("params.yaml", {"serve": {"watch": 20}})
+    workspace.edit("params.yaml", {"serve": {"watch": 30}})
     asked = ["--pool", "team", "--name", "team"]
     with servers.prefect(tmp_path / "prefect") as server:
         url = {"PREFECT_API_URL": f"{server.url}/api"}
