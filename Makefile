@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # uv takes a third of pip's time; pip is for mirrors that only it was told of
-UV = UV_FIND_LINKS=$${UV_FIND_LINKS:-$$PIP_FIND_LINKS} $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode
+UV = UV_FIND_LINKS=$${UV_FIND_LINKS:-$$PIP_FIND_LINKS} $(BIN)/uv pip install --python $(BIN)/python
 PIP = $(BIN)/python -m pip install --quiet --quiet
+# byte code is written by whoever imports a module first: a third of what is installed ever is, and to compile all takes a minute of processor
+unexport PYTHONDONTWRITEBYTECODE
 PROJECT = --editable '.[world,test]'
 install = $(UV) --quiet --constraint constraints.txt $(1) || $(PIP) --constraint constraints.txt $(1)
 
