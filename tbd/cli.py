@@ -61,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
         "--label-column", metavar="C", help="column that says 1 (member) or 0 (non-member), where that is known"
     )
     add.add_argument("--reasoning-column", metavar="C", help="column of the reasoning trace; only distilling needs it")
+    add.add_argument(
+        "--source-column",
+        metavar="C",
+        help="column that says where a question comes from, such as its template or document: questions of one source "
+        "are not taken for independent",
+    )
     add.add_argument("--answer-column", metavar="C", help="column of the answer; only distilling needs it")
 
     distill = command("distill", "Plant contamination in a model of your own: a reference to measure power on.", TYPES)
@@ -188,6 +194,7 @@ def _import(options: argparse.Namespace) -> int:
         "question": options.column,
         "label": options.label_column,
         "reasoning": options.reasoning_column,
+        "source": options.source_column,
         "answer": options.answer_column,
     }
     count = sets.import_set(options.name, options.file, columns)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression
 
 from tbd.detection.global_test import normal_scores, rank_values
 from tbd.detection.results import Power, PowerAt, Share
@@ -151,7 +151,7 @@ def curve(
             found[at] = audits.found(rng.beta(drawn + 1, n - drawn + 1)).mean()
             if found[at] == 1:  # and so at every larger share
                 break
-        return np.asarray(isotonic_regression(found))
+        return np.asarray(isotonic_regression(found).x)
 
     power, resampled = powers(above, decision.simulations), []
     for _ in range(decision.simulations // 4):

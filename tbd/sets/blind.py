@@ -9,9 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from scipy.stats import rankdata
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.kernel_ridge import KernelRidge
-from sklearn.model_selection import KFold, cross_val_predict
 
 from tbd.detection.results import Blind
 from tbd.detection.verdict import Texts
@@ -40,6 +37,11 @@ def control(benchmark: Sequence[str], unseen: Sequence[str], seed: int) -> tuple
     """
     if min(len(benchmark), len(unseen)) < FOLDS:
         return None
+    # only here: sklearn takes a second to import, and commands that judge nothing import this module too
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.model_selection import KFold, cross_val_predict
+
     rng = np.random.default_rng(seed)
     try:
         words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True).fit_transform([*benchmark, *unseen])

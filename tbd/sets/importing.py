@@ -50,7 +50,8 @@ def read(source: str) -> tuple[pd.DataFrame, int]:
 def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str, str | None]) -> pd.DataFrame:
     """Rows of `records.QUESTIONS`.
 
-    `columns` names the source's columns for question, label, reasoning and answer; None where it has none.
+    `columns` names the file's columns for question, label, reasoning, answer and source; None where it has none.
+    Without a source a question comes from its file and row.
 
     Raises InputError for a missing column, a blank or repeated question, a label that is neither 1 nor 0.
     """
@@ -60,7 +61,8 @@ def questions(frame: pd.DataFrame, source: str, first: int, columns: Mapping[str
     rows = []
     seen: dict[str, int] = {}
     for number, entry in zip(frame.index + first, frame.to_dict("records"), strict=True):
-        row: dict[str, Any] = {"source": f"{Path(source).name}, row {number}"}
+        own = _text(entry, columns.get("source"), source, number)
+        row: dict[str, Any] = {"source": own or f"{Path(source).name}, row {number}"}
         for field in ("question", "reasoning", "answer"):
             row[field] = _text(entry, columns.get(field), source, number)
         if not row["question"]:

@@ -66,6 +66,12 @@ def test_an_answer_may_be_missing_a_question_not(value: object) -> None:
         taken([{"q": value, "y": 1, "a": "4"}])
 
 
+def test_a_source_of_its_own() -> None:
+    rows = [{"q": "x", "t": "template 7"}, {"q": "z", "t": None}]
+    found = [row["source"] for row in taken(rows, {"question": "q", "source": "t"})]
+    assert found == ["template 7", "exam.jsonl, row 2"]
+
+
 def test_without_a_label_column_there_are_no_labels() -> None:
     assert taken([{"q": "x", "y": 1, "a": "1"}], {"question": "q"})[0]["label"] is None
 
