@@ -35,9 +35,12 @@ SHOWN = 200
 
 def add(outcome: Outcome) -> Outcome:
     """Put an outcome into the history, its deliveries into the outbox before; returns the one that stands."""
-    notify = params.load().notify
+    p = params.load()
+    outcome = outcomes.placed(outcome, p)
     with history.held() as known:
-        return known.add(outcome, lambda new: outbox.due(new.id, [*outbox.recipients(new, notify), WHOLE]))
+        return known.add(
+            outcome, lambda new: outbox.due(new.id, [*outbox.recipients(new, p.notify), WHOLE]), p.stream.alpha
+        )
 
 
 def deliver(patient: bool = False) -> None:
@@ -56,8 +59,9 @@ def deliver(patient: bool = False) -> None:
         if changed:
             from tbd.report import history_page  # not before the first stage: matplotlib takes most of a second
 
-            history_page.write(PAGE, everything)
-            if "mlflow" not in away and record_history(everything, return_state=True).is_completed():
+            alpha = params.load().stream.alpha
+            history_page.write(PAGE, everything, alpha)
+            if "mlflow" not in away and record_history(everything, alpha, return_state=True).is_completed():
                 for of in changed:
                     outbox.done(of, WHOLE)
 
@@ -159,9 +163,9 @@ def tell(outcome: Outcome, to: str) -> None:
 
 
 @task(task_run_name="record history", cache_policy=NO_CACHE)
-def record_history(everything: list[Outcome]) -> None:
+def record_history(everything: list[Outcome], alpha: float) -> None:
     """The whole history in MLflow: the rate over checkpoints, a series a benchmark."""
-    mlflow_history.record_history(everything, Path())
+    mlflow_history.record_history(everything, Path(), alpha)
 
 
 TASKS = {"mlflow": record, "prefect": show}

@@ -6,7 +6,7 @@ from datetime import UTC
 from tabulate import tabulate
 
 from tbd.detection.results import Detector, Verdict
-from tbd.history import FAILED, WORKS, Outcome
+from tbd.history import FAILED, WORKS, Outcome, stream
 from tbd.report.text import interval, plain
 
 WIDTH = 160
@@ -69,6 +69,15 @@ def history_table(outcomes: Sequence[Outcome]) -> str:
     return str(tabulate(rows, headers="keys", disable_numparse=True))
 
 
+def spent(outcomes: Sequence[Outcome], alpha: float) -> str:
+    """Where the stream of checks stands after a whole history, in a line."""
+    now = stream.after(outcomes)
+    return (
+        f"stream of checks: {now.tests} tests, {len(now.found)} discoveries; the next verdict CONTAMINATED is one if "
+        f"its p-value is at most {now.level(alpha):.2g}"
+    )
+
+
 def _history_row(o: Outcome) -> dict[str, str]:
     rate = o.contamination_rate
     if o.same_as is not None:
@@ -84,7 +93,9 @@ def _history_row(o: Outcome) -> dict[str, str]:
         "outcome": _cut(o.outcome, NARROW),
         "contamination rate": interval(rate.estimate, rate.low, rate.high) if rate else "",
         "audit": _cut(o.audit or "", NARROW, end=True),
-        "detail": detail + ("; had failed before" if o.recovered else ""),
+        "detail": detail
+        + ("; a discovery of the stream" if o.stream_discovery else "")
+        + ("; had failed before" if o.recovered else ""),
     }
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tbd.history import FAILED, Outcome
+from tbd.history import FAILED, Outcome, stream
 from tbd.mlflow_store import CREDENTIALS, reaching, store
 from tbd.records import sha256
 from tbd.report import history_page
@@ -75,7 +75,7 @@ def tag_version(origin: str, outcome: Outcome, run_id: str, workspace: Path = Pa
                 raise
 
 
-def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str:
+def record_history(outcomes: Sequence[Outcome], workspace: Path = Path(), alpha: float = stream.ALPHA) -> str:
     """The whole history in one run that grows: metrics by the place in a benchmark's history, page and table; returns
     the run's id.
 
@@ -90,7 +90,7 @@ def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str
         run_id, state = str(run.info.run_id), sha256(json.dumps([outcome.id for outcome in outcomes]))
         if run.data.tags.get("state") != state:
             _log_series(client, run_id, history_page.series(outcomes))
-            client.log_text(run_id, history_page.render(outcomes), "history.html")
+            client.log_text(run_id, history_page.render(outcomes, alpha), "history.html")
             # log_table() would add to the one that is there
             client.log_text(run_id, _history_table(outcomes), "history.json")
             client.set_tag(run_id, "state", state)
@@ -124,6 +124,8 @@ def _tag(client: Any, name: str, version: str, outcome: Outcome, run_id: str) ->
         "run": run_id,
         "reason": outcome.reason if failed else None,
     }
+    if outcome.tested:  # what the stream said of this version stays when it is judged again
+        known |= {"alpha_now": f"{outcome.alpha_now:.2g}", "stream_discovery": str(outcome.stream_discovery).lower()}
     wanted = {f"tbd.{key}" + (f".{benchmark.name}" if benchmark else ""): value for key, value in known.items()}
     if not failed:  # the failure as a whole is over
         wanted = dict.fromkeys(("tbd.verdict", "tbd.run", "tbd.reason")) | wanted
@@ -144,7 +146,9 @@ def _description(tags: dict[str, str]) -> str:
         elif key.startswith("tbd.verdict."):
             benchmark = key.removeprefix("tbd.verdict.")
             rate = tags.get(f"tbd.contamination_rate.{benchmark}")
-            lines.append(f"- **{verdict}** on `{benchmark}`" + (f": contamination rate {rate}" if rate else ""))
+            found = verdict == "CONTAMINATED" and tags.get(f"tbd.stream_discovery.{benchmark}") == "true"
+            line = f"- **{verdict}** on `{benchmark}`" + (f": contamination rate {rate}" if rate else "")
+            lines.append(line + (", a discovery of the stream" if found else ""))
     return "\n".join([AUDITED, "", *lines, "", "The runs that the tags `tbd.run.*` name say more."])
 
 
@@ -204,10 +208,12 @@ def _history_table(outcomes: Sequence[Outcome]) -> str:
             "contamination_rate": o.contamination_rate.estimate if o.contamination_rate else None,
             "low": o.contamination_rate.low if o.contamination_rate else None,
             "high": o.contamination_rate.high if o.contamination_rate else None,
-            **{
-                key: getattr(o, key)
-                for key in ("p_value", "flagged", "audit", "same_as", "detector_version", "git_commit")
-            },
+            "p_value": o.p_value,
+            "alpha_now": o.alpha_now,
+            "tested": o.tested,
+            "stream_discovery": o.stream_discovery,
+            "lineage": plain(o.lineage or ""),
+            **{key: getattr(o, key) for key in ("flagged", "audit", "same_as", "detector_version", "git_commit")},
             "reason": CREDENTIALS.sub("://", plain(o.reason)),
         }
         for o in reversed(outcomes)

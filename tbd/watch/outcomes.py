@@ -6,10 +6,11 @@ from typing import Any
 from tbd import __version__, audits, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
-from tbd.history import FAILED, Estimate, History, Outcome, QuestionSet
+from tbd.history import FAILED, Estimate, History, Outcome, QuestionSet, stream
+from tbd.params import Params
 from tbd.pipeline.lock_file import LockFile
 from tbd.sources import Found
-from tbd.watch.decide import Same
+from tbd.watch.decide import Same, rules
 from tbd.workspace import AUDITS, set_path
 
 
@@ -108,6 +109,17 @@ def other(what: str, name: str, why: str | None, transient: bool = False) -> Out
         origin=name,
         tbd_version=__version__,
     )
+
+
+def placed(outcome: Outcome, p: Params) -> Outcome:
+    """An outcome with what the stream of checks has to know of it: its lineage, and whether it is planted."""
+    if outcome.what != "checkpoint":
+        return outcome
+    benchmark = outcome.benchmark.name if outcome.benchmark else None
+    named = [rule.lineage for rule in rules(outcome.checkpoint, p.watch.policy) if rule.benchmark == benchmark]
+    lineage = next(filter(None, named), stream.lineage(outcome.place))
+    planted = outcome.audit == p.calibrate.reference
+    return outcome.model_copy(update={"lineage": lineage, "planted": planted})
 
 
 def code(lock: LockFile) -> dict[str, Any]:
