@@ -87,7 +87,7 @@ class Stream:
     found: dict[Pair, "Outcome"]
     """the discovery that closed each pair, in the order of the history"""
     looks: frozenset[tuple[object, ...]]
-    """what was tested before, see `_look`"""
+    """what was tested or planted before, see `_look`"""
 
     def level(self, alpha: float) -> float:
         """Of the next test: a p-value up to this is a discovery."""
@@ -106,14 +106,15 @@ def after(outcomes: Sequence["Outcome"]) -> Stream:
     for outcome in tests:
         if outcome.stream_discovery and (closed := pair(outcome)) is not None:
             found.setdefault(closed, outcome)
-    return Stream(len({outcome.id for outcome in tests}), found, frozenset(map(_look, tests)))
+    looks = frozenset(_look(outcome) for outcome in outcomes if outcome.tested or outcome.planted)
+    return Stream(len({outcome.id for outcome in tests}), found, looks)
 
 
 def tested(outcome: "Outcome", known: Sequence["Outcome"], alpha: float) -> "Outcome":
     """The outcome with what the stream says of it, if it comes after the `known` ones.
 
     No test are: other outcomes than verdicts; a pair that was found; weights that were judged under another name, or
-    again with the same result; an audit whose contamination was planted. INCONCLUSIVE is a test, but no discovery: a
+    again with the same result; contamination that was planted. INCONCLUSIVE is a test, but no discovery: a
     test that is left out because of how it came out would make the others' levels wrong.
     """
     now, about = after(known), pair(outcome)
@@ -131,7 +132,8 @@ def tested(outcome: "Outcome", known: Sequence["Outcome"], alpha: float) -> "Out
         and outcome.p_value <= level
         and outcome.outcome == "CONTAMINATED"
     )
-    return outcome.model_copy(update={"tested": test, "alpha_now": level, "stream_discovery": discovery})
+    found = {"tested": test, "alpha_now": level, "stream_discovery": discovery}
+    return outcome.model_copy(update=found | ({"lineage": about[0]} if about else {}))
 
 
 def said(outcome: "Outcome") -> str:

@@ -72,8 +72,10 @@ def history_table(outcomes: Sequence[Outcome]) -> str:
 def spent(outcomes: Sequence[Outcome], alpha: float) -> str:
     """Where the stream of checks stands after a whole history, in a line."""
     now = stream.after(outcomes)
+    tests = f"{now.tests} test" + ("s" if now.tests != 1 else "")
+    found = f"{len(now.found)} discover" + ("ies" if len(now.found) != 1 else "y")
     return (
-        f"stream of checks: {now.tests} tests, {len(now.found)} discoveries; the next verdict CONTAMINATED is one if "
+        f"stream of checks: {tests}, {found}; the next verdict CONTAMINATED is one if "
         f"its p-value is at most {now.level(alpha):.2g}"
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 from tbd import __version__, audits, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
-from tbd.history import FAILED, Estimate, History, Outcome, QuestionSet, stream
+from tbd.history import FAILED, Estimate, History, Outcome, QuestionSet
 from tbd.params import Params
 from tbd.pipeline.lock_file import LockFile
 from tbd.sources import Found
@@ -112,14 +112,11 @@ def other(what: str, name: str, why: str | None, transient: bool = False) -> Out
 
 
 def placed(outcome: Outcome, p: Params) -> Outcome:
-    """An outcome with what the stream of checks has to know of it: its lineage, and whether it is planted."""
-    if outcome.what != "checkpoint":
-        return outcome
+    """An outcome with what the parameters say of it: the lineage, where a rule names one, and whether it is planted."""
     benchmark = outcome.benchmark.name if outcome.benchmark else None
     named = [rule.lineage for rule in rules(outcome.checkpoint, p.watch.policy) if rule.benchmark == benchmark]
-    lineage = next(filter(None, named), stream.lineage(outcome.place))
     planted = outcome.audit == p.calibrate.reference
-    return outcome.model_copy(update={"lineage": lineage, "planted": planted})
+    return outcome.model_copy(update={"lineage": next(iter(named), None), "planted": planted})
 
 
 def code(lock: LockFile) -> dict[str, Any]:

@@ -101,11 +101,12 @@ def test_what_is_no_test(workspace: Path) -> None:
         look(1, 1e-9, "a", outcome=FAILED, p_value=None),
         look(2, 1e-9, "b", same_as="another"),
         look(3, 1e-9, "c", planted=True),
+        look(3, 1e-9, "copy of c"),
         look(4, 1e-9, "d", p_value=None),
         look(5, 1e-9, "e", outcome=FAILED, what="flow", p_value=None),
     )
     assert not any(one.tested or one.stream_discovery for one in found)
-    assert levels(found) == [None] * 5
+    assert levels(found) == [None] * 6
     (first,) = noted(look(6, 1e-9, "f"))
     assert first.alpha_now == pytest.approx(0.00250226, rel=1e-5)
 
