@@ -114,8 +114,8 @@ def tested(outcome: "Outcome", known: Sequence["Outcome"], alpha: float) -> "Out
     """The outcome with what the stream says of it, if it comes after the `known` ones.
 
     No test are: other outcomes than verdicts; a pair that was found; weights that were judged under another name, or
-    again with the same result; contamination that was planted. INCONCLUSIVE is a test, but no discovery: a
-    test that is left out because of how it came out would make the others' levels wrong.
+    again with the same result; contamination that was planted. INCONCLUSIVE is a test, but no discovery: to leave out
+    tests because of how they came out would make the levels of the others wrong.
     """
     now, about = after(known), pair(outcome)
     test = (
