@@ -38,9 +38,12 @@ def add(outcome: Outcome) -> Outcome:
 
     Returns the outcome that is in the history.
     """
-    notify = params.load().notify
+    p = params.load()
+    outcome = outcomes.placed(outcome, p)
     with history.held() as known:
-        return known.add(outcome, lambda new: outbox.due(new.id, [*outbox.recipients(new, notify), WHOLE]))
+        return known.add(
+            outcome, lambda new: outbox.due(new.id, [*outbox.recipients(new, p.notify), WHOLE]), p.stream.alpha
+        )
 
 
 def deliver(patient: bool = False) -> None:
@@ -59,8 +62,9 @@ def deliver(patient: bool = False) -> None:
         if changed:
             from tbd.report import history_page  # not before the first stage: matplotlib takes most of a second
 
-            history_page.write(PAGE, everything)
-            if "mlflow" not in away and record_history(everything, return_state=True).is_completed():
+            alpha = params.load().stream.alpha
+            history_page.write(PAGE, everything, alpha)
+            if "mlflow" not in away and record_history(everything, alpha, return_state=True).is_completed():
                 for of in changed:
                     outbox.done(of, WHOLE)
 
@@ -157,9 +161,9 @@ def tell(outcome: Outcome, to: str) -> None:
 
 
 @task(task_run_name="record history", cache_policy=NO_CACHE)
-def record_history(everything: list[Outcome]) -> None:
+def record_history(everything: list[Outcome], alpha: float) -> None:
     """The whole history in MLflow: the contamination rate over checkpoints, a series for each benchmark."""
-    mlflow_history.record_history(everything)
+    mlflow_history.record_history(everything, alpha=alpha)
 
 
 TASKS = {"mlflow": record, "prefect": show}

@@ -336,6 +336,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _history(options: argparse.Namespace) -> int:
     import json
 
+    from tbd import params
     from tbd.errors import unknown
     from tbd.history import History
     from tbd.report import history_page, summary
@@ -353,8 +354,10 @@ def _history(options: argparse.Namespace) -> int:
     if not chosen:
         print("no audits yet: tbd check CKPT, or tbd watch SOURCE")
         return 0
+    alpha = params.load().stream.alpha
     print(summary.history_table(chosen))
-    print(f"\npage: {history_page.write(AUDITS / 'history.html', outcomes)}")
+    print(f"\n{summary.spent(outcomes, alpha)}")
+    print(f"page: {history_page.write(AUDITS / 'history.html', outcomes, alpha)}")
     return 0
 
 

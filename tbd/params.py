@@ -133,6 +133,8 @@ class Rule(Section):
     unseen: str
     base: str | None = None
     """what these checkpoints were distilled from"""
+    lineage: str | None = Field(default=None, min_length=1)
+    """the training that all of them come from, under any name; None: as `tbd.history.stream.lineage` tells"""
     fpr: float | None = Field(default=None, ge=SMALLEST_RATE, lt=1)
     """None: `decision.fpr`"""
 
@@ -178,10 +180,18 @@ class Serve(Section):
         return value
 
 
+class Stream(Section):
+    """Alarms over all audits of a workspace, see `tbd.history.stream`."""
+
+    alpha: float = Fraction
+    """expected share of false ones among the discoveries, at most; and the chance of any while nothing has leaked"""
+
+
 class Notify(Section):
     """Who is told what. The webhook's address and secret are no parameters: TBD_WEBHOOK_URL and TBD_WEBHOOK_SECRET."""
 
-    events: list[Literal["contaminated", "inconclusive", "failed", "recovered"]]
+    events: list[Literal["contaminated", "single", "inconclusive", "failed", "recovered"]]
+    """see `tbd.history.event`"""
     blocks: list[str]
     """Prefect notification blocks, TYPE/NAME"""
 
@@ -199,6 +209,7 @@ class Params(Section):
     decision: Decision
     watch: Watch
     serve: Serve
+    stream: Stream
     notify: Notify
 
 

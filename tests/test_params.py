@@ -48,6 +48,7 @@ TREE: dict[str, Any] = {
         "policy": [{"checkpoints": "*", "benchmark": "exam", "unseen": "new"}],
     },
     "serve": {"watch": 300, "calibrate": "0 3 * * 0", "device_slots": 1},
+    "stream": {"alpha": 0.05},
     "notify": {"events": ["contaminated", "failed"], "blocks": []},
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tbd.errors import InputError
+from tbd.history import stream
 from tbd.jsonlines import JsonLines
 from tbd.locks import locked
 from tbd.records import sha256
@@ -67,6 +68,10 @@ class Outcome(Line):
     version: str = ""
     fingerprint: str | None = None
     """None: not known, because it could not be read"""
+    lineage: str | None = None
+    """what the checkpoint is a version of, as the policy names it or its place tells; see `stream.lineage`"""
+    planted: bool = False
+    """its contamination is known, because the detector is calibrated on it"""
 
     benchmark: QuestionSet | None = None
     """None: a failure before any question was asked"""
@@ -93,6 +98,12 @@ class Outcome(Line):
     fpr: float | None = None
     confidence: float | None = None
     """of `members_at_least`"""
+    tested: bool = False
+    """whether it was a test of the stream of checks, see `stream.tested`"""
+    alpha_now: float | None = None
+    """the level of that test; None where there was none"""
+    stream_discovery: bool = False
+    """CONTAMINATED, with a p-value of at most `alpha_now`: the first on this lineage and benchmark"""
     detector_version: str | None = None
     tbd_version: str | None = None
     git_commit: str | None = None
@@ -140,12 +151,14 @@ class History:
                     f"{file}, line {number}: {where}: {error.errors()[0]['msg']}. Restore it from git."
                 ) from None
 
-    def add(self, outcome: Outcome, before: Callable[[Outcome], None] = lambda _: None) -> Outcome:
+    def add(
+        self, outcome: Outcome, before: Callable[[Outcome], None] = lambda _: None, alpha: float = stream.ALPHA
+    ) -> Outcome:
         """Append an outcome, unless it repeats the last one of the same thing.
 
         Returns the new one, or the one it repeats.
 
-        `before` is called with what will be appended.
+        `before` is called with what will be appended. `alpha`: error rate of the stream, in (0, 1).
         """
         last = self.last(outcome.place, outcome.benchmark.name if outcome.benchmark else None)
         if last is not None and _same(last, outcome):
@@ -155,6 +168,7 @@ class History:
             getattr(last, key) == getattr(outcome, key) for key in ("outcome", "fingerprint", "same_as")
         )
         outcome = outcome.model_copy(update={"repeated": repeated and outcome.outcome != FAILED})
+        outcome = stream.tested(outcome, self.outcomes, alpha)
         outcome = outcome.model_copy(update={"id": sha256(f"{len(self.outcomes)} {outcome.model_dump_json()}")[:32]})
         before(outcome)
         self._lines.append(outcome.model_dump(mode="json", exclude_none=True))
@@ -202,20 +216,21 @@ def _same(last: Outcome, outcome: Outcome) -> bool:
 
 
 def event(outcome: Outcome) -> str:
-    """What happened, for those who are told: contaminated, failed, recovered, or quiet (nothing to tell).
+    """What happened, for those who are told.
 
-    Quiet are weights that were reported before: judged under another name, or judged again with the same verdict.
-    CONTAMINATED goes before recovered.
+    contaminated: a discovery of the stream. single: CONTAMINATED, but no such discovery. failed, recovered,
+    inconclusive. quiet: nothing to tell, as of weights that were reported before: judged under another name, or judged
+    again with the same verdict. The first of these that applies, in the order below.
     """
     if outcome.outcome == FAILED:
         return "failed"
-    if (outcome.same_as is not None or outcome.repeated) and not outcome.recovered:
-        return "quiet"
-    if outcome.outcome == "CONTAMINATED":
+    if outcome.stream_discovery:
         return "contaminated"
     if outcome.recovered:
         return "recovered"
-    return "inconclusive" if outcome.outcome == "INCONCLUSIVE" else "quiet"
+    if outcome.same_as is not None or outcome.repeated:
+        return "quiet"
+    return {"CONTAMINATED": "single", "INCONCLUSIVE": "inconclusive"}.get(outcome.outcome, "quiet")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tbd.errors import InputError, TransientFault
-from tbd.history import Outcome, event
+from tbd.history import Outcome, event, stream
 
 TIMEOUT = 10.0
 PREFIX = "whsec_"
@@ -36,10 +36,14 @@ def body(outcome: Outcome) -> dict[str, Any]:
 
 
 def text(outcome: Outcome) -> str:
-    """One line for people: `CONTAMINATED: model-7 on aime: at least 21%, estimate 38%, p = 2.3e-08.`"""
+    """One line for people.
+
+    `CONTAMINATED: model-7 on aime: at least 21%, estimate 38%, p = 2.3e-08, a discovery of the stream (level 5.4e-04).`
+    """
     what = f"{outcome.outcome}: {outcome.checkpoint}" + (f" on {outcome.benchmark.name}" if outcome.benchmark else "")
     if outcome.leaked and outcome.p_value is not None:
         what += f": {outcome.leaked}, p = {outcome.p_value:.2g}"
+        what += f", {found}" if (found := stream.said(outcome)) else ""
     else:
         what += f": {outcome.reason.rstrip('.')}"
     return what + (". It had failed before." if outcome.recovered else ".")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from tbd.history import FAILED, Outcome
+from tbd.history import FAILED, Outcome, stream
 from tbd.records import atomic
 from tbd.report import audit as report
 from tbd.report import history_plot, summary
@@ -73,11 +73,11 @@ def series(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return found
 
 
-def render(outcomes: Sequence[Outcome]) -> str:
-    """The page as HTML5, from every outcome of a history, oldest first."""
+def render(outcomes: Sequence[Outcome], alpha: float = stream.ALPHA) -> str:
+    """The page as HTML5, from every outcome of a history, oldest first. `alpha`: error rate of the stream."""
     now = summary.latest(outcomes)
     template = report.environment()
-    template.filters.update(utc=_utc)
+    template.filters.update(utc=_utc, said=stream.said)
     template.tests["a_name"] = lambda text: NAME.fullmatch(text) is not None
     return template.get_template("history.html.j2").render(
         last=outcomes[-1].time if outcomes else None,
@@ -85,15 +85,17 @@ def render(outcomes: Sequence[Outcome]) -> str:
         now={kind: [o for o in reversed(now) if o.outcome == kind] for kind in KINDS},
         checkpoints=len({o.place for o in now if o.what == "checkpoint"}),
         named=NAMED,
+        stream=stream.after(outcomes),
+        alpha=alpha,
         benchmarks=[_benchmark(name, drawn, outcomes, now) for name, drawn in series(outcomes).items()],
         rows=list(reversed(outcomes[-ROWS:])),
         more=len(outcomes[:-ROWS]),
     )
 
 
-def write(path: Path, outcomes: Sequence[Outcome]) -> Path:
+def write(path: Path, outcomes: Sequence[Outcome], alpha: float = stream.ALPHA) -> Path:
     """`render` into a file, in one piece."""
-    page = render(outcomes)
+    page = render(outcomes, alpha)
     with atomic(path) as temporary:
         temporary.write_text(page, "utf-8")
     return path

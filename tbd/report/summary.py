@@ -6,7 +6,7 @@ from datetime import UTC
 from tabulate import tabulate
 
 from tbd.detection.results import Detector, Power, Verdict
-from tbd.history import FAILED, WORKS, Outcome, in_words
+from tbd.history import FAILED, WORKS, Outcome, in_words, stream
 from tbd.report.text import interval, plain
 
 WIDTH = 160
@@ -80,6 +80,17 @@ def history_table(outcomes: Sequence[Outcome]) -> str:
     return str(tabulate(rows, headers="keys", disable_numparse=True))
 
 
+def spent(outcomes: Sequence[Outcome], alpha: float) -> str:
+    """Where the stream of checks stands after a whole history, in a line."""
+    now = stream.after(outcomes)
+    tests = f"{now.tests} test" + ("s" if now.tests != 1 else "")
+    found = f"{len(now.found)} discover" + ("ies" if len(now.found) != 1 else "y")
+    return (
+        f"stream of checks: {tests}, {found}; the next verdict CONTAMINATED is one if "
+        f"its p-value is at most {now.level(alpha):.2g}"
+    )
+
+
 def _history_row(o: Outcome) -> dict[str, str]:
     if o.same_as is not None:
         detail = f"same weights as {o.same_as}"
@@ -94,7 +105,9 @@ def _history_row(o: Outcome) -> dict[str, str]:
         "outcome": _cut(o.outcome, NARROW),
         "in the data": o.leaked,
         "audit": _cut(o.audit or "", NARROW, end=True),
-        "detail": detail + ("; had failed before" if o.recovered else ""),
+        "detail": detail
+        + ("; a discovery of the stream" if o.stream_discovery else "")
+        + ("; had failed before" if o.recovered else ""),
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tbd.history import FAILED, Outcome
+from tbd.history import FAILED, Outcome, stream
 from tbd.locks import locked
 from tbd.mlflow_store import CREDENTIALS, reaching, store
 from tbd.records import atomic, sha256
@@ -31,6 +31,9 @@ COLUMNS = (
     "contamination_rate",
     "share_at_least",
     "p_value",
+    "alpha_now",
+    "tested",
+    "stream_discovery",
     "flagged",
     "audit",
     "same_as",
@@ -69,7 +72,7 @@ def tag_version(origin: str, outcome: Outcome, run_id: str, workspace: Path = Pa
                 raise
 
 
-def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str:
+def record_history(outcomes: Sequence[Outcome], workspace: Path = Path(), alpha: float = stream.ALPHA) -> str:
     """Bring the workspace's run up to date with the history: metrics, page and table. Returns the run's id.
 
     A metric's step is the checkpoint's place in the history of its benchmark, counted from 1; no step is logged twice.
@@ -83,7 +86,7 @@ def record_history(outcomes: Sequence[Outcome], workspace: Path = Path()) -> str
             from tbd.report import history_page  # only here: it draws, and matplotlib takes most of a second
 
             _log_series(client, run_id, history_page.series(outcomes))
-            client.log_text(run_id, history_page.render(outcomes), "history.html")
+            client.log_text(run_id, history_page.render(outcomes, alpha), "history.html")
             # not log_table(), which would add to the table that is there
             client.log_text(run_id, _history_table(outcomes), "history.json")
             client.set_tag(run_id, "state", state)
@@ -113,6 +116,8 @@ def _tag(client: Any, name: str, version: str, outcome: Outcome, run_id: str) ->
         "run": run_id,
         "reason": outcome.reason if failed else None,
     }
+    if outcome.tested:  # what the stream said of this version stays when it is judged again
+        known |= {"alpha_now": f"{outcome.alpha_now:.2g}", "stream_discovery": str(outcome.stream_discovery).lower()}
     wanted = {f"tbd.{key}" + (f".{benchmark.name}" if benchmark else ""): value for key, value in known.items()}
     if not failed:  # a failure before any benchmark is over: its tags go
         wanted = dict.fromkeys(("tbd.verdict", "tbd.run", "tbd.reason")) | wanted
@@ -133,7 +138,9 @@ def _description(tags: dict[str, str]) -> str:
         elif key.startswith("tbd.verdict."):
             benchmark = key.removeprefix("tbd.verdict.")
             leaked = tags.get(f"tbd.leaked.{benchmark}")
-            lines.append(f"- **{verdict}** on `{benchmark}`" + (f": {leaked} of it in the data" if leaked else ""))
+            found = verdict == "CONTAMINATED" and tags.get(f"tbd.stream_discovery.{benchmark}") == "true"
+            line = f"- **{verdict}** on `{benchmark}`" + (f": {leaked} of it in the data" if leaked else "")
+            lines.append(line + (", a discovery of the stream" if found else ""))
     return "\n".join([AUDITED, "", *lines, "", "The runs that the tags `tbd.run.*` name say more."])
 
 
@@ -189,6 +196,7 @@ def _history_table(outcomes: Sequence[Outcome]) -> str:
             "benchmark": o.benchmark.name if o.benchmark else None,
             "outcome": o.outcome,
             **{key: getattr(o, key) for key in COLUMNS},
+            "lineage": plain(o.lineage or ""),
             "reason": CREDENTIALS.sub("://", plain(o.reason)),
         }
         for o in reversed(outcomes)

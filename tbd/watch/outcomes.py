@@ -7,9 +7,10 @@ from tbd import __version__, audits, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
 from tbd.history import FAILED, History, Outcome, QuestionSet
+from tbd.params import Params
 from tbd.pipeline.lock_file import LockFile
 from tbd.sources import Found
-from tbd.watch.decide import Same
+from tbd.watch.decide import Same, rules
 from tbd.workspace import AUDITS, set_path
 
 
@@ -112,6 +113,14 @@ def other(what: str, name: str, why: str | None, transient: bool = False) -> Out
         origin=name,
         tbd_version=__version__,
     )
+
+
+def placed(outcome: Outcome, p: Params) -> Outcome:
+    """An outcome with what the parameters say of it: the lineage, where a rule names one, and whether it is planted."""
+    benchmark = outcome.benchmark.name if outcome.benchmark else None
+    named = [rule.lineage for rule in rules(outcome.checkpoint, p.watch.policy) if rule.benchmark == benchmark]
+    planted = outcome.audit == p.calibrate.reference
+    return outcome.model_copy(update={"lineage": next(iter(named), None), "planted": planted})
 
 
 def code(lock: LockFile) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from flows.deliver import add, deliver
 from flows.stages import walk
 from tbd import cli
 from tbd.errors import InputError, StageFailed
-from tbd.history import outbox
+from tbd.history import History, outbox
 from tbd.pipeline import workspace_lock
 from tbd.watch import outcomes
 from tests import servers
@@ -128,6 +128,9 @@ def test_check_shows_every_stage_as_a_task_with_its_log(copy: Workspace, monkeyp
     rows = json.loads(str(seen.artifacts["verdicts"].data))
     assert {row["audit"]: row["outcome"] for row in rows} == SAID
     assert copy.verdict("base")["fpr"] == 0.1 and (copy.root / "mlflow.db").is_file()
+    # what was planted is no discovery of the stream of checks
+    looks = {one.audit: (one.planted, one.tested, one.stream_discovery) for one in History().outcomes}
+    assert looks == {"reference": (True, False, False), "base": (False, True, False)}
 
     # once more, with MLflow away: nothing to do, no failure, and recorded when it is back
     home = os.environ.get("MLFLOW_TRACKING_URI")

@@ -11,7 +11,9 @@ from tbd.history import FAILED, History, Outcome, event, held, outbox, webhook
 from tbd.params import Notify
 
 SET: dict[str, Any] = {"name": "aime", "md5": "0" * 32, "n": 30}
-EVERYTHING = Notify(events=["contaminated", "inconclusive", "failed", "recovered"], blocks=["slack-webhook/team"])
+EVERYTHING = Notify(
+    events=["contaminated", "single", "inconclusive", "failed", "recovered"], blocks=["slack-webhook/team"]
+)
 
 
 def outcome(said: str = "CONTAMINATED", place: str = "models/a", **more: Any) -> Outcome:
@@ -69,7 +71,7 @@ def test_judged_anew_with_the_same_verdict_is_noted_and_not_told(workspace: Path
         outcome("NO EVIDENCE", state="newer"),
         outcome(state="newest", fingerprint="f2"),
     )
-    assert [event(one) for one in (first, again, turned, other)] == ["contaminated", "quiet", "quiet", "contaminated"]
+    assert [event(one) for one in (first, again, turned, other)] == ["single", "quiet", "quiet", "single"]
     assert [one.repeated for one in (first, again, turned, other)] == [False, True, False, False]
 
 
@@ -111,8 +113,11 @@ def test_recovery(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "what"),
     [
-        (outcome("CONTAMINATED"), "contaminated"),
-        (outcome("CONTAMINATED", recovered=True), "contaminated"),
+        (outcome("CONTAMINATED", stream_discovery=True), "contaminated"),
+        (outcome("CONTAMINATED", stream_discovery=True, repeated=True), "contaminated"),
+        (outcome("CONTAMINATED", stream_discovery=True, recovered=True), "contaminated"),
+        (outcome("CONTAMINATED"), "single"),
+        (outcome("CONTAMINATED", recovered=True), "recovered"),
         (outcome("NO EVIDENCE"), "quiet"),
         (outcome("NO EVIDENCE", recovered=True), "recovered"),
         (outcome("INCONCLUSIVE"), "inconclusive"),
@@ -172,12 +177,15 @@ def test_due_until_done(workspace: Path) -> None:
 
 def test_recipients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TBD_WEBHOOK_URL", raising=False)
-    quiet = outcome("NO EVIDENCE")
+    quiet, found = outcome("NO EVIDENCE"), outcome(stream_discovery=True)
     assert outbox.recipients(outcome(), EVERYTHING) == ["mlflow", "prefect", "slack-webhook/team"]
     monkeypatch.setenv("TBD_WEBHOOK_URL", "https://example.org/hook")
     assert outbox.recipients(outcome(), EVERYTHING) == ["mlflow", "prefect", "webhook", "slack-webhook/team"]
     assert outbox.recipients(quiet, EVERYTHING) == ["mlflow", "prefect"]
-    assert outbox.recipients(outcome(FAILED), Notify(events=["contaminated"], blocks=["a/b"])) == ["mlflow", "prefect"]
+    discoveries = Notify(events=["contaminated"], blocks=[])
+    assert outbox.recipients(found, discoveries) == ["mlflow", "prefect", "webhook"]
+    assert outbox.recipients(outcome(), discoveries) == ["mlflow", "prefect"]
+    assert outbox.recipients(outcome(FAILED), discoveries) == ["mlflow", "prefect"]
     assert outbox.recipients(outcome(FAILED, what="source"), EVERYTHING) == ["prefect", "webhook", "slack-webhook/team"]
 
 
@@ -196,8 +204,14 @@ def test_a_delivery_is_due_before_its_outcome_is_in_the_history(workspace: Path)
 
 def test_the_message_has_no_bookkeeping_in_it() -> None:
     rate = {"estimate": 0.4, "low": 0.2, "high": 0.6}
-    body = webhook.body(outcome(id="abc", contamination_rate=rate, p_value=0.00123, version="v"))
+    about = {"contamination_rate": rate, "p_value": 0.00123, "version": "v"}
+    body = webhook.body(outcome(id="abc", tested=True, alpha_now=0.0025, stream_discovery=True, **about))
     assert body["type"] == "tbd.contaminated" and body["timestamp"] == "2026-11-23T00:00:00Z"
-    assert body["text"] == "CONTAMINATED: a on aime: contamination rate 40% [20%, 60%], p = 0.0012."
+    single = "CONTAMINATED: a on aime: contamination rate 40% [20%, 60%], p = 0.0012"
+    assert body["text"] == f"{single}, a discovery of the stream (level 0.0025)."
     assert body["data"]["contamination_rate"] == rate and body["data"]["audit"] == "a-aime"
+    assert body["data"]["alpha_now"] == 0.0025 and body["data"]["tested"] and body["data"]["stream_discovery"]
     assert not {"version", "time", "git_commit"} & body["data"].keys()
+    body = webhook.body(outcome(tested=True, alpha_now=0.00012, **about))
+    assert body["type"] == "tbd.single" and body["text"] == f"{single}, no discovery of the stream (level 0.00012)."
+    assert webhook.text(outcome(**about)) == f"{single}, not tested by the stream."

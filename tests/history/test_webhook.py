@@ -26,7 +26,7 @@ def receiver() -> Iterator[Receiver]:
 def test_a_signed_message_arrives_as_the_standard_says(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TBD_WEBHOOK_URL", receiver.url)
     monkeypatch.setenv("TBD_WEBHOOK_SECRET", SECRET)
-    webhook.send(outcome(id="abc"))
+    webhook.send(outcome(id="abc", stream_discovery=True))
     (message,) = receiver.messages
     assert json.loads(message.body)["type"] == "tbd.contaminated"
     assert message.headers["content-type"] == "application/json" and message.headers["webhook-id"] == "abc"

@@ -79,6 +79,27 @@ def test_a_row_says_everything() -> None:
     assert "modified" not in row(text(verdict(1), verdict(2)), "2026-11-23 10:30")
 
 
+def test_it_says_where_the_stream_of_checks_stands() -> None:
+    found = verdict(
+        2, "CONTAMINATED", p_value=1e-5, tested=True, alpha_now=0.0011, stream_discovery=True, lineage="models:/solver"
+    )
+    page = text(
+        verdict(1, tested=True, alpha_now=0.0025),
+        found,
+        verdict(3, "CONTAMINATED", p_value=0.01, tested=True, alpha_now=0.00093),
+        verdict(4, "CONTAMINATED", p_value=1e-9, lineage="models:/solver"),
+    )
+    about = page[page.index("Many looks") : page.index("Benchmark maths")]
+    assert "3 tests so far, 1 discovery, 7% of the error rate of 5% spent" in about
+    assert "if its p-value is at most 7.7 × 10⁻⁴" in about  # 2 x 0.05 g_4
+    assert "A second look at the same lineage and benchmark is never corroboration" in about
+    assert "found with model-2 on 2026-11-23 10:30 UTC, p = 1.0 × 10⁻⁵, level 0.0011" in about
+    said = {hour: row(page, f"2026-11-23 {hour}:30") for hour in ("09", "10", "11", "12")}
+    assert "Reason 2. (a discovery of the stream (level 0.0011))" in said["10"]
+    assert "no discovery of the stream (level 0.00093)" in said["11"]
+    assert "not tested by the stream" in said["12"] and "stream" not in said["09"]
+
+
 def test_copies_and_what_came_back_say_so() -> None:
     first = verdict(1, "CONTAMINATED", share=0.4)
     page = text(first, again(2, first), verdict(3, recovered=True))
@@ -148,10 +169,22 @@ def test_positions_never_change_as_the_history_grows() -> None:
 def test_hostile_text_stays_text() -> None:
     bad = HOSTILE.replace("\ud800", "")  # which no line of a history can hold
     sets = {key: {"name": bad, "md5": bad, "n": 1} for key in ("benchmark", "unseen")}
-    keys = ("reason", "checkpoint", "place", "origin", "audit", "detector_version", "tbd_version", "git_commit", "what")
+    keys = (
+        "reason",
+        "checkpoint",
+        "place",
+        "origin",
+        "audit",
+        "detector_version",
+        "tbd_version",
+        "git_commit",
+        "what",
+        "lineage",
+    )
     poison = dict.fromkeys(keys, bad) | sets
+    found = {"tested": True, "alpha_now": 0.01, "stream_discovery": True, "what": "checkpoint"}
     raw = history_page.render(
-        [verdict(1, "CONTAMINATED", **poison), verdict(2, bad, same_as=bad, **poison), failure(3, **poison)]
+        [verdict(1, "CONTAMINATED", **(poison | found)), verdict(2, bad, same_as=bad, **poison), failure(3, **poison)]
     )
     page = Page(raw)
     raw.encode("utf-8")

@@ -84,7 +84,16 @@ def test_the_history_fits_the_terminal() -> None:
     assert "same weights as aaa" in lines[3]
     assert "FAILED" in lines[4] and lines[4].endswith("…")
     assert summary.history_table([verdict(4, recovered=True)]).endswith("p = 0.25, 8 of 160 flagged; had failed before")
+    found = verdict(5, "CONTAMINATED", id="5", p_value=1e-5, tested=True, alpha_now=0.0025, stream_discovery=True)
+    assert summary.history_table([found]).endswith("8 of 160 flagged; a discovery of the stream")
     assert summary.history_table([]) == ""
+
+
+def test_where_the_stream_stands() -> None:
+    found = verdict(5, "CONTAMINATED", p_value=1e-5, tested=True, alpha_now=0.0025, stream_discovery=True)
+    assert summary.spent([verdict(1), found, verdict(6, tested=True, alpha_now=0.0011)], 0.05) == (
+        "stream of checks: 2 tests, 1 discovery; the next verdict CONTAMINATED is one if its p-value is at most 0.00093"
+    )
 
 
 def test_nothing_reaches_the_terminal_that_is_not_text() -> None:

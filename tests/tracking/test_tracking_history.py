@@ -91,6 +91,17 @@ def test_a_model_version_says_what_became_of_it(client: MlflowClient, version: s
     ]
 
 
+def test_a_model_version_keeps_what_the_stream_said(client: MlflowClient, version: str) -> None:
+    found = verdict(1, "CONTAMINATED", share=0.38, tested=True, alpha_now=0.0025, stream_discovery=True)
+    again = verdict(1, "CONTAMINATED", share=0.41)  # of a pair that was found
+    for one in (found, again):
+        tracking_history.tag_version(version, one, "run1")
+        tags = tags_of(client, version)
+        assert (tags["tbd.stream_discovery.maths"], tags["tbd.alpha_now.maths"]) == ("true", "0.0025")
+    line = "- **CONTAMINATED** on `maths`: contamination rate 0.41 [0.31, 0.53], a discovery of the stream"
+    assert line in client.get_model_version("M", "1").description.splitlines()
+
+
 def test_a_description_is_the_owners(client: MlflowClient, version: str) -> None:
     client.update_model_version("M", "1", "mine")
     tracking_history.tag_version(version, verdict(1), "run1")
@@ -117,7 +128,7 @@ def test_the_registry_may_be_another_store(version: str, client: MlflowClient, m
 
 
 def test_the_history_is_one_run_that_grows(workspace: Path, client: MlflowClient, monkeypatch: MonkeyPatch) -> None:
-    first = verdict(1, "CONTAMINATED", share=0.38)
+    first = verdict(1, "CONTAMINATED", share=0.38, tested=True, alpha_now=0.0025, lineage="solver")
     outcomes = [first, failure(2), again(3, first), verdict(4, on="physics"), verdict(5, share=0.1)]
     run_id = tracking_history.record_history(outcomes[:3])
     assert tracking_history.record_history(outcomes) == run_id
@@ -141,6 +152,8 @@ def test_the_history_is_one_run_that_grows(workspace: Path, client: MlflowClient
     table = pd.read_json(client.download_artifacts(run_id, "history.json"), orient="split")
     assert list(table["checkpoint"]) == [f"model-{n}" for n in (5, 4, 3, 2, 1)]  # not added to the older one
     assert list(table["contamination_rate"].round(2)[[0, 4]]) == [0.1, 0.38]
+    said = table.loc[4, ["tested", "alpha_now", "stream_discovery", "lineage"]]
+    assert list(said) == [True, 0.0025, False, "solver"]
     page = Path(client.download_artifacts(run_id, "history.html")).read_text("utf-8")
     assert page == history_page.render(outcomes)
 

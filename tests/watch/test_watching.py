@@ -149,6 +149,27 @@ def test_the_same_weights_under_another_name_are_not_audited_again(p: Params) ->
     assert all(isinstance(one, Known) for some in look(p).values() for one in some)
 
 
+def test_the_policy_may_name_the_lineage(p: Params) -> None:
+    """Else its place tells it, when it is noted; and an audit that the detector is calibrated on is planted."""
+    rules = [
+        Rule(checkpoints="llama-*", benchmark="exam", unseen="new", lineage="llama"),
+        Rule(checkpoints="*", benchmark="exam", unseen="new", lineage="rest"),
+        Rule(checkpoints="*", benchmark="quiz", unseen="new"),
+    ]
+    policy = changed(p, policy=rules)
+
+    def placed(name: str, benchmark: str, **more: Any) -> Outcome:
+        found = Found(name, f"incoming/{name}", f"incoming/{name}", "")
+        return outcomes.placed(outcomes.failure(found, None, "", benchmark).model_copy(update=more), policy)
+
+    assert [placed(name, "exam").lineage for name in ("llama-step7", "qwen-step7")] == ["llama", "rest"]
+    derived = placed("qwen-step7", "quiz", outcome="NO EVIDENCE", p_value=0.5)
+    assert derived.lineage is None and note(derived).lineage == "incoming/qwen"
+    assert placed("qwen-step7", "quiz", audit=p.calibrate.reference).planted and not placed("qwen", "quiz").planted
+    source = outcomes.other("source", "incoming", None)
+    assert outcomes.placed(source, policy) == source  # is no checkpoint
+
+
 def test_other_weights_under_the_same_name_are(p: Params) -> None:
     fake_checkpoint(INCOMING / "alpha", "first")
     first = judged(only(p))
