@@ -48,6 +48,7 @@ LONGEST = [
     "flows/test_flows.py",
     "pipeline/test_pipeline.py",
     "flows/test_watch.py",
+    "test_ci.py",
 ]
 """files that start first, so that no worker ends long after the other; the second does without the workspace the first
 waits for"""
