@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tbd import environment
 from tbd.errors import InputError, StageFailed, TransientFault
+
+if TYPE_CHECKING:
+    from tbd.detection.results import Verdict
+    from tbd.history import Outcome
 
 CKPT = (
     "a folder with safetensors, config and tokenizer, a hub id with its revision (org/name@revision), or "
@@ -27,6 +31,10 @@ TYPES = (
     "Models run on a GPU where there is one, in bfloat16 where it or the processor computes in it, else in "
     "float32, which takes twice "
     "the memory and time; params.yaml says so under generate and distill (dtype, device: auto)."
+)
+GATES = (
+    "Gates look at what stands for everything looked at, new or not; docs/ci.md has their exit codes and two jobs "
+    "for CI."
 )
 CODES = (
     "Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke."
@@ -88,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         "check",
         "Audit a checkpoint: write its audit, run its stages, record it, print the verdict.",
         "Example: tbd check runs/model-7 --benchmark aime --unseen aime-new --base Qwen/Qwen2.5-7B@main "
-        "--fail-on contaminated",
+        f"--require no-evidence. {GATES}",
     )
     check.add_argument("checkpoint", nargs="?", metavar="CKPT", help=CKPT)
     check.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
@@ -102,23 +110,19 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--fpr", type=float, metavar="F", help="flag a question at this false-positive rate (default: params.yaml)"
     )
-    check.add_argument(
-        "--fail-on", action="append", choices=["contaminated", "inconclusive"], default=[], help="exit 1 then"
-    )
     check.add_argument("--all", action="store_true", help="every audit there is instead of one checkpoint")
+    _gates(check)
 
     watch = command(
         "watch",
         "Look at the sources once: audit every checkpoint that was not audited yet, by watch.policy of params.yaml.",
         "A checkpoint is what its weights are: the same under another name is not audited again. One that is "
         "broken is noted with its "
-        "reason and tried again when it changes, or with --retry.",
+        f"reason and tried again when it changes, or with --retry. {GATES}",
     )
     watch.add_argument("sources", nargs="*", metavar="SOURCE", help=f"{SOURCE} (default: watch.sources of params.yaml)")
     watch.add_argument("--retry", action="store_true", help="try again what failed before")
-    watch.add_argument(
-        "--fail-on", action="append", choices=["contaminated", "inconclusive", "failed"], default=[], help="exit 1 then"
-    )
+    _gates(watch)
 
     serve = command(
         "serve",
@@ -152,6 +156,26 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def _gates(command: argparse.ArgumentParser) -> None:
+    """What makes a command a step of somebody's pipeline."""
+    command.add_argument(
+        "--fail-on",
+        action="append",
+        choices=["contaminated", "inconclusive", "failed"],
+        default=[],
+        help="exit 1 if that stands for anything looked at; may be repeated: --fail-on contaminated --fail-on failed",
+    )
+    command.add_argument(
+        "--require",
+        choices=["no-evidence"],
+        help="exit 1 if anything else stands: CONTAMINATED, INCONCLUSIVE, FAILED, still being written, no rule "
+        "matches, nothing to look at",
+    )
+    command.add_argument("--json", action="store_true", help="one JSON document on stdout, all else on stderr")
+    command.add_argument("--summary", metavar="FILE.md", help="Markdown for a pull request")
+    command.add_argument("--junit", metavar="FILE.xml", help="the same as a JUnit report")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     options = parser().parse_args(arguments)
@@ -164,12 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not Path("params.yaml").is_file():
             raise InputError("params.yaml: not in this folder. Run tbd where params.yaml and dvc.yaml are.")
         code = COMMANDS[options.command](options)
-    except InputError as error:
-        code = _complain(str(error), 2)
-    except StageFailed as error:
-        code = _complain(str(error), 2 if error.bad_input else 3)
-    except TransientFault as error:
-        code = _complain(f"{error} Try again later.", 3)
+    except (InputError, StageFailed, TransientFault) as error:
+        code = _complain(*_stopped(error))
     except BaseException as error:
         if ending.told() or isinstance(error, KeyboardInterrupt):
             code = _complain(ending.WORDS, 3)
@@ -179,6 +199,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             raise
     sys.exit(ending.code(code))
+
+
+def _stopped(error: InputError | StageFailed | TransientFault) -> tuple[str, int]:
+    """What is said of an error, and the exit code."""
+    if isinstance(error, TransientFault):
+        return f"{error} Try again later.", 3
+    return str(error), 2 if isinstance(error, InputError) or error.bad_input else 3
 
 
 def _complain(message: str, code: int) -> int:
@@ -244,12 +271,51 @@ def _calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _answer(
+    options: argparse.Namespace,
+    name: str,
+    work: "Callable[[argparse.Namespace], tuple[list[Outcome], list[Verdict]]]",
+) -> int:
+    """Do the work of `check` or `watch`, and answer for what stands then: in words, in files, by the exit code."""
+    from tbd.commands import answers
+    from tbd.gates import Answer, Gates
+    from tbd.report import answer as written
+    from tbd.report.text import plain
+    from tbd.sources import Found
+    from tbd.watch import outcomes
+
+    gates, files = Gates(options.fail_on, options.require), answers.ready(options.summary, options.junit)
+    stopped = None
+    with answers.aside(options.json):
+        try:
+            standing, verdicts = work(options)
+            answer = Answer(standing, gates, gates.exit_code(standing), {one.audit: one for one in verdicts})
+        except (InputError, StageFailed, TransientFault) as error:
+            stopped, code = _stopped(error)
+            answer = Answer([outcomes.failure(Found(name, name, name, ""), None, stopped)], gates, code)
+        for one in answer.standing if stopped is None else []:
+            for gate in gates.fired(one.outcome):
+                on = f" on {one.benchmark.name}" if one.benchmark else ""
+                print(plain(f"{gate} fires: {one.checkpoint}{on}: {one.outcome}: {one.reason}"))
+        answers.write(answer, files)
+    if options.json:
+        print(written.document(answer))
+    return answer.code if stopped is None else _complain(stopped, answer.code)
+
+
 def _check(options: argparse.Namespace) -> int:
+    return _answer(options, "check-all" if options.all else options.checkpoint or "check", _checked)
+
+
+def _checked(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]]":
+    from tbd import audits
     from tbd.commands import checks
     from tbd.detection.results import read_verdict
+    from tbd.history import History
     from tbd.mlflow_store import store
     from tbd.pipeline.workspace_lock import workspace
     from tbd.report import summary
+    from tbd.watch import outcomes
     from tbd.workspace import AUDITS
 
     store()  # a wrong address is better told before hours of generation than after
@@ -262,7 +328,7 @@ def _check(options: argparse.Namespace) -> int:
         ]
         if given:
             raise InputError(f"--all: takes the audits as they are; leave {', '.join(given)} out.")
-        names = checks.present()
+        names, every = checks.present(), audits.names()
         checks.ready(names)
         if checks.settled(names):
             print("nothing to do: every verdict is up to date, told and recorded")
@@ -279,7 +345,7 @@ def _check(options: argparse.Namespace) -> int:
                     f"tbd check: {'CKPT' if name == 'checkpoint' else '--' + name} is missing. See tbd check --help."
                 )
         asked = (options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
-        names = [checks.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
+        names = every = [checks.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
         from flows.check import check
         from flows.run import run
 
@@ -293,10 +359,16 @@ def _check(options: argparse.Namespace) -> int:
     for name in names:
         print(f"report: {AUDITS / name / 'report.html'}")
     print("browse: tbd ui    recompute: tbd verify AUDIT")
-    return int(any(verdict.verdict.lower() in options.fail_on for verdict in verdicts))
+    known = History()
+    standing = [outcomes.standing(name, known) for name in every]
+    return standing or [outcomes.nothing("flow", "check-all", "There is no audit.")], verdicts
 
 
 def _watch(options: argparse.Namespace) -> int:
+    return _answer(options, " ".join(options.sources) or "watch.sources", _watched)
+
+
+def _watched(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]]":
     from tbd import params, scores
     from tbd.commands import checks
     from tbd.history import History, webhook
@@ -310,18 +382,27 @@ def _watch(options: argparse.Namespace) -> int:
     scores.expand(p.score.methods)
     checks.ready_for(p.watch.policy)
     before, addresses = History(), options.sources or p.watch.sources
-    if not look.work(addresses, p, options.retry, strict=bool(options.sources)):
-        print("nothing new")  # said without starting any of the machinery
-        return 0
-    from flows.run import run
-    from flows.watch import watch
+    new: list[Outcome] = []
+    if look.work(addresses, p, options.retry, strict=bool(options.sources)):
+        from flows.run import run
+        from flows.watch import watch
 
-    run(watch, addresses, options.retry)
-    outcomes = History().outcomes[len(before.outcomes) :]
-    if outcomes:
-        print("\n" + summary.history_table(outcomes) + "\n")
-    print("history: audits/history.html    browse: tbd ui")
-    return int(any(outcome.outcome.lower() in options.fail_on for outcome in outcomes))
+        run(watch, addresses, options.retry)
+        new = History().outcomes[len(before.outcomes) :]
+        if new:
+            print("\n" + summary.history_table(new) + "\n")
+        print("history: audits/history.html    browse: tbd ui")
+    else:
+        print("nothing new")  # said without starting any of the machinery
+    if not any((options.fail_on, options.require, options.json, options.summary, options.junit)):
+        return [], []  # nobody asks what stands
+    standing = look.standing(addresses, p)
+    seen = {_about(one) for one in standing}
+    return standing + [one for one in summary.latest(new) if _about(one) not in seen], []  # it went away meanwhile
+
+
+def _about(outcome: "Outcome") -> tuple[str, str | None]:
+    return outcome.place, outcome.benchmark.name if outcome.benchmark else None
 
 
 def _serve(options: argparse.Namespace) -> int:

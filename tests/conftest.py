@@ -48,6 +48,7 @@ LONGEST = [
     "flows/test_flows.py",
     "pipeline/test_pipeline.py",
     "flows/test_watch.py",
+    "test_ci.py",
     "test_disputed_verdict.py",
     "test_ending.py",
     "test_access.py",

@@ -350,6 +350,14 @@ def test_audits_are_settled_when_nothing_is_left_to_do(tbd: Command, monkeypatch
         and "CONTAMINATED" in out
         and err == ""
     )
+    out, err = tbd("check", "--all", "--fail-on", "contaminated", "--json", code=1)  # what stands, not what is new
+    assert {one["audit"]: one["fired"] for one in json.loads(out)["results"]} == {
+        "reference": ["--fail-on contaminated"],
+        "base": [],
+    }
+    assert (
+        err.startswith("nothing to do") and "--fail-on contaminated fires: reference on benchmark: CONTAMINATED" in err
+    )
     outbox.due("some outcome", ["webhook"])
     assert not checks.settled(names)
     outbox.done("some outcome", "webhook")
@@ -360,6 +368,42 @@ def test_audits_are_settled_when_nothing_is_left_to_do(tbd: Command, monkeypatch
     assert checks.settled(names)
     (tbd.root / "audits/base/verdict.json").unlink()
     assert not checks.settled(names)
+
+
+def test_a_verdict_stands_though_its_checkpoint_is_gone(tbd: Command, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr("tbd.tracking.runs.recorded", lambda states: True)
+    with history.held() as known:
+        for name in ("reference", "base"):
+            known.add(outcomes.verdict(name))
+    fake_checkpoint(tbd.root / "models/mine", "mine")
+    name, entry = checks.prepare("models/mine", "benchmark", "unseen", None, None, None)
+    templates.add(name, entry)
+    shutil.rmtree(tbd.root / "models")
+    (tbd.root / f"audits/{name}/verdict.json").write_text("{}")
+    assert "no verdict of audit mine-benchmark" in tbd("check", "--all", "--fail-on", "failed", code=1)[0]
+    with history.held() as known:
+        known.add(examples.verdict(1, "INCONCLUSIVE", audit=name))
+    for outcome, code in (("failed", 0), ("inconclusive", 1)):
+        tbd("check", "--all", "--fail-on", outcome, code=code)
+
+
+def test_what_is_refused_is_answered_for_too(tbd: Command) -> None:
+    Path("tbd.md").write_text("NO EVIDENCE")
+    out, err = tbd("check", "gone", *SETS, "--json", "--summary", "tbd.md", "--junit", "tbd.xml", code=2)
+    found = json.loads(out)
+    assert found["exit_code"] == 2 and [one["outcome"] for one in found["results"]] == ["FAILED"]
+    assert err.startswith("error: gone: no such") and err.count("\n") == 1
+    assert "stopped, exit code 2" in Path("tbd.md").read_text() and "<error " in Path("tbd.xml").read_text()
+    assert "is not a file" in tbd.refused("check", "gone", *SETS, "--summary", "audits")
+    assert "invalid choice: 'clean'" in tbd.refused("watch", "--require", "clean")
+
+
+def test_without_an_audit_nothing_stands(tbd: Command, monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr("tbd.tracking.runs.recorded", lambda states: True)
+    for audit in ("reference", "base"):
+        shutil.rmtree(tbd.root / f"audits/{audit}")
+    tbd("check", "--all")
+    assert "check-all: NOTHING" in tbd("check", "--all", "--require", "no-evidence", code=1)[0]
 
 
 AWAY = "http://127.0.0.1:9/api"

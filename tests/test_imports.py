@@ -33,6 +33,7 @@ HOUSE = [
     ["generation", "reference"],
     ["pipeline"],
     ["history"],
+    ["gates"],
     ["report"],
     ["tracking"],
     ["watch"],

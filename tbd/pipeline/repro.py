@@ -56,7 +56,7 @@ def dvc(*arguments: str) -> str:
 
 def up_to_date(targets: Sequence[str]) -> bool:
     """Whether DVC would run nothing for these stages and what they need. Raises as `dvc`."""
-    return bool(json.loads(dvc("status", "--json", "--with-deps", *targets)) == {})
+    return not targets or bool(json.loads(dvc("status", "--json", "--with-deps", *targets)) == {})
 
 
 def _words(lines: list[str]) -> str:

@@ -1,20 +1,24 @@
-"""Verdicts in few words: tables for the terminal, rows and Markdown for Prefect."""
+"""Verdicts in few words: tables for the terminal, rows and Markdown for Prefect and for pull requests."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC
 
 from tabulate import tabulate
 
 from tbd.detection.results import Detector, Power, Verdict
+from tbd.gates import Answer
 from tbd.history import FAILED, WORKS, Outcome, in_words, stream
 from tbd.report.text import interval, plain
 
 WIDTH = 160
 """columns that the table of a history takes at most, unless benchmarks have long names"""
-NARROW = 28
+NARROW = 26
 """columns of a name at most"""
 DETAIL = 30
 """columns left to the detail at least"""
+MARKUP = re.compile(r"[\\`*_<>\[\]|~&#$]|:(?=//)|(?<=www)\.")
+"""what may start something in Markdown within a line: emphasis, code, HTML, a link, a cell, a formula"""
 
 
 def row(verdict: Verdict) -> dict[str, str]:
@@ -121,13 +125,13 @@ def _cut(text: str, width: int, end: bool = False) -> str:
 
 
 def verdict_markdown(verdict: Verdict) -> str:
-    """A Prefect artifact. Names come from files, so they are fenced as code."""
+    """One verdict in full. Names come from files, so they are fenced as code."""
     lines = [
         f"# {verdict.verdict}",
         f"Audit `{verdict.audit}`: checkpoint {code(verdict.checkpoint)} on benchmark `{verdict.benchmark.name}`.",
-        *verdict.reasons,
+        *map(escaped, verdict.reasons),
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in row(verdict).items() if value),
-        *(f"> {warning}" for warning in verdict.warnings),
+        *(f"> {escaped(warning)}" for warning in verdict.warnings),
         f"Report: `audits/{verdict.audit}/report.html`",
     ]
     return "\n\n".join(lines)
@@ -138,9 +142,41 @@ def outcome_markdown(outcome: Outcome) -> str:
     return f"# {outcome.outcome}\n\n{code(outcome.checkpoint)}\n\n{code(outcome.reason)}"
 
 
+def answer(found: Answer) -> str:
+    """What a command came to, for a pull request: the gates that fired, what stands, and each verdict it computed."""
+    fired = list(dict.fromkeys(gate for one in found.standing for gate in found.gates.fired(one.outcome)))
+    if found.code > 1:
+        said = f"stopped, exit code {found.code}"
+    else:
+        said = " and ".join(code(gate) for gate in fired) + " fired" if fired else "no gate fired"
+    rows = [
+        {
+            "checkpoint": code(one.checkpoint),
+            "benchmark": code(one.benchmark.name) if one.benchmark else "",
+            "outcome": one.outcome,
+            "because": escaped(one.reason),
+            "gate": ", ".join(map(code, found.gates.fired(one.outcome))),
+        }
+        for one in found.standing
+    ]
+    lines = [
+        "| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]), *(r.values() for r in rows))
+    ]
+    return "\n\n".join([f"# tbd: {said}", "\n".join(lines), *map(verdict_markdown, found.verdicts.values())]) + "\n"
+
+
 def code(text: str) -> str:
-    """Text from outside as Markdown code: nothing in it is a link, an image or markup."""
-    return "`" + plain(text).replace("`", "'") + "`"
+    """Text from outside as Markdown code: nothing in it is a link, an image or markup, or ends the cell of a table."""
+    return "`" + plain(text).replace("`", "'").replace("|", "¦") + "`"
+
+
+def escaped(text: str) -> str:
+    """A sentence that may hold text from outside, as Markdown that shows it as it is; `@name` notifies nobody.
+
+    >>> escaped("p <= 0.05 [a](b)")
+    'p &#60;= 0.05 &#91;a&#93;(b)'
+    """
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", plain(text)).replace("@", "<span>@</span>")
 
 
 def detector_markdown(detector: Detector) -> str:

@@ -38,6 +38,8 @@ class Known:
 
     found: Found
     why: str
+    outcome: Outcome | None = None
+    """what stands; None where no rule matches"""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def peek(found: Found, p: Params, standing: Standing, retry: bool = False) -> li
         return [Known(found, "no rule of watch.policy matches its name")]
     failed = standing.history.last(found.place, None)
     if failed is not None and _stands(failed, found.version, None, retry):
-        return [Known(found, f"failed before: {failed.reason}")]
+        return [Known(found, f"failed before: {failed.reason}", failed)]
     fetched = standing.fetched(found)
     return decide(fetched, p, standing, retry) if fetched else None
 
@@ -171,13 +173,13 @@ def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Stan
         if (
             last is not None
             and last.fingerprint == weights
-            and last.outcome != FAILED
+            and last.outcome == judged.outcome  # else the audit was judged anew since
             and name in (last.audit, last.same_as)
         ):
-            return Known(found, f"{last.outcome} (audit {name})")
+            return Known(found, f"{last.outcome} (audit {name})", last)
         return Same(found, weights, name)
     if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, retry):
-        return Known(found, f"failed before: {last.reason}")
+        return Known(found, f"failed before: {last.reason}", last)
     base = rule.base
     if base is not None and Path(base).is_dir() and fingerprint(Path(base)) == weights:
         base = None

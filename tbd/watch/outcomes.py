@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tbd import __version__, audits, history, records
+from tbd import __version__, audits, gates, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
 from tbd.history import FAILED, History, Outcome, QuestionSet
@@ -121,6 +121,25 @@ def placed(outcome: Outcome, p: Params) -> Outcome:
     named = [rule.lineage for rule in rules(outcome.checkpoint, p.watch.policy) if rule.benchmark == benchmark]
     planted = outcome.audit == p.calibrate.reference
     return outcome.model_copy(update={"lineage": next(iter(named), None), "planted": planted})
+
+
+def standing(audit: str, known: History) -> Outcome:
+    """What stands for an audit: its last verdict in the history; without one it counts as failed."""
+    if judged := known.judged(audit):
+        return judged
+    entry = audits.get(audit)
+    why = f"Its checkpoint is gone, and the history has no verdict of audit {audit}: remove audits/{audit}."
+    return failure(_found(entry), entry.checkpoint_fingerprint, why)
+
+
+def without(found: Found, outcome: str, why: str, benchmark: str | None = None) -> Outcome:
+    """Of a checkpoint without a verdict or a failure: an outcome of `tbd.gates`, for no history."""
+    return failure(found, None, why, benchmark).model_copy(update={"outcome": outcome})
+
+
+def nothing(what: str, name: str, why: str) -> Outcome:
+    """Of a source or a flow that found nothing to judge; for no history either."""
+    return other(what, name, why).model_copy(update={"outcome": gates.NOTHING})
 
 
 def code(lock: LockFile) -> dict[str, Any]:

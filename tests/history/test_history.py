@@ -36,20 +36,24 @@ def add(*outcomes: Outcome) -> list[Outcome]:
 
 
 def test_what_was_added_is_there_when_it_is_read_again(workspace: Path) -> None:
-    rate = {"estimate": 0.4, "low": 0.2, "high": 0.6}
-    first, second = add(outcome(contamination_rate=rate, p_value=0.001), outcome("NO EVIDENCE", "models/b"))
+    first, second = add(
+        outcome(contamination_rate=0.4, share_at_least=0.2, p_value=0.001), outcome("NO EVIDENCE", "models/b")
+    )
     assert History().outcomes == [first, second]
     assert first.id and second.id and first.id != second.id
-    assert first.contamination_rate is not None and first.contamination_rate.high == 0.6
+    assert first.leaked == "at least 20%, estimate 40%" and second.leaked == ""
 
 
 def test_a_line_of_an_older_tbd_is_read(workspace: Path) -> None:
-    add(outcome(contamination_rate={"estimate": 0.4, "low": 0.2, "high": 0.6}))
+    add(outcome(contamination_rate=0.4, transient=True))
     file = Path("audits/history.jsonl")
-    file.write_text(file.read_text().replace('"contamination_rate"', '"rate"').replace('"transient"', '"passing"'))
+    line = file.read_text().replace('"transient"', '"passing"')
+    before = '"contamination_rate": 0.4', '"rate": {"estimate": 0.4, "low": 0.2, "high": 0.6}'
+    assert before[0] in line
+    file.write_text(line.replace(*before))
     (read,) = History().outcomes
-    assert read.contamination_rate is not None and read.contamination_rate.estimate == 0.4
-    assert webhook.body(read)["data"]["contamination_rate"]["high"] == 0.6
+    assert read.contamination_rate == 0.4 and read.transient
+    assert webhook.body(read)["data"]["contamination_rate"] == 0.4
 
 
 def test_the_same_verdict_is_one_line_another_state_is_another(workspace: Path) -> None:
@@ -203,13 +207,12 @@ def test_a_delivery_is_due_before_its_outcome_is_in_the_history(workspace: Path)
 
 
 def test_the_message_has_no_bookkeeping_in_it() -> None:
-    rate = {"estimate": 0.4, "low": 0.2, "high": 0.6}
-    about = {"contamination_rate": rate, "p_value": 0.00123, "version": "v"}
+    about = {"contamination_rate": 0.4, "share_at_least": 0.2, "p_value": 0.00123, "version": "v"}
     body = webhook.body(outcome(id="abc", tested=True, alpha_now=0.0025, stream_discovery=True, **about))
     assert body["type"] == "tbd.contaminated" and body["timestamp"] == "2026-11-23T00:00:00Z"
-    single = "CONTAMINATED: a on aime: contamination rate 40% [20%, 60%], p = 0.0012"
+    single = "CONTAMINATED: a on aime: at least 20%, estimate 40%, p = 0.0012"
     assert body["text"] == f"{single}, a discovery of the stream (level 0.0025)."
-    assert body["data"]["contamination_rate"] == rate and body["data"]["audit"] == "a-aime"
+    assert body["data"]["contamination_rate"] == 0.4 and body["data"]["audit"] == "a-aime"
     assert body["data"]["alpha_now"] == 0.0025 and body["data"]["tested"] and body["data"]["stream_discovery"]
     assert not {"version", "time", "git_commit"} & body["data"].keys()
     body = webhook.body(outcome(tested=True, alpha_now=0.00012, **about))

@@ -70,7 +70,7 @@ def test_a_model_version_says_what_became_of_it(client: MlflowClient, version: s
     assert tags_of(client, version) == {"tbd.verdict": FAILED, "tbd.run": "run0", "tbd.reason": failure(1).reason}
     told = verdict(1, "CONTAMINATED", share=0.38)
     tracking_history.tag_version(version, told, "run1")
-    maths = {"tbd.verdict.maths": "CONTAMINATED", "tbd.contamination_rate.maths": "0.38 [0.28, 0.50]",
+    maths = {"tbd.verdict.maths": "CONTAMINATED", "tbd.leaked.maths": "at least 28%, estimate 38%",
              "tbd.audit.maths": "model-1-maths", "tbd.run.maths": "run1"}  # fmt: skip
     assert tags_of(client, version) == maths  # the failure is over
     tracking_history.tag_version(
@@ -80,14 +80,14 @@ def test_a_model_version_says_what_became_of_it(client: MlflowClient, version: s
     assert tags_of(client, version) == maths | physics
     tracking_history.tag_version(version, again(1, verdict(7, on="physics")), "run3")
     assert tags_of(client, version) == maths | {
-        "tbd.verdict.physics": "NO EVIDENCE", "tbd.contamination_rate.physics": "0.00 [0.00, 0.12]",
+        "tbd.verdict.physics": "NO EVIDENCE", "tbd.leaked.physics": "at least 0%, estimate 0%",
         "tbd.audit.physics": "model-7-physics", "tbd.run.physics": "run3",
     }  # fmt: skip
     lines = client.get_model_version("M", "1").description.splitlines()
     assert lines[0] == tracking_history.AUDITED
     assert lines[2:4] == [
-        "- **CONTAMINATED** on `maths`: contamination rate 0.38 [0.28, 0.50]",
-        "- **NO EVIDENCE** on `physics`: contamination rate 0.00 [0.00, 0.12]",
+        "- **CONTAMINATED** on `maths`: at least 28%, estimate 38% of it in the data",
+        "- **NO EVIDENCE** on `physics`: at least 0%, estimate 0% of it in the data",
     ]
 
 
@@ -98,7 +98,7 @@ def test_a_model_version_keeps_what_the_stream_said(client: MlflowClient, versio
         tracking_history.tag_version(version, one, "run1")
         tags = tags_of(client, version)
         assert (tags["tbd.stream_discovery.maths"], tags["tbd.alpha_now.maths"]) == ("true", "0.0025")
-    line = "- **CONTAMINATED** on `maths`: contamination rate 0.41 [0.31, 0.53], a discovery of the stream"
+    line = "- **CONTAMINATED** on `maths`: at least 31%, estimate 41% of it in the data, a discovery of the stream"
     assert line in client.get_model_version("M", "1").description.splitlines()
 
 
@@ -143,8 +143,8 @@ def test_the_history_is_one_run_that_grows(workspace: Path, client: MlflowClient
         (1, 0.38, stamps[0]),
         (3, 0.1, stamps[4]),
     ]  # the failure keeps its place
-    assert drawn("contamination_rate_low.maths") == [(1, 0.28, stamps[0]), (3, 0.0, stamps[4])]
-    assert drawn("contamination_rate_high.physics") == [(1, 0.12, stamps[3])]
+    assert drawn("share_at_least.maths") == [(1, 0.28, stamps[0]), (3, 0.0, stamps[4])]
+    assert drawn("share_at_least.physics") == [(1, 0.0, stamps[3])]
     assert drawn("flagged_share.maths") == [(1, 0.05, stamps[0]), (3, 0.05, stamps[4])]
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
         {"path": "history.json", "type": "table"}
@@ -163,7 +163,7 @@ def test_the_history_is_one_run_that_grows(workspace: Path, client: MlflowClient
     assert tracking_history.record_history(outcomes) == run_id
     assert sent == []  # nothing is new
     assert tracking_history.record_history([*outcomes, verdict(6)]) == run_id
-    assert sent == [4, -1, -1]  # of the new one alone
+    assert sent == [3, -1, -1]  # of the new one alone
     tracking_history.record_history([*outcomes, *(verdict(n) for n in range(6, 306))])
     assert sent[3:] == [1000, 200, -1, -1]  # no more than MLflow takes at once
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tbd import audits, history, params
+from tbd import audits, gates, history, params
 from tbd import checkpoints as checkpoint
 from tbd.audits import Audit
 from tbd.history import FAILED, History, Outcome
@@ -16,6 +16,7 @@ from tbd.params import Params, Rule
 from tbd.sources import Found
 from tbd.sources.folder import Folder
 from tbd.watch import decide, outcomes
+from tbd.watch import look as looking
 from tbd.watch.decide import Broken, Decision, Fetched, Job, Known, Same, Standing, Wait
 from tbd.workspace import check_name, relative
 from tests.workspace import REPOSITORY, fake_checkpoint
@@ -261,3 +262,81 @@ def test_names_of_audits_are_names(p: Params) -> None:
     rule = Rule(checkpoints="*", benchmark="exam", unseen="new")
     for name in ("org/model@step-1", "Ünïcode \u202e ../..", "x" * 300, "1e5", "-"):
         assert check_name(decide.audit_name(name, "f", rule), "audit")
+
+
+# --- what stands, for gates -------------------------------------------------------------------------------------------
+
+
+def standing(p: Params, *addresses: str) -> list[tuple[str, str | None, str]]:
+    stands = looking.standing(addresses or [str(INCOMING)], p)
+    return [(one.checkpoint, one.benchmark and one.benchmark.name, one.outcome) for one in stands]
+
+
+def test_what_stands_is_the_verdict_on_what_is_there_now(p: Params) -> None:
+    folder = fake_checkpoint(INCOMING / "alpha", "first")
+    assert standing(p) == [("alpha", None, gates.WAITING)]  # not even fetched
+    job = only(p)
+    assert standing(p) == [("alpha", "exam", gates.WAITING)]
+    judged(job, "CONTAMINATED")
+    for _ in ("when it is new", "and for good"):
+        assert standing(p) == [("alpha", "exam", "CONTAMINATED")]
+    assert standing(changed(p, settle=60)) == [("alpha", None, gates.WAITING)]
+    assert standing(changed(p, policy=[])) == [("alpha", None, gates.NO_RULE)]
+    (folder / "config.json").write_text('{"other": 1}')
+    assert standing(p) == [("alpha", None, gates.WAITING)]  # the verdict was on other weights
+
+
+def test_two_rules_are_two_things_that_stand(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    rules = [Rule(checkpoints="*", benchmark=name, unseen="new") for name in ("exam", "maths")]
+    p = changed(p, policy=rules)
+    judged(look(p)["alpha"][0])
+    assert standing(p) == [("alpha", "exam", "NO EVIDENCE"), ("alpha", "maths", gates.WAITING)]
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_failure_stands_until_something_else_is_there(p: Params, transient: bool) -> None:
+    folder = fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    assert isinstance(job, Job)
+    note(outcomes.failure(job.found, job.fingerprint, "no", "exam", transient))
+    assert standing(p) == [("alpha", "exam", FAILED)]
+    (folder / "config.json").write_text('{"other": 1}')
+    assert standing(p) == [("alpha", None, gates.WAITING)]
+    (found,) = Folder(str(INCOMING)).look()
+    note(outcomes.failure(found, None, "not to be fetched", None, transient))
+    assert standing(p) == [("alpha", None, FAILED)]
+
+
+def test_a_source_without_checkpoints_and_one_that_is_none_stand_as_that(p: Params) -> None:
+    assert standing(p, str(INCOMING), "nowhere") == [
+        (str(INCOMING), None, gates.NOTHING),
+        ("nowhere", None, FAILED),
+    ]
+    assert [one.outcome for one in looking.standing([], p)] == [gates.NOTHING]
+    assert History().outcomes == []  # nothing of it is an event
+
+
+def test_a_verdict_that_an_audit_gets_anew_is_that_of_the_same_weights_elsewhere(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    shutil.copytree(INCOMING / "alpha", INCOMING / "omega")
+    first = judged(job)
+    same = look(p)["omega"][0]
+    assert isinstance(same, Same)
+    note(outcomes.same(same, History()))
+    assert standing(p) == [("alpha", "exam", "NO EVIDENCE"), ("omega", "exam", "NO EVIDENCE")]
+    note(first.model_copy(update={"outcome": "CONTAMINATED", "state": "t"}))  # by `tbd check --all`
+    assert standing(p) == [("alpha", "exam", "CONTAMINATED"), ("omega", "exam", gates.WAITING)]
+    same = look(p)["omega"][0]
+    assert isinstance(same, Same)
+    note(outcomes.same(same, History()))
+    assert standing(p) == [("alpha", "exam", "CONTAMINATED"), ("omega", "exam", "CONTAMINATED")]
+
+
+def test_an_audit_without_a_verdict_in_the_history_counts_as_failed(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    said = judged(only(p))
+    assert said.audit is not None and outcomes.standing(said.audit, History()) == said
+    history.FILE.unlink()
+    assert outcomes.standing(said.audit, History()).outcome == FAILED
