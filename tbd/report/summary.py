@@ -7,7 +7,8 @@ from tabulate import tabulate
 
 from tbd.detection.results import Detector, Power, Verdict
 from tbd.history import FAILED, WORKS, Outcome, in_words
-from tbd.report.text import interval, plain
+from tbd.report.explain import explain
+from tbd.report.text import code, interval, plain
 
 WIDTH = 160
 """columns that the table of a history takes at most, unless benchmarks have long names"""
@@ -112,7 +113,7 @@ def verdict_markdown(verdict: Verdict) -> str:
     lines = [
         f"# {verdict.verdict}",
         f"Audit `{verdict.audit}`: checkpoint {code(verdict.checkpoint)} on benchmark `{verdict.benchmark.name}`.",
-        *verdict.reasons,
+        *explain(verdict).paragraphs,
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in row(verdict).items() if value),
         *(f"> {warning}" for warning in verdict.warnings),
         f"Report: `audits/{verdict.audit}/report.html`",
@@ -123,11 +124,6 @@ def verdict_markdown(verdict: Verdict) -> str:
 def outcome_markdown(outcome: Outcome) -> str:
     """A Prefect artifact for an outcome without a verdict of its own."""
     return f"# {outcome.outcome}\n\n{code(outcome.checkpoint)}\n\n{code(outcome.reason)}"
-
-
-def code(text: str) -> str:
-    """Text from outside as Markdown code: nothing in it is a link, an image or markup."""
-    return "`" + plain(text).replace("`", "'") + "`"
 
 
 def detector_markdown(detector: Detector) -> str:
