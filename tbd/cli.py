@@ -140,6 +140,18 @@ def parser() -> argparse.ArgumentParser:
     history.add_argument("--benchmark", metavar="NAME", help="of this benchmark only")
     history.add_argument("--json", action="store_true", help="one JSON list, every field")
 
+    explain = command(
+        "explain",
+        "What a verdict says, in five sentences for whoever decides about a release; what it does not say, what would "
+        "change it, and what to do now.",
+        "Example: tbd explain model-7-aime. Where names stand between backticks, they are yours. The report of the "
+        "audit begins with the same sentences and has the numbers behind each; so does --json.",
+    )
+    explain.add_argument("audit", metavar="AUDIT", help="its folder's name under audits/")
+    explain.add_argument(
+        "--json", action="store_true", help="one JSON object: sentences, the numbers behind them, checks"
+    )
+
     verify = command(
         "verify", "Recompute an audit from its stored generations and compare: exit 1 if anything differs."
     )
@@ -442,6 +454,21 @@ def _history(options: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(options: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from tbd import audits
+    from tbd.detection.results import read_verdict
+    from tbd.report.explain import explain
+    from tbd.workspace import AUDITS
+
+    audits.get(options.audit)
+    found = explain(read_verdict(AUDITS / options.audit / "verdict.json"))
+    print(json.dumps(asdict(found), indent=2, ensure_ascii=False) if options.json else found.terminal())
+    return 0
+
+
 def _verify(options: argparse.Namespace) -> int:
     from tbd.commands import checks
 
@@ -520,6 +547,7 @@ COMMANDS = {
     "watch": _watch,
     "serve": _serve,
     "history": _history,
+    "explain": _explain,
     "verify": _verify,
     "record": _record,
     "migrate": _migrate,

@@ -71,7 +71,7 @@ def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
         "base": "checkpoints/base", "base_fingerprint": "b" * 64, "benchmark": BENCHMARK, "unseen": UNSEEN,
         "detector": {"version": "0123456789ab", "choice": "alone", "method": "tbd", "id": ALONE,
                      "parameters": {"m": 100}},
-        "fpr": 0.05, "level": 0.05, "confidence": 0.95, "p_value": 1.3e-9, "clusters": None,
+        "fpr": 0.05, "level": 0.05, "exchangeability": 0.01, "confidence": 0.95, "p_value": 1.3e-9, "clusters": None,
         "members_at_least": 40, "share_at_least": 0.25, "contamination_rate": 0.4875,
         "threshold": -0.12, "flagged": 33, "flagged_by_chance": {"mean": 7.9, "high": 16}, "flagged_false": 0.12,
         "unscored": 0, "power": POWER, "same_kind": SAME_KIND, "generation": GENERATION, "labelled": None,

@@ -341,6 +341,8 @@ class Verdict(Result):
     """a question is flagged at a conformal p-value <= fpr; in (0, 1): the share of unseen questions flagged at most"""
     level: float
     """highest probability of CONTAMINATED on a benchmark that was not in the data, in (0, 1)"""
+    exchangeability: float
+    """in (0, 1): a check of `same_kind` with a p-value up to this tells the two sets apart"""
     confidence: float
     """of every interval and of the certified minimum, in (0, 1)"""
     p_value: float

@@ -152,6 +152,7 @@ def judge(
         detector=DetectorUsed(version=detector.version, choice=choice, **used),
         fpr=fpr,
         level=decision.level,
+        exchangeability=decision.exchangeability,
         confidence=confidence,
         p_value=p_value,
         clusters=Clusters(benchmark=test.units[0], unseen=test.units[1]) if test.clustered else None,

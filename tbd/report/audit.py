@@ -7,16 +7,18 @@ that only deceive.
 
 import base64
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tbd.detection.results import Detector, Verdict
 from tbd.records import atomic
+from tbd.report.explain import explain
 from tbd.report.text import count, level, missing, number, p_value, percent, plain, score, shorten, span
 
 ROWS = 200
@@ -36,6 +38,12 @@ FIGURES = {
         "member-like questions "
         "than chance explains.",
     ),
+    "power": (
+        "What this audit can see, and where it stands",
+        "The curve says how many audits like this one would say CONTAMINATED, if so much of the benchmark had leaked "
+        "as strongly as on the reference. The point is the smallest leak that four audits in five find. What this "
+        "audit found is orange: solid the certified minimum, dotted the estimate.",
+    ),
     "roc": (
         "Members found against false alarms, on the labelled questions",
         "Each step is one possible threshold. A curve on the diagonal is guessing; the dashed line is the "
@@ -49,6 +57,11 @@ FIGURES = {
 def embedded(plot: Path) -> Markup:
     """A PNG file as a data address; base64 needs no escaping."""
     return Markup("data:image/png;base64,") + base64.b64encode(plot.read_bytes()).decode()
+
+
+def named(text: str) -> Markup:
+    """A sentence of `tbd.report.explain`, escaped; what stands between backticks as a name."""
+    return Markup(re.sub("`([^`]*)`", r'<bdi class="name">\1</bdi>', escape(plain(text))))
 
 
 def _order(row: Mapping[str, Any]) -> tuple[float, float, str]:
@@ -68,7 +81,7 @@ def environment() -> Environment:
         finalize=lambda value: plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     made.filters.update(number=number, score=score, p=p_value, percent=percent, level=level, count=count)
-    made.filters.update(shorten=shorten, quote=shlex.quote)
+    made.filters.update(shorten=shorten, quote=shlex.quote, named=named)
     made.globals.update(span=span, NOT_SCORED=NOT_SCORED)
     return made
 
@@ -89,6 +102,7 @@ def render(
     template = environment().get_template("report.html.j2")
     return template.render(
         v=verdict,
+        explained=explain(verdict),
         n=verdict.benchmark.n,
         detector=detector,
         choice=getattr(detector.choices, verdict.detector.choice),

@@ -232,6 +232,48 @@ def roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) -> Path:
     return save(path, (6, 6), draw)
 
 
+def power(
+    path: Path,
+    leaked: ArrayLike,
+    found: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    mde80: tuple[float | None, float | None, float | None],
+    at_least: float | None,
+    estimate: float,
+) -> Path:
+    """Probability of CONTAMINATED over the share of the benchmark that leaked, and where this audit stands.
+
+    `leaked`, `found`, `low` and `high` are parallel, (k,), shares. `mde80`: the share found in 80% of audits and its
+    interval; None where even all of the benchmark is not enough. `at_least` and `estimate`: shares of this audit.
+    """
+    x, y, below, above = (100 * np.asarray(values, float) for values in (leaked, found, low, high))
+    smallest, first, last = (None if share is None else 100 * share for share in mde80)
+    right = min(100.0, max(10.0, 2.5 * (last or 100.0), 120 * estimate, 120 * (at_least or 0)))
+
+    def draw(figure: Figure) -> None:
+        axes: Axes = figure.subplots()
+        axes.fill_between(x, below, above, color=OTHER, alpha=0.2, linewidth=0)
+        axes.plot(x, y, color=OTHER, linewidth=2.2, label="audits that say CONTAMINATED, with interval")
+        axes.axhline(80, color=INK, linestyle="--", linewidth=1.2, label="four audits in five")
+        if smallest is not None:
+            ends = [[smallest - (first or 0)], [(right if last is None else last) - smallest]]
+            axes.errorbar([smallest], [80], xerr=ends, fmt="o", color=INK, capsize=4, zorder=4,
+                          label=f"smallest leak they find: {smallest:.3g}%")  # fmt: skip
+        if at_least is not None:
+            axes.axvline(100 * at_least, color=MEMBER, linewidth=2, clip_on=False, zorder=3,
+                         label=f"this audit: at least {100 * at_least:.3g}% leaked")  # fmt: skip
+        axes.axvline(100 * estimate, color=MEMBER, linestyle=":", linewidth=2, clip_on=False, zorder=3,
+                     label=f"this audit: estimate {100 * estimate:.3g}%")  # fmt: skip
+        axes.set_xlim(0, right)
+        axes.set_ylim(0, 101)
+        axes.set_xlabel("% of the benchmark that leaked as strongly as on the reference")
+        axes.set_ylabel("% of audits like this one")
+        figure.legend(loc="outside upper left", ncols=2)
+
+    return save(path, (8, 4.6), draw)
+
+
 def interactive_audit(
     path: Path,
     question_ids: Sequence[str],

@@ -9,7 +9,8 @@ from tabulate import tabulate
 from tbd.detection.results import Detector, Power, Verdict
 from tbd.gates import Answer
 from tbd.history import FAILED, WORKS, Outcome, in_words, stream
-from tbd.report.text import interval, plain
+from tbd.report.explain import explain
+from tbd.report.text import code, interval, plain
 
 WIDTH = 160
 """columns that the table of a history takes at most, unless benchmarks have long names"""
@@ -129,7 +130,7 @@ def verdict_markdown(verdict: Verdict) -> str:
     lines = [
         f"# {verdict.verdict}",
         f"Audit `{verdict.audit}`: checkpoint {code(verdict.checkpoint)} on benchmark `{verdict.benchmark.name}`.",
-        *map(escaped, verdict.reasons),
+        *explain(verdict).paragraphs,
         "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in row(verdict).items() if value),
         *(f"> {escaped(warning)}" for warning in verdict.warnings),
         f"Report: `audits/{verdict.audit}/report.html`",
@@ -163,11 +164,6 @@ def answer(found: Answer) -> str:
         "| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(rows[0]), *(r.values() for r in rows))
     ]
     return "\n\n".join([f"# tbd: {said}", "\n".join(lines), *map(verdict_markdown, found.verdicts.values())]) + "\n"
-
-
-def code(text: str) -> str:
-    """Text from outside as Markdown code: nothing in it is a link, an image or markup, or ends the cell of a table."""
-    return "`" + plain(text).replace("`", "'").replace("|", "¦") + "`"
 
 
 def escaped(text: str) -> str:

@@ -29,6 +29,15 @@ def shorten(text: str) -> str:
     return text if len(text) <= SHORT else text[: SHORT - 1].rstrip() + "…"
 
 
+def code(text: str) -> str:
+    """Text from outside as Markdown code: nothing in it is a link, an image or markup, or ends the cell of a table.
+
+    >>> code("a`b")
+    "`a'b`"
+    """
+    return "`" + plain(text).replace("`", "'").replace("|", "¦") + "`"
+
+
 def missing(value: float | None) -> bool:
     """True for None and NaN."""
     return value is None or math.isnan(value)

@@ -18,10 +18,10 @@ from typing import Any
 from tbd import audits
 from tbd.detection.results import Choice, Detector, Provenance, Verdict, read_detector, read_verdict
 from tbd.errors import InputError
-from tbd.history import in_words
 from tbd.mlflow_store import CREDENTIALS, artifact_root, reaching, store
 from tbd.pipeline.lock_file import LockFile
 from tbd.records import VERDICT_QUESTIONS, read_table
+from tbd.report.explain import explain
 from tbd.report.text import interval
 from tbd.workspace import set_path
 
@@ -185,14 +185,7 @@ def _check(audit: str, workspace: Path) -> Record:
         metrics |= {f"blind_{key}": value for key, value in verdict.same_kind.blind.model_dump().items()}
     if power:
         metrics |= power.model_dump(include={"mde80", "mde80_low", "mde80_high"})
-    checkpoint = verdict.checkpoint.replace("`", "'")
-    description = (
-        f"**{verdict.verdict}: {in_words(verdict.share_at_least, verdict.contamination_rate)}** of `{benchmark.name}` "
-        f"in the data of `{checkpoint}` (p = {verdict.p_value:.2g}). "
-        f"{verdict.flagged} of {benchmark.n} questions are flagged at a false-positive rate of {verdict.fpr:g}.\n\n"
-        + "\n".join(f"- {reason}" for reason in verdict.reasons)
-        + _warnings(verdict)
-    )
+    description = "\n\n".join([f"**{verdict.verdict}**", *explain(verdict).paragraphs]) + _warnings(verdict)
     files = {f"{folder}/{name}": name for name in ("plots", "report.html", "verdict.json")}
     table = read_table(workspace / lock.checked(f"{folder}/questions.parquet"), VERDICT_QUESTIONS).to_pandas()
     return Record(

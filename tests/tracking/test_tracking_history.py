@@ -164,7 +164,7 @@ def test_the_history_is_one_run_that_grows(workspace: Path, client: MlflowClient
     assert sent == []  # nothing is new
     assert tracking_history.record_history([*outcomes, verdict(6)]) == run_id
     assert sent == [3, -1, -1]  # of the new one alone
-    tracking_history.record_history([*outcomes, *(verdict(n) for n in range(6, 306))])
+    tracking_history.record_history([*outcomes, *(verdict(n) for n in range(6, 406))])
     assert sent[3:] == [1000, 200, -1, -1]  # no more than MLflow takes at once
 
 
