@@ -14,7 +14,7 @@ WIDTH = 160
 """columns that the table of a history takes at most, unless benchmarks have long names"""
 NARROW = 28
 """columns of a name at most"""
-DETAIL = 30
+DETAIL = 27
 """columns left to the detail at least"""
 
 

@@ -67,7 +67,7 @@ def test_a_row_says_everything() -> None:
         "model-1 on maths",
         "◆ CONTAMINATED model-1-maths",
         "Reason 1.",
-        "38% [28%, 50%]",
+        "28%; 38%",
         "4.2 × 10⁻⁹",
         "33 of 160",
     ):
@@ -114,10 +114,13 @@ def test_figures_are_explained_where_they_may_mislead() -> None:
     many = [verdict(n) for n in range(history_plot.NAMES)]
     page = text(*many)
     assert (
-        "95% interval" in page and "Not every name" not in page and "like with like" not in page and "cross" not in page
+        "with 95% confidence" in page
+        and "Not every name" not in page
+        and "like with like" not in page
+        and "cross" not in page
     )
     page = text(*many, failure(99), verdict(100, detector_version="ba9876543210", confidence=0.9))
-    assert "Not every name has room" in page and "A cross on the axis" in page and "confidence interval" in page
+    assert "Not every name has room" in page and "A cross on the axis" in page and "% confidence" not in page
     assert "2 versions of the detector and 1 of the question sets" in page
 
 

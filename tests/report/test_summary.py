@@ -5,6 +5,7 @@ import pytest
 from tbd.detection.results import read_verdict
 from tbd.history import FAILED, WORKS
 from tbd.report import summary
+from tbd.report.explain import explain
 from tests import results
 from tests.outcomes import again, failure, verdict
 from tests.workspace import finished
@@ -26,14 +27,17 @@ def test_a_line_an_audit() -> None:
 def test_what_is_not_known_is_not_made_up() -> None:
     found = results.verdict(power=None)
     row = summary.row(found)
-    assert row["power"] == "unknown" and row["AUC (labels)"] == "" and row["contamination rate"] == "0.49 [0.35, 0.60]"
-    assert "AUC" not in summary.verdict_markdown(found)
+    assert row["finds from"] == "unknown" and row["AUC (labels)"] == ""
+    assert row["in the data"] == "at least 25%, estimate 49%"
+    assert "| AUC" not in summary.verdict_markdown(found)
 
 
 def test_markdown_for_prefect() -> None:
-    text = summary.verdict_markdown(results.verdict(labelled=results.LABELLED))
+    found = results.verdict(labelled=results.LABELLED)
+    text = summary.verdict_markdown(found)
+    assert "\n\n".join(explain(found).paragraphs) in text
     assert text.startswith("# CONTAMINATED\n") and "`checkpoints/release-7`" in text
-    assert "audits/release-7/report.html" in text and "| power | 0.70 [0.53, 0.83] |" in text
+    assert "audits/release-7/report.html" in text and "| finds from | 0.16 [0.11, 0.22] |" in text
     text = summary.detector_markdown(results.detector())
     assert text.startswith("# Detector 0123456789ab") and "TPR at 5% FPR" in text and "checkpoint alone" in text
     assert "checkpoint and base" not in text
@@ -74,13 +78,13 @@ def test_the_history_fits_the_terminal() -> None:
     )
     lines = table.splitlines()
     assert max(map(len, lines)) == summary.WIDTH and len(lines) == 6
-    assert " ".join(lines[0].split()) == "time checkpoint benchmark outcome contamination rate audit detail"
+    assert " ".join(lines[0].split()) == "time checkpoint benchmark outcome in the data audit detail"
     assert (
         lines[2].startswith("2026-11-23 09:30  …")
         and "step-100  maths" in lines[2]
         and "-xdeadbeef  p = 0.25" in lines[2]
     )
-    assert "0.38 [0.28, 0.50]" in lines[2]
+    assert "at least 28%, estimate 38%" in lines[2]
     assert "same weights as aaa" in lines[3]
     assert "FAILED" in lines[4] and lines[4].endswith("…")
     assert summary.history_table([verdict(4, recovered=True)]).endswith("p = 0.25, 8 of 160 flagged; had failed before")
