@@ -179,7 +179,7 @@ def _amount(v: Verdict) -> Sentence:
             f"out; the estimate is {estimate}."
             if _higher(v)
             else f"No leaked question is certified (at least 0 of the {of}), and the estimate, which is no bound and "
-            f"averages some percent where nothing leaked, is {percent(v.contamination_rate)}."
+            f"is often above zero where nothing leaked, is {percent(v.contamination_rate)}."
         )
     else:
         certified = f"{v.members_at_least} of {_scored(v)} ({percent(v.share_at_least)})"
@@ -223,7 +223,7 @@ def _flags(v: Verdict) -> Sentence:
         compared = (
             "also counts questions that look only somewhat surer"
             if estimated > v.flagged
-            else "leaves out what chance flags"
+            else "leaves out what chance flags, and looks at all questions, not only at the highest"
         )
         text = (
             f"{v.flagged} of the {_questions(v)} {'is' if v.flagged == 1 else 'are'} flagged, for scoring above nearly "
@@ -340,7 +340,8 @@ def _basis(v: Verdict) -> Sentence:
                 "had it seen one of them, it would tell the two apart for that reason",
             )
         )
-    text = f"{rests} that {benchmark} and {unseen} are questions of one kind: {', '.join(found)}."
+    said = ", and ".join(filter(None, [", ".join(found[:-1]), found[-1]]))
+    text = f"{rests} that {benchmark} and {unseen} are questions of one kind: {said}."
     return Sentence("What it rests on", text, tuple(numbers))
 
 

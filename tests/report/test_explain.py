@@ -80,8 +80,8 @@ def test_contaminated() -> None:
 def test_no_evidence_is_no_proof() -> None:
     found, amount, flags, *_ = said("NO EVIDENCE", **CLEAN)
     assert found.startswith("There is no sign that") and "p = 0.81" in found
-    assert "No leaked question is certified" in amount and "averages some percent where nothing leaked, is 2%" in amount
-    assert "no more than chance may give" in flags and "because it leaves out what chance flags" in flags
+    assert "No leaked question is certified" in amount and "often above zero where nothing leaked, is 2%" in amount
+    assert "no more than chance may give" in flags and "because it leaves out what chance flags, " in flags
     told = explain(verdict("NO EVIDENCE", **CLEAN))
     assert "does not say that the benchmark was kept out" in told.unsaid and "reinforcement learning" in told.unsaid
 
