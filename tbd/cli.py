@@ -464,7 +464,10 @@ def _explain(options: argparse.Namespace) -> int:
     from tbd.workspace import AUDITS
 
     audits.get(options.audit)
-    found = explain(read_verdict(AUDITS / options.audit / "verdict.json"))
+    file = AUDITS / options.audit / "verdict.json"
+    if not file.is_file():
+        raise InputError(f"{file}: not there yet. tbd check --all brings every audit up to date.")
+    found = explain(read_verdict(file))
     print(json.dumps(asdict(found), indent=2, ensure_ascii=False) if options.json else found.terminal())
     return 0
 

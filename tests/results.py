@@ -41,7 +41,7 @@ def choice(identity: str = ALONE, auc: float = 0.94, **changes: Any) -> dict[str
         "method": method.name, "id": identity, "parameters": {"m": method.m, **dict(method.parameters)},
         "auc_choice": auc + 0.01, "auc": auc, "auc_low": auc - 0.06, "auc_high": auc + 0.04,
         "tpr_at_fpr": 0.7, "tpr_low": 0.54, "tpr_high": 0.83, "tpr_paper_convention": 0.72, "threshold": -0.12,
-        "power": 0.72, "power_low": 0.56, "power_high": 0.85, "others_flagged": 0.05,
+        "members_flagged": 0.72, "members_flagged_low": 0.56, "members_flagged_high": 0.85, "others_flagged": 0.05,
         "member_p_values": [0.01, 0.02], "negatives": np.linspace(-0.9, -0.1, 120).tolist(),
     } | changes  # fmt: skip
 

@@ -19,9 +19,11 @@ import pytest
 
 from tbd import cli, history, records
 from tbd.commands import checks
+from tbd.detection.results import read_verdict
 from tbd.errors import InputError
 from tbd.history import outbox
 from tbd.pipeline import templates
+from tbd.report.explain import explain
 from tbd.watch import outcomes
 from tests import outcomes as examples
 from tests.shared import mlflow_store
@@ -498,6 +500,22 @@ TAMPERED: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: (folder / "verdict.json").write_text("{"), "verdict.json: not the file dvc.lock names"),
     (lambda folder: (folder / "scores.parquet").unlink(), "scores.parquet: not the file dvc.lock names"),
 ]
+
+
+def test_explain_says_the_verdict_in_sentences(shared: Command) -> None:
+    out, err = shared("explain", "reference")
+    verdict = read_verdict(shared.root / "audits/reference/verdict.json")
+    assert out == explain(verdict).terminal() + "\n" and err == ""
+    told = json.loads(shared("explain", "reference", "--json")[0])
+    assert (told["audit"], told["verdict"], len(told["sentences"])) == ("reference", verdict.verdict, 5)
+    assert told["sentences"][1]["numbers"][0]["what"] == "certified minimum" and len(told["checks"]) == 4
+    assert "five sentences" in shared("explain", "--help")[0]
+    assert "Did you mean 'reference'?" in shared.refused("explain", "referenc")
+
+
+def test_explain_of_what_has_no_verdict_yet_says_what_to_do(tbd: Command) -> None:
+    (tbd.root / "audits/base/verdict.json").unlink()
+    assert "audits/base/verdict.json: not there yet. tbd check --all" in tbd.refused("explain", "base")
 
 
 def test_verify_says_whether_everything_is_what_it_was(tbd: Command) -> None:

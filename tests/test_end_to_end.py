@@ -108,6 +108,7 @@ def every_file_is_there(root: Path) -> None:
         for name in (
             "plots/scores.png",
             "plots/p_values.png",
+            "plots/power.png",
             "plots/roc.png",
             "plots/interactive.html",
             "validation/sets/index.html",

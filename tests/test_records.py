@@ -20,6 +20,7 @@ QUESTION = {
     "score": [math.nan, -0.5],
     "p_value": [math.nan, 0.25],
     "flagged": [False, True],
+    "at_least": [0, 1],
     "label": [1, None],
 }
 
@@ -66,7 +67,9 @@ def test_log_probs_survive_to_the_last_bit(tmp_path: Path) -> None:
 
 
 def test_columns_come_in_the_schemas_order_and_types(tmp_path: Path) -> None:
-    table = verdicts(extra=["x", "y"]).select(["extra", "label", "flagged", "p_value", "score", "question_id"])
+    table = verdicts(extra=["x", "y"]).select(
+        ["extra", "label", "at_least", "flagged", "p_value", "score", "question_id"]
+    )
     records.write_table(tmp_path / "t.parquet", table)
     found = records.read_table(tmp_path / "t.parquet", records.VERDICT_QUESTIONS)
     assert found.schema.equals(records.VERDICT_QUESTIONS)

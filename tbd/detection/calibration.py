@@ -66,9 +66,9 @@ def at_work(members: Array, others: Array, negatives: Array, fpr: float, confide
     low, high = proportion(hits, len(p_members), confidence)
     return AtWork(
         threshold=threshold(negatives, fpr),
-        power=hits / len(p_members),
-        power_low=low,
-        power_high=high,
+        members_flagged=hits / len(p_members),
+        members_flagged_low=low,
+        members_flagged_high=high,
         others_flagged=float((p_others <= fpr).mean()),
         member_p_values=sorted(p_members.tolist()),
         negatives=negatives.tolist(),

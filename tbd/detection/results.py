@@ -191,16 +191,16 @@ class AtWork(Result):
 
     threshold: float | None
     """a question of the reference is flagged if its score is strictly above it; None: none can be at this `fpr`"""
-    power: float
+    members_flagged: float
     """share of the members that are flagged at `fpr`, in [0, 1]; higher = misses less"""
-    power_low: float
+    members_flagged_low: float
     """lower end of its interval (Clopper-Pearson)"""
-    power_high: float
+    members_flagged_high: float
     """upper end"""
     others_flagged: float
     """share of the other questions that are flagged at `fpr`, in [0, 1]; lower = fewer false alarms"""
     member_p_values: list[float]
-    """conformal p-values of the members, ascending, in (0, 1]: power at any other `fpr`"""
+    """conformal p-values of the members, ascending, in (0, 1]: where they lie, for the power of an audit"""
     negatives: list[float]
     """scores of the reference's unseen questions, ascending: what those p-values compare with"""
 

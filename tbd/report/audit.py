@@ -61,7 +61,8 @@ def embedded(plot: Path) -> Markup:
 
 def named(text: str) -> Markup:
     """A sentence of `tbd.report.explain`, escaped; what stands between backticks as a name."""
-    return Markup(re.sub("`([^`]*)`", r'<bdi class="name">\1</bdi>', escape(plain(text))))
+    escaped = str(escape(plain(text).replace("p = ", "p\u00a0=\u00a0")))
+    return Markup(re.sub("`([^`]*)`", r'<bdi class="name">\1</bdi>', escaped))
 
 
 def _order(row: Mapping[str, Any]) -> tuple[float, float, str]:

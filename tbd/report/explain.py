@@ -76,7 +76,7 @@ class Explanation:
         }
         said = {one.about: one.text for one in self.sentences} | rest
         lines = (textwrap.fill(f"{about}. {text}", WIDTH, break_long_words=False) for about, text in said.items())
-        return "\n\n".join([f"{self.audit}: {self.verdict}", *lines])
+        return "\n\n".join([f"{plain(self.audit)}: {self.verdict}", *lines])
 
 
 def explain(v: Verdict) -> Explanation:
@@ -119,7 +119,7 @@ def _questions(v: Verdict) -> str:
 def _found(v: Verdict) -> Sentence:
     benchmark, unseen, p = code(v.benchmark.name), code(v.unseen.name), p_value(v.p_value)
     data = f"in the data that {code(v.checkpoint)} was distilled on"
-    surer = f"surer of its answers to them than of those to {unseen}, which it cannot have seen"
+    surer = f"surer of its answers to them than of those to the questions of {unseen}, which it cannot have seen"
     unchecked = f"If {benchmark} and {unseen} are of one kind, which no base model was there to check, "
     if v.verdict == "CONTAMINATED":
         text = (
@@ -179,7 +179,7 @@ def _amount(v: Verdict) -> Sentence:
             f"out; the estimate is {estimate}."
             if _higher(v)
             else f"No leaked question is certified (at least 0 of the {of}), and the estimate, which is no bound and "
-            f"averages some percent where nothing leaked, is {percent(v.contamination_rate)}."
+            f"is often above zero where nothing leaked, is {percent(v.contamination_rate)}."
         )
     else:
         certified = f"{v.members_at_least} of {_scored(v)} ({percent(v.share_at_least)})"
@@ -223,7 +223,7 @@ def _flags(v: Verdict) -> Sentence:
         compared = (
             "also counts questions that look only somewhat surer"
             if estimated > v.flagged
-            else "leaves out what chance flags"
+            else "leaves out what chance flags, and looks at all questions, not only at the highest"
         )
         text = (
             f"{v.flagged} of the {_questions(v)} {'is' if v.flagged == 1 else 'are'} flagged, for scoring above nearly "
@@ -269,9 +269,10 @@ def _sight(v: Verdict) -> Sentence:
             "What this audit can see is not known, because its reference has too few unseen questions for a "
             f"false-positive rate of {level(v.fpr)}, so finding nothing would mean little."
         )
-        return Sentence("What this audit can see", text, ())
+        needs = Number("smallest leak found", "not known", "a reference with more unseen questions would tell it")
+        return Sentence("What this audit can see", text, (needs,))
     reference, sure = code(power.reference), level(v.confidence)
-    strong = f"leaked as strongly as on {reference}, {_whose(v, power)}"
+    strong = f"leaked as strongly as was planted in the reference {reference}, {_whose(v, power)}"
     high = "more than all of it" if power.mde80_high is None else percent(power.mde80_high)
     if power.mde80 is None:
         share = (
@@ -339,7 +340,8 @@ def _basis(v: Verdict) -> Sentence:
                 "had it seen one of them, it would tell the two apart for that reason",
             )
         )
-    text = f"{rests} that {benchmark} and {unseen} are questions of one kind: {', '.join(found)}."
+    said = ", and ".join(filter(None, [", ".join(found[:-1]), found[-1]]))
+    text = f"{rests} that {benchmark} and {unseen} are questions of one kind: {said}."
     return Sentence("What it rests on", text, tuple(numbers))
 
 

@@ -254,17 +254,17 @@ def power(
     def draw(figure: Figure) -> None:
         axes: Axes = figure.subplots()
         axes.fill_between(x, below, above, color=OTHER, alpha=0.2, linewidth=0)
-        axes.plot(x, y, color=OTHER, linewidth=2.2, label="audits that say CONTAMINATED, with interval")
+        axes.plot(x, y, color=OTHER, linewidth=2.2, label="audits that say CONTAMINATED")
         axes.axhline(80, color=INK, linestyle="--", linewidth=1.2, label="four audits in five")
         if smallest is not None:
             ends = [[smallest - (first or 0)], [(right if last is None else last) - smallest]]
             axes.errorbar([smallest], [80], xerr=ends, fmt="o", color=INK, capsize=4, zorder=4,
-                          label=f"smallest leak they find: {smallest:.3g}%")  # fmt: skip
+                          label="smallest leak they find")  # fmt: skip
         if at_least is not None:
             axes.axvline(100 * at_least, color=MEMBER, linewidth=2, clip_on=False, zorder=3,
-                         label=f"this audit: at least {100 * at_least:.3g}% leaked")  # fmt: skip
+                         label="this audit: at least so much leaked")  # fmt: skip
         axes.axvline(100 * estimate, color=MEMBER, linestyle=":", linewidth=2, clip_on=False, zorder=3,
-                     label=f"this audit: estimate {100 * estimate:.3g}%")  # fmt: skip
+                     label="this audit: estimate")  # fmt: skip
         axes.set_xlim(0, right)
         axes.set_ylim(0, 101)
         axes.set_xlabel("% of the benchmark that leaked as strongly as on the reference")

@@ -16,7 +16,7 @@ WIDTH = 160
 """columns that the table of a history takes at most, unless benchmarks have long names"""
 NARROW = 26
 """columns of a name at most"""
-DETAIL = 30
+DETAIL = 27
 """columns left to the detail at least"""
 MARKUP = re.compile(r"[\\`*_<>\[\]|~&#$]|:(?=//)|(?<=www)\.")
 """what may start something in Markdown within a line: emphasis, code, HTML, a link, a cell, a formula"""
@@ -183,7 +183,9 @@ def detector_markdown(detector: Detector) -> str:
             "method": f"`{chosen.id}`",
             "AUC": interval(chosen.auc, chosen.auc_low, chosen.auc_high, ".3f"),
             f"TPR at {detector.fpr:.0%} FPR": interval(chosen.tpr_at_fpr, chosen.tpr_low, chosen.tpr_high),
-            "power": interval(chosen.power, chosen.power_low, chosen.power_high),
+            "members flagged": interval(
+                chosen.members_flagged, chosen.members_flagged_low, chosen.members_flagged_high
+            ),
         }
         for choice, chosen in detector.choices
         if chosen

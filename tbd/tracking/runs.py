@@ -119,12 +119,13 @@ def _calibration(workspace: Path) -> Record:
         if choice:
             metrics |= {f"{name}.{key}": value for key, value in _choice_metrics(choice).items()}
     questions = detector.questions.evaluation
-    auc, power = _auc(best), interval(best.power, best.power_low, best.power_high, ".0%")
+    auc = _auc(best)
+    flagged = interval(best.members_flagged, best.members_flagged_low, best.members_flagged_high, ".0%")
     alone = f" Log-probs of the checkpoint alone: `{choices.alone.id}`, AUC {_auc(choices.alone)}."
     description = (
         f"**AUC {auc}** for `{best.id}` on {questions.members} members and {questions.others} other "
         f"questions that chose nothing, checkpoint `{provenance.checkpoint}`. "
-        f"At a false-positive rate of {detector.fpr:g} it finds {power} of planted members."
+        f"At a false-positive rate of {detector.fpr:g} it flags {flagged} of planted members."
         + (alone if choices.with_base else "")
         + _warnings(detector)
     )
@@ -222,8 +223,8 @@ def _check(audit: str, workspace: Path) -> Record:
 
 
 def _choice_metrics(choice: Choice) -> dict[str, Any]:
-    names = {"auc", "auc_low", "auc_high", "tpr_at_fpr", "tpr_low", "tpr_high", "threshold"}
-    return choice.model_dump(include=names | {"power", "power_low", "power_high", "others_flagged"})
+    names = {"auc", "auc_low", "auc_high", "tpr_at_fpr", "tpr_low", "tpr_high", "threshold", "others_flagged"}
+    return choice.model_dump(include=names | {"members_flagged", "members_flagged_low", "members_flagged_high"})
 
 
 def _auc(choice: Choice) -> str:

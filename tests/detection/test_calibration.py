@@ -12,7 +12,8 @@ from tbd.detection import calibration, detector
 from tbd.detection.decisions import conformal_p_values, negatives_needed
 from tbd.detection.results import Performance
 from tbd.errors import InputError
-from tests.detection.test_verdict import CALIBRATE, DECISION, LOW, audit, table
+from tbd.params import Calibrate
+from tests.detection.test_verdict import DECISION, LOW, audit, table
 
 LABELS = np.array([1] * 6 + [0] * 5, np.int8)
 
@@ -102,10 +103,11 @@ def test_the_best_on_the_choosing_half_is_chosen_and_the_first_of_equals() -> No
 def test_at_work_by_hand() -> None:
     negatives = np.array([math.nan, *np.arange(19.0)])
     found = calibration.at_work(np.array([20.0, 18.5, 3.0, math.nan]), np.array([19.0, 1.0]), negatives, 0.05, 0.95)
-    assert found.threshold == 18.0 and found.power == pytest.approx(2 / 3) and found.others_flagged == 0.5
+    assert found.threshold == 18.0 and found.members_flagged == pytest.approx(2 / 3) and found.others_flagged == 0.5
     assert found.member_p_values == pytest.approx([1 / 20, 1 / 20, 17 / 20])
     assert found.negatives == list(np.arange(19.0))
-    assert found.power_low == pytest.approx(0.0943, abs=1e-4) and found.power_high == pytest.approx(0.9916, abs=1e-4)
+    assert found.members_flagged_low == pytest.approx(0.0943, abs=1e-4)
+    assert found.members_flagged_high == pytest.approx(0.9916, abs=1e-4)
 
 
 @given(
@@ -116,7 +118,10 @@ def test_at_work_by_hand() -> None:
 )
 def test_rates_at_work_are_rates(members: list[float], others: list[float], negatives: list[float], fpr: float) -> None:
     found = calibration.at_work(np.array(members), np.array(others), np.array(negatives), fpr, 0.95)
-    assert 0 <= found.power_low <= found.power <= found.power_high <= 1 and 0 <= found.others_flagged <= 1
+    assert (
+        0 <= found.members_flagged_low <= found.members_flagged <= found.members_flagged_high <= 1
+        and 0 <= found.others_flagged <= 1
+    )
     assert found.member_p_values == sorted(found.member_p_values) and found.negatives == sorted(negatives)
 
 
@@ -134,7 +139,7 @@ def chosen(
     """The detector among these methods; `good`, `bad` and `ratio` are their scores."""
     scores = {GOOD: of.get("good", APART), BAD: of.get("bad", MIXED_UP), RATIO: of.get("ratio", MIXED_UP)}
     reference = table({("checkpoint", method): (scores[method], unseen) for method in methods}, labels)
-    return detector.calibrate(reference, audit(), CALIBRATE, DECISION)
+    return detector.calibrate(reference, audit(), Calibrate(reference="reference", bootstrap=200, seed=0), DECISION)
 
 
 def test_the_best_method_with_and_without_a_base() -> None:

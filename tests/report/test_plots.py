@@ -24,6 +24,7 @@ RATES = (
     [0.4, 0.0, np.nan, 0.05],
     [0.3, 0.0, np.nan, 0.0],
 )
+POWER = ([0.1, 0.2, 1.0], [0.4, 0.8, 1.0], [0.3, 0.7, 1.0], [0.5, 0.9, 1.0])
 CURVES = {"alone": ([0, 0, 0.5, 1], [0, 0.5, 1, 1]), "with_base": ([0, 0, 1], [0, 1, 1])}
 
 PNG: dict[str, Callable[[Path], Path]] = {
@@ -31,6 +32,7 @@ PNG: dict[str, Callable[[Path], Path]] = {
     "scores without labels": lambda path: plots.scores(path, BENCHMARK, UNSEEN, None, None, "tbd(m=100)"),
     "p_values": lambda path: plots.p_values(path, P, 0.05),
     "roc": lambda path: plots.roc(path, CURVES, 0.05),
+    "power": lambda path: plots.power(path, *POWER, (0.2, 0.1, 0.3), 0.15, 0.4),
     "rates": lambda path: history_plot.rates(path, *RATES),
 }
 HTML: dict[str, Callable[[Path], Path]] = {
@@ -118,6 +120,32 @@ def test_where_names_are_thinned_out_the_contaminated_come_first() -> None:
 def test_odd_rates_break_nothing(outcomes: list[str], rate: list[float], at_least: list[float], tmp_path: Path) -> None:
     names = ["a$b$_^ {m} 模型"] * len(outcomes)  # which the font does not have
     colours(history_plot.rates(tmp_path / "r.png", names, outcomes, rate, at_least))
+
+
+def test_an_audit_stands_on_its_power_curve(tmp_path: Path) -> None:
+    """Its certified minimum and its estimate are lines, as far to the right as they are large."""
+
+    def marked(at_least: float | None, estimate: float) -> list[int]:
+        path = plots.power(tmp_path / "p.png", *POWER, (0.2, 0.1, 0.9), at_least, estimate)
+        with Image.open(path) as image:
+            mine = (np.asarray(image.convert("RGB"))[200:-150] == rgb(plots.MEMBER)).all(axis=2).sum(axis=0)
+        lines = np.flatnonzero(mine > 50)
+        return [int(part[0]) for part in np.split(lines, np.flatnonzero(np.diff(lines) > 1) + 1) if len(part)]
+
+    assert len(marked(None, 0.6)) == 1
+    (at_least, estimate), (less, same) = marked(0.3, 0.6), marked(0.15, 0.6)
+    assert less < at_least < estimate == same
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("mde80", "at_least", "estimate"),
+    [((None, None, None), None, 0.0), ((None, 0.4, None), 0.0, 1.0), ((0.2, 0.1, None), 1.0, 1.0)],
+)
+def test_odd_power_breaks_nothing(
+    mde80: tuple[float | None, float | None, float | None], at_least: float | None, estimate: float, tmp_path: Path
+) -> None:
+    colours(plots.power(tmp_path / "p.png", *POWER, mde80, at_least, estimate))
 
 
 def test_settings_of_the_caller_neither_change_a_figure_nor_are_changed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 from tbd.detection.results import read_verdict
 from tbd.history import FAILED, WORKS
 from tbd.report import summary
+from tbd.report.explain import explain
 from tests import results
 from tests.outcomes import again, failure, verdict
 from tests.workspace import finished
@@ -28,11 +29,13 @@ def test_what_is_not_known_is_not_made_up() -> None:
     row = summary.row(found)
     assert row["finds from"] == "unknown" and row["AUC (labels)"] == ""
     assert row["in the data"] == "at least 25%, estimate 49%"
-    assert "AUC" not in summary.verdict_markdown(found)
+    assert "| AUC" not in summary.verdict_markdown(found)
 
 
 def test_markdown_for_prefect() -> None:
-    text = summary.verdict_markdown(results.verdict(labelled=results.LABELLED))
+    found = results.verdict(labelled=results.LABELLED)
+    text = summary.verdict_markdown(found)
+    assert "\n\n".join(explain(found).paragraphs) in text
     assert text.startswith("# CONTAMINATED\n") and "`checkpoints/release-7`" in text
     assert "audits/release-7/report.html" in text and "| finds from | 0.16 [0.11, 0.22] |" in text
     text = summary.detector_markdown(results.detector())

@@ -27,6 +27,7 @@ from tbd.mlflow_store import TrackingDown, artifact_root, store
 from tbd.pipeline import templates
 from tbd.pipeline.lock_file import digest
 from tbd.records import VERDICT_QUESTIONS, write_table
+from tbd.report.explain import explain
 from tbd.scores.tokens import Tokens, pad
 from tbd.tracking import detector_model
 from tbd.tracking import history as tracking_history
@@ -77,9 +78,9 @@ def write_verdict(workspace: Path, audit: str, verdict: str, rate: float) -> Non
         checkpoint_fingerprint=FINGERPRINT,
         base=None,
         base_fingerprint=None,
-        contamination_rate={"estimate": rate, "low": max(0, rate - 0.13), "high": rate + 0.12},
+        same_kind=made.NO_BASE["same_kind"],
+        contamination_rate=rate,
         p_value=1e-9,
-        exchangeability=None,
         unscored=1,
         labelled=made.LABELLED,
     )
@@ -87,7 +88,7 @@ def write_verdict(workspace: Path, audit: str, verdict: str, rate: float) -> Non
     rng = np.random.default_rng(0)
     score = np.append(rng.normal(-0.4, 0.2, 159), np.nan)
     p = conformal_p_values(score, np.linspace(-0.9, -0.1, 120))
-    columns = [[f"{i:016x}" for i in range(160)], score, p, np.nan_to_num(p, nan=1) <= 0.05, [1, 0] * 80]
+    columns = [[f"{i:016x}" for i in range(160)], score, p, np.nan_to_num(p, nan=1) <= 0.05, [0] * 160, [1, 0] * 80]
     write_table(
         folder / "questions.parquet", pa.Table.from_arrays([pa.array(c) for c in columns], VERDICT_QUESTIONS.names)
     )
@@ -175,12 +176,12 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "reference on benchmark: CONTAMINATED"
     assert run.data.metrics["contamination_rate"] == 0.48
-    assert run.data.metrics["contamination_rate_low"] == 0.35
+    assert (run.data.metrics["members_at_least"], run.data.metrics["share_at_least"]) == (40, 0.25)
     assert (run.data.metrics["auc"], run.data.metrics["auc_low"], run.data.metrics["p_value"]) == (0.94, 0.88, 1e-9)
     metrics = run.data.metrics
-    assert (metrics["power"], metrics["power_low"], metrics["threshold"]) == (0.7, 0.53, -0.12)
+    assert (metrics["mde80"], metrics["mde80_low"], metrics["threshold"]) == (0.16, 0.11, -0.12)
     assert (metrics["members_flagged"], metrics["others_flagged"]) == (0.7, 0.025)
-    assert not {"exchangeability", "tpr_at_fpr"} & set(metrics)  # None is left out, and a ROC is the detector's
+    assert not {"base_p_value", "tpr_at_fpr"} & set(metrics)  # None is left out, and a ROC is the detector's
     assert (run.data.params["many.p119"], run.data.params["score.methods.tbd.m"]) == ("119", "[20, 50]")
     assert (run.data.params["detector"], run.data.params["engine"], run.data.params["fpr"]) == (
         ALONE,
@@ -197,7 +198,8 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
         tags["git_commit"]
         == subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     )
-    assert tags["mlflow.note.content"].startswith("**CONTAMINATED: 48% [35%, 60%] of `benchmark`**")
+    told = explain(results.read_verdict(Path("audits/reference/verdict.json"))).paragraphs
+    assert tags["mlflow.note.content"] == "\n\n".join(["**CONTAMINATED**", *told]) + "\n- Warning: A warning."
     inputs = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
     assert (inputs["benchmark"].digest, json.loads(inputs["unseen"].source)) == (
         "b" * 32,
@@ -215,7 +217,7 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
         *(f"{of}/{name}" for of in ("audit", "reference") for name in ("audit.yaml", "dvc.yaml", "dvc.lock")),
     }
     table = read(client, run, "questions.json")
-    assert list(table.columns) == ["question_id", "score", "p_value", "flagged", "label"]
+    assert list(table.columns) == ["question_id", "score", "p_value", "flagged", "at_least", "label"]
     assert len(table) == 160
     assert table["p_value"].isna().sum() == 1
     assert Path(
