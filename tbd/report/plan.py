@@ -177,7 +177,7 @@ def costs(plan: Plan) -> list[tuple[str, str]]:
         )
         for one in plan.speeds
     ]
-    taken = "not measured" if plan.seconds is None else f"{clock(plan.seconds)} at most, by the speed measured"
+    taken = "not measured" if plan.seconds is None else f"{clock(plan.seconds)} at most, by the speed measured just now"
     return [*lines, ("time on this machine", taken)]
 
 
