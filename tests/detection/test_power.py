@@ -63,7 +63,8 @@ def test_the_planned_share_is_found_in_four_audits_of_five(with_base: bool) -> N
         bound = base_shift(rng.normal(size=128), rng.normal(size=100)).bound if with_base else 0.0
         found += test.shift_needed(benchmark, unseen, 0.05) > max(bound, 0)
     assert found / runs == pytest.approx(0.8, abs=0.12)
-    assert planned == pytest.approx(0.2 if with_base else 0.155, abs=0.03)
+    # 0.8 of 250 audits were found at these shares, run as above with several numbers of leaked questions
+    assert planned == pytest.approx(0.185 if with_base else 0.128, abs=0.03)
 
 
 def test_a_share_planned_from_an_assumed_strength_is_the_share_found() -> None:
@@ -78,6 +79,17 @@ def test_a_share_planned_from_an_assumed_strength_is_the_share_found() -> None:
         for shift in shifts
     ]
     assert planned == pytest.approx(power.detectable(np.array(found), leaked / 128), abs=0.03)
+
+
+def test_a_small_reference_does_not_make_the_audit_seem_blind() -> None:
+    """At d' 2, 128 v 100 audits find 12.8% (400 simulated at each of five shares, run through `GlobalTest`)."""
+    rng, decision, found = np.random.default_rng(4), DECISION.model_copy(update={"simulations": 200}), []
+    for seed in range(20):
+        unseen, members = rng.normal(size=40), rng.normal(2, size=32)
+        drawn = power.Reference(tuple((unseen >= members[:, None]).sum(axis=1)), 40)
+        found.append(power.curve(drawn, 128, 100, with_base=False, decision=decision, seed=seed).mde80)
+    assert np.median([one.estimate for one in found]) == pytest.approx(0.128, abs=0.03)
+    assert sum(one.low <= 0.128 <= one.high for one in found) >= 17
 
 
 def test_more_of_anything_is_more_power() -> None:
