@@ -113,6 +113,21 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--all", action="store_true", help="every audit there is instead of one checkpoint")
     _gates(check)
 
+    plan = command(
+        "plan",
+        "What an audit will be able to see and what it costs, before anything is generated.",
+        "Of an audit there is: tbd plan AUDIT. Of one to be: tbd plan CKPT --benchmark NAME --unseen NAME, or "
+        "--parameters 7e9 in place of a checkpoint that is not here; nothing is downloaded.",
+    )
+    plan.add_argument("what", nargs="?", metavar="AUDIT | CKPT", help="an audit, or a checkpoint's folder")
+    plan.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
+    plan.add_argument("--unseen", metavar="NAME", help="questions of the same kind the checkpoint cannot have seen")
+    plan.add_argument("--parameters", type=float, metavar="N", help="of a checkpoint that is not here, such as 7e9")
+    plan.add_argument("--base", metavar="CKPT", help="what the checkpoint was distilled from, if you have it")
+    plan.add_argument("--no-burst", action="store_true", help="do not measure this machine (20 s at most, and loading)")
+    plan.add_argument("--json", action="store_true", help="one JSON document, every field")
+    plan.add_argument("--html", type=Path, metavar="FILE", help="write it as a page too")
+
     watch = command(
         "watch",
         "Look at the sources once: audit every checkpoint that was not audited yet, by watch.policy of params.yaml.",
@@ -376,6 +391,24 @@ def _checked(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
     return standing or [outcomes.nothing("flow", "check-all", "There is no audit.")], verdicts
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from contextlib import redirect_stdout
+
+    from tbd.commands import plan
+    from tbd.report import plan as page
+
+    if options.html is not None and options.html.is_dir():
+        raise InputError(f"--html {options.html}: a folder. Name a file.")
+    with redirect_stdout(sys.stderr):  # the plan alone goes out
+        asked = plan.asked(options.what, options.benchmark, options.unseen, options.base, options.parameters)
+        found = plan.plan(asked, burst=not options.no_burst)
+    print(found.model_dump_json(indent=2) if options.json else page.table(found))
+    if options.html is not None:
+        page.write(options.html, found)
+        print(f"page: {options.html}", file=sys.stderr if options.json else sys.stdout)
+    return 0
+
+
 def _watch(options: argparse.Namespace) -> int:
     return _answer(options, " ".join(options.sources) or "watch.sources", _watched)
 
@@ -547,6 +580,7 @@ COMMANDS = {
     "distill": _distill,
     "calibrate": _calibrate,
     "check": _check,
+    "plan": _plan,
     "watch": _watch,
     "serve": _serve,
     "history": _history,

@@ -1,9 +1,13 @@
 """What an audit can see: the probability that it says CONTAMINATED when a share of its benchmark leaked.
 
 Simulated from the reference: a leaked question lies as far above unseen ones as the reference's members do (where c of
-its N unseen questions score at or above a member, that member's place among them is Beta(c + 1, N - c + 1)), every
+its N unseen questions score at or above a member, that member's place among them is Beta(c + 1/2, N - c + 1/2)), every
 other question lies anywhere. The audit's own numbers of questions, its global test and, where there is a base model,
 the paired check decide. The interval comes from resampling the reference's members and its unseen questions.
+
+The halves are Jeffreys' (Brown, Cai and DasGupta, Statistical Science 16, 2001). With a flat prior, c + 1, members
+above all unseen questions seem weaker than they are: of references with 40 unseen questions (d' 2) its 95% interval of
+`mde80` holds the truth in 68%, this one in 95%.
 """
 
 from dataclasses import dataclass
@@ -13,16 +17,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
+from scipy.stats import norm
 
 from tbd.detection.global_test import normal_scores, rank_values
-from tbd.detection.results import Power, PowerAt, Share
+from tbd.detection.results import Choice, Power, PowerAt, Share
 from tbd.detection.same_kind import base_shift
 from tbd.params import Decision
 
 Array = NDArray[np.float64]
 
 SHARES = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
-"""of the benchmark that leaked: where the curve is computed"""
+"""of the benchmark that leaked: the curve is computed at the nearest whole numbers of questions"""
 FOUND = 0.8
 """the smallest detectable share is found in so many audits"""
 CHUNK = 4_000_000
@@ -44,12 +49,30 @@ class Reference:
     above: tuple[int, ...]
     """for each member, how many of the unseen questions score at or above it"""
     unseen: int
+    drawn: bool = True
+    """whether these are a sample, so that there is an interval; False: a strength that is assumed"""
+
+
+def measured(chosen: Choice) -> Reference:
+    """Where the members that a detector was measured with lie; from their conformal p-values."""
+    unseen = len(chosen.negatives)
+    return Reference(tuple(round(p * (unseen + 1)) - 1 for p in chosen.member_p_values), unseen)
+
+
+def assumed(strength: float) -> Reference:
+    """Members that score `strength` sd (d') above unseen questions, both normal: exact quantiles, nothing drawn."""
+    members, unseen = 1000, 1_000_000
+    places = norm.sf(norm.isf((np.arange(members) + 0.5) / members) + strength)
+    return Reference(tuple(np.floor(places * (unseen + 1)).astype(int)), unseen, drawn=False)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Power at each of SHARES, with its interval, and the smallest share found in 80% of audits."""
+    """Power at each share, with its interval (a point for a strength that is assumed), and the smallest share found in
+    80% of audits."""
 
+    shares: Array
+    """that leaked, ascending"""
     power: Array
     low: Array
     high: Array
@@ -57,7 +80,7 @@ class Curve:
 
     def result(self, reference: str, same_base: bool | None, members_flagged: Share) -> Power:
         """As `verdict.json` has it."""
-        points = zip(SHARES, self.power, self.low, self.high, strict=True)
+        points = zip(self.shares, self.power, self.low, self.high, strict=True)
         mde80, low, high = (None if np.isinf(share) else share for share in self.mde80)
         return Power(
             reference=reference,
@@ -81,15 +104,16 @@ class Audits:
         self.m, self.n, self.with_base, self.rng = benchmark, unseen, with_base, rng
         ranks = -np.arange(benchmark + unseen, dtype=float)
         self.values, self.scale = rank_values(ranks), normal_scores(ranks)  # by rank, the highest first
-        null = np.concatenate(
-            [self._ours(rows) for rows in np.array_split(self._places(simulations), 1 + simulations // self._rows())]
-        )
-        sums = null @ self.values
+        parts = [min(self._rows(), simulations - first) for first in range(0, simulations, self._rows())]
+        null = [self._ours(self._places(audits)) for audits in parts]
+        sums = np.concatenate([ours @ self.values for ours in null])
         self.ordered = np.sort(sums, axis=0)
         smallest = np.sort(self._smallest(sums))
         self.critical = smallest[max(int(np.floor(level * len(smallest))) - 1, 0)]
         self.base_shifts = (
-            np.array([base_shift(*self._split(ours)).bound for ours in null[:500]]) if with_base else None
+            np.array([base_shift(*self._split(ours)).bound for ours in np.concatenate(null)[:500]])
+            if with_base
+            else None
         )
 
     def found(self, places: Array) -> NDArray[np.bool_]:
@@ -139,21 +163,27 @@ def curve(
     """Power over SHARES of audits of `benchmark` against `unseen` questions.
 
     `decision.simulations` audits a share; the interval is of a quarter as many resampled references, each with some
-    audits at every share.
+    audits at every share. Below one question there is no share: a small benchmark has fewer points.
     """
     rng, n, above = np.random.default_rng(seed), reference.unseen, np.array(reference.above)
     audits = Audits(benchmark, unseen, decision.level, with_base, 10 * decision.simulations, rng)
+    leaked = np.unique(np.maximum(1, np.rint(np.array(SHARES) * benchmark))).astype(int)
+    shares = leaked / benchmark
 
     def powers(members: NDArray[np.int_], times: int) -> Array:
-        found = np.ones(len(SHARES))
-        for at, share in enumerate(SHARES):
-            drawn = rng.choice(members, (times, max(1, round(share * benchmark))))
-            found[at] = audits.found(rng.beta(drawn + 1, n - drawn + 1)).mean()
+        found = np.ones(len(leaked))
+        for at, questions in enumerate(leaked):
+            drawn = rng.choice(members, (times, questions))
+            found[at] = audits.found(rng.beta(drawn + 0.5, n - drawn + 0.5)).mean()
             if found[at] == 1:  # and so at every larger share
                 break
         return np.asarray(isotonic_regression(found).x)
 
-    power, resampled = powers(above, decision.simulations), []
+    power = powers(above, decision.simulations)
+    mde80 = detectable(power, shares)
+    if not reference.drawn:
+        return Curve(shares, power, power, power, Interval(mde80, mde80, mde80))
+    resampled = []
     for _ in range(decision.simulations // 4):
         # the unseen questions drawn again: how many of the new ones are among so many of the highest old ones
         again = np.concatenate([[0], np.cumsum(rng.multinomial(n, np.full(n, 1 / n)))])
@@ -161,10 +191,9 @@ def curve(
         resampled.append(powers(members, decision.simulations // 16))
     tails = [(1 - decision.confidence) / 2, (1 + decision.confidence) / 2]
     low, high = np.quantile(resampled, tails, axis=0)
-    ends = np.quantile([detectable(one) for one in resampled], tails, method="nearest")
-    mde80 = detectable(power)
+    ends = np.quantile([detectable(one, shares) for one in resampled], tails, method="nearest")
     interval = Interval(mde80, min(float(ends[0]), mde80), max(float(ends[1]), mde80))
-    return Curve(power, np.minimum(low, power), np.maximum(high, power), interval)
+    return Curve(shares, power, np.minimum(low, power), np.maximum(high, power), interval)
 
 
 def more_unseen(
@@ -180,11 +209,11 @@ def more_unseen(
     return None
 
 
-def detectable(power: Array) -> float:
-    """The share at which a rising curve over SHARES reaches FOUND; inf if it does not."""
+def detectable(power: Array, shares: Array) -> float:
+    """The share at which a rising curve over `shares` reaches FOUND; inf if it does not."""
     if power[-1] < FOUND:
         return float("inf")
     at = int(np.argmax(power >= FOUND))
     if at == 0:
-        return SHARES[0]
-    return float(np.interp(FOUND, power[at - 1 : at + 1], SHARES[at - 1 : at + 1]))
+        return float(shares[0])
+    return float(np.interp(FOUND, power[at - 1 : at + 1], shares[at - 1 : at + 1]))

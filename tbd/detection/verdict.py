@@ -240,7 +240,7 @@ def _power(
         )
         return None, None
     p_values = np.asarray(chosen.member_p_values)
-    reference = power.Reference(tuple(np.rint(p_values * (have + 1)).astype(int) - 1), have)
+    reference = power.measured(chosen)
     found = power.curve(reference, *units, with_base=audit.base is not None, decision=decision, seed=seed)
     more = None
     if found.mde80.high > decision.detectable_share:

@@ -1,0 +1,182 @@
+"""What generating the answers of an audit costs: tokens, memory, time. Numbers in, estimates out.
+
+Time comes from a measured burst of the real engine alone. Memory is weights and keys and values of one batch; what the
+library needs beside that comes on top.
+"""
+
+import json
+import struct
+import time
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from tbd.checkpoints import Prompt
+from tbd.detection.results import Result
+from tbd.generation.engines import Engine, OutOfMemory
+from tbd.progress import Progress
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""of one number"""
+CHARACTERS = 4
+"""of a question to a token, where the tokenizer is not here: a rule of thumb for English"""
+BURST = 8
+"""tokens of an answer that a burst writes"""
+GROWTH = 4
+"""each run of a burst has so many times the questions of the one before"""
+
+Role = Literal["checkpoint", "base"]
+
+
+class Pass(Result):
+    """One model over all questions."""
+
+    model: Role
+    """which of the two"""
+    does: str
+    """in words"""
+    read: int
+    """tokens read; at most, where answers are among them"""
+    written: int
+    """tokens written, at most: an answer may end earlier"""
+
+
+class Memory(Result):
+    """Of one model on its device, estimated; two models are never there at once."""
+
+    model: Role
+    """which of the two"""
+    parameters: int
+    """of the model"""
+    dtype: str
+    """of the computation: bfloat16, float16 or float32"""
+    weights: int
+    """bytes"""
+    cache: int | None
+    """bytes of keys and values of the largest batch; None: not known without config.json"""
+
+
+class Speed(Result):
+    """Of one model, measured on this machine."""
+
+    model: Role
+    """which of the two"""
+    device: str
+    """kind of device, such as cpu or cuda"""
+    dtype: str
+    """of the computation"""
+    questions: int
+    """answered at a time; fewer than a batch has where that took too long, and then a batch is faster"""
+    load: float
+    """seconds until the model was loaded"""
+    read: float
+    """tokens a second"""
+    written: float
+    """tokens a second, of all answers of the batch together"""
+
+
+def passes(questions: int, prompts: int, max_new_tokens: int, base_prompts: int | None) -> list[Pass]:
+    """What is read and written. `prompts`: tokens of all prompts; `base_prompts`: in the base's own words, None without
+    a base."""
+    most = questions * max_new_tokens
+    found = [Pass(model="checkpoint", does="answers", read=prompts, written=most)]
+    if base_prompts is not None:
+        found += [
+            Pass(model="base", does="reads the checkpoint's answers", read=prompts + most, written=0),
+            Pass(model="base", does="answers", read=base_prompts, written=most),
+        ]
+    return found
+
+
+def rough_tokens(questions: Sequence[str]) -> int:
+    """Tokens of all questions, by their characters alone; without the chat template."""
+    return sum(-(-len(question) // CHARACTERS) for question in questions)
+
+
+def parameters(folder: Path) -> int:
+    """How many numbers the checkpoint's weight files hold, by their headers."""
+    count = 0
+    for shard in folder.glob("*.safetensors"):
+        with shard.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        count += sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return count
+
+
+def cache_bytes(config: dict[str, Any], rows: int, length: int, dtype: str) -> int | None:
+    """Keys and values of `rows` texts of `length` tokens: 2 x layers x heads x head size x rows x length x bytes.
+
+    `config`: of config.json. None where it does not name layers, heads and hidden size.
+    """
+    text = config.get("text_config") or config
+    layers, heads, hidden = (text.get(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    if not (layers and heads and hidden):
+        return None
+    kept, size = text.get("num_key_value_heads") or heads, text.get("head_dim") or hidden // heads
+    return int(2 * layers * kept * size * rows * length * BYTES[dtype])
+
+
+def memory(
+    model: Role,
+    parameters: int,
+    dtype: str,
+    config: dict[str, Any] | None = None,
+    batches: Sequence[tuple[int, int]] = (),
+) -> Memory:
+    """`batches`: rows and tokens (prompt and answer) of each. Without `config`, keys and values are not known."""
+    caches = [cache_bytes(config, rows, length, dtype) for rows, length in batches] if config else []
+    return Memory(
+        model=model,
+        parameters=parameters,
+        dtype=dtype,
+        weights=parameters * BYTES[dtype],
+        cache=max((one for one in caches if one is not None), default=None),
+    )
+
+
+def seconds(work: Sequence[Pass], speeds: Sequence[Speed]) -> float | None:
+    """Of all passes, loading included, at most; None where a model's speed was not measured."""
+    by_model = {speed.model: speed for speed in speeds}
+    if any(one.model not in by_model for one in work):
+        return None
+    computing = [one.read / by_model[one.model].read + one.written / by_model[one.model].written for one in work]
+    return sum(computing) + sum(speed.load for speed in speeds)
+
+
+def burst(
+    engine: Engine, model: Role, prompts: Sequence[Prompt], batch_size: int, load: float, limit: float
+) -> Speed | None:
+    """Answers of a few tokens to prompts of middling length, by more and more at a time; the last run counts.
+
+    It ends at `batch_size`, or where no larger run would be over `limit` seconds after the first began, or does not fit
+    into memory. None where a single question does not fit.
+    """
+    ordered, most = sorted(prompts, key=len), min(batch_size, len(prompts))
+    start, rows, speed = time.monotonic(), 1, None
+    while True:
+        began, first = time.monotonic(), (len(ordered) - rows) // 2
+        watch = Progress("burst")
+        try:
+            for _ in engine.generate(ordered[first : first + rows], BURST, watch.advance):
+                pass
+        except OutOfMemory:
+            return speed
+        read, written = watch.kinds["read"], watch.kinds["written"]
+        speed = Speed(
+            model=model,
+            device=engine.identity["device"],
+            dtype=engine.identity["dtype"],
+            questions=rows,
+            load=load,
+            read=read.done / read.seconds,
+            # the first token of an answer comes out of reading the prompt
+            written=max(written.done - rows, 1) / written.seconds,
+        )
+        now = time.monotonic()
+        fit = int(rows * (start + limit - now) / (now - began))  # so many at the same pace, in the time left
+        more = min(GROWTH * rows, most, fit)
+        if more <= rows:
+            return speed
+        rows = more

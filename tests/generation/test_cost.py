@@ -1,0 +1,117 @@
+"""What an audit costs: figures worked by hand, and a burst on an engine whose speed is known."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tbd.checkpoints import Prompt
+from tbd.generation import cost
+from tbd.generation.engines import Completion, OutOfMemory, Tick, unheard
+
+
+def test_tokens_by_hand() -> None:
+    # 10 questions of 100 prompt tokens in all (90 in the base's words), 32 new tokens each: 320 written at most
+    alone = cost.passes(10, 100, 32, None)
+    assert [(one.model, one.read, one.written) for one in alone] == [("checkpoint", 100, 320)]
+    both = cost.passes(10, 100, 32, 90)
+    assert [(one.read, one.written) for one in both] == [(100, 320), (420, 0), (90, 320)]
+
+
+def test_rough_tokens_by_hand() -> None:
+    assert cost.rough_tokens(["12345678", "123456789", ""]) == 2 + 3 + 0
+
+
+SMOLLM = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+
+
+def test_keys_and_values_by_hand() -> None:
+    # 2 x 30 layers x 3 heads x 64 = 11,520 numbers a token; 64 x 200 tokens; 2 bytes
+    assert cost.cache_bytes(SMOLLM, 64, 200, "bfloat16") == 11_520 * 12_800 * 2
+    assert cost.cache_bytes(SMOLLM, 64, 200, "float32") == 11_520 * 12_800 * 4
+    whole = SMOLLM | {"num_key_value_heads": None}  # one of each head
+    assert cost.cache_bytes(whole, 1, 1, "float16") == 2 * 30 * 9 * 64 * 2
+    assert cost.cache_bytes(SMOLLM | {"head_dim": 128}, 1, 1, "float16") == 2 * 30 * 3 * 128 * 2
+    assert cost.cache_bytes({"text_config": SMOLLM, "hidden_size": 1}, 1, 1, "float16") == 11_520 * 2
+    assert cost.cache_bytes({"fake": "x"}, 1, 1, "float16") is None
+
+
+def test_memory_is_of_the_largest_batch() -> None:
+    found = cost.memory("checkpoint", 7_000_000_000, "bfloat16", SMOLLM, [(64, 100), (32, 300)])
+    assert found.weights == 14_000_000_000 and found.cache == 11_520 * 32 * 300 * 2
+    assert cost.memory("base", 10, "float32").cache is None
+
+
+def test_parameters_are_counted_from_the_headers(tmp_path: Path) -> None:
+    shards = {"a": {"x": [3, 4], "y": [5]}, "b": {"scalar": []}}
+    for name, tensors in shards.items():
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header |= {key: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for key, shape in tensors.items()}
+        text = json.dumps(header).encode()
+        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    assert cost.parameters(tmp_path) == 12 + 5 + 1
+
+
+def speed(model: cost.Role, load: float, read: float, written: float) -> cost.Speed:
+    return cost.Speed(model=model, device="cpu", dtype="float32", questions=4, load=load, read=read, written=written)
+
+
+def test_seconds_by_hand() -> None:
+    work = cost.passes(10, 100, 32, 90)
+    speeds = [speed("checkpoint", 2, 50, 16), speed("base", 1, 10, 32)]
+    # 2 + 100/50 + 320/16 for the checkpoint, 1 + (420 + 90)/10 + 320/32 for the base
+    assert cost.seconds(work, speeds) == pytest.approx(24 + 62)
+    assert cost.seconds(work, speeds[:1]) is None and cost.seconds(work, []) is None
+
+
+class Slow:
+    """An engine that takes a known time for what it does; `room` questions at most."""
+
+    def __init__(self, prompt: float, step: float, room: int = 1000) -> None:
+        self.prompt_seconds, self.step, self.room = prompt, step, room
+        self.identity = {"device": "cpu", "dtype": "float32"}
+        self.runs: list[int] = []
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
+        if len(prompts) > self.room:
+            raise OutOfMemory
+        self.runs.append(len(prompts))
+        for prompt in prompts:
+            time.sleep(self.prompt_seconds)
+            tick("read", len(prompt))
+        for step in range(max_new_tokens):
+            time.sleep(self.step if step else 0)
+            tick("written", len(prompts))
+        for row in range(len(prompts)):
+            yield row, Completion(np.zeros(max_new_tokens, np.int32), np.zeros(max_new_tokens, np.float32), "length")
+
+
+PROMPTS = [(1,) * 10] * 20
+
+
+def burst(engine: Any, batch_size: int, limit: float) -> cost.Speed | None:
+    return cost.burst(engine, "checkpoint", PROMPTS, batch_size, 0.5, limit)
+
+
+def test_a_burst_measures_a_whole_batch_where_that_is_quick() -> None:
+    engine = Slow(prompt=0.01, step=0.05)
+    found = burst(engine, 12, 60)
+    assert found and engine.runs == [1, 4, 12] and found.questions == 12 and found.load == 0.5
+    assert found.read == pytest.approx(10 / 0.01, rel=0.5) and found.written == pytest.approx(12 / 0.05, rel=0.5)
+
+
+def test_a_burst_ends_in_time_and_where_memory_ends() -> None:
+    engine = Slow(prompt=0.02, step=0.01)  # 0.09 s, then 0.15: twenty at a time would take another 0.47
+    started = time.monotonic()
+    found = burst(engine, 20, 0.5)
+    assert found and 4 < found.questions < 20 and time.monotonic() - started < 1.5
+    assert burst(Slow(prompt=0.02, step=0.01), 20, 0.0).questions == 1
+    found = burst(Slow(0, 0.001, room=5), 20, 60)
+    assert found and found.questions == 4
+    assert burst(Slow(0, 0.001, room=0), 20, 60) is None
