@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tbd import cli, gates
+from tbd import gates
 from tbd.gates import Gates
 from tbd.history import FAILED
 from tests.outcomes import verdict
@@ -95,9 +95,7 @@ def makers(workspace: Workspace) -> dict[str, Callable[[Path], Any]]:
 
 
 @pytest.mark.slow
-def test_every_gate_in_every_state_on_the_first_run_and_on_the_second(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_gate_in_every_state_on_the_first_run_and_on_the_second(workspace: Workspace) -> None:
     states = makers(workspace)
     for number, make in enumerate(states.values()):
         make(workspace.root / f"in/{number}")
@@ -109,16 +107,6 @@ def test_every_gate_in_every_state_on_the_first_run_and_on_the_second(
         found = json.loads(done.stdout)
         assert found["exit_code"] == 1 and {one["outcome"]: one["fired"] for one in found["results"]} == said, run
         assert len(found["results"]) == len(states)
-
-    monkeypatch.chdir(workspace.root)
-    for source, (state, row) in zip(sources, table().items(), strict=True):
-        workspace.edit("params.yaml", {"watch": {"settle": 3600 * (state == gates.WAITING)}})
-        for gate, (_, again) in row.items():
-            with pytest.raises(SystemExit) as stop:
-                cli.main(["watch", source, *([] if gate == "no gate" else gate.split())])
-            out = capsys.readouterr().out
-            assert stop.value.code == again, (source, gate, out)
-            assert (f"{gate} fires: " in out) == bool(again)
 
 
 def environment(clone: Workspace) -> None:

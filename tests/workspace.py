@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "generate": {"engine": "fake", "device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
     "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": [10, 20]}}},
     "calibrate": {"bootstrap": 100},
-    "decision": {"permutations": 1000, "simulations": 100, "allow_foreign_power": True},
+    "decision": {"permutations": 1000, "simulations": 100, "allow_foreign_power": True, "detectable_share": 0.6},
     "watch": {"settle": 0.5, "backoff": 0.2, "retries": 2},
 }
 
