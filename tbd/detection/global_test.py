@@ -162,7 +162,8 @@ def tail(values: Array, total: float, strata: Sequence[Stratum]) -> float:
     units are independent coins, tilted by theta, given that each stratum's number of heads is as it is. Sums step by
     the smallest difference between values at least, and are corrected for it (Daniels, Int. Stat. Review 55, 1987: the
     second continuity correction): with two values, as far as they are. Close to the largest possible sum, where there
-    is no approximation, the number of ways to reach that sum is counted; a sum that is expected or less gives 1.
+    is no approximation, the number of ways to reach that sum is counted; a sum that is expected or less gives 1, and so
+    does one that leaves a stratum no choice. Strata of two or three units may give many times too much.
     """
     free = [s for s in strata if 0 < s.drawn < len(s.units)]
     parts = [np.sort(values[s.units])[::-1] for s in free]
@@ -197,6 +198,8 @@ def tail(values: Array, total: float, strata: Sequence[Stratum]) -> float:
         cumulant = float(np.logaddexp(0, theta * part + eta).sum())
         exponent += eta * k - cumulant - (k * np.log(k / n) + (n - k) * log1p(-k / n))
         spread = chance * (1 - chance)
+        if not spread.sum():  # no choice is left in a stratum of few units
+            return 1.0
         information += float(spread @ part**2 - (spread @ part) ** 2 / spread.sum())
         log_tilted += float(np.log(spread.sum()))
         log_base += np.log(k * (n - k) / n)

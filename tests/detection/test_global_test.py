@@ -179,6 +179,16 @@ def test_a_source_in_both_sets_holds_its_own_comparison() -> None:
     assert within.p_value(*scores) > 0.05 > GlobalTest(40, 40, permutations=1000, seed=0).p_value(*scores)
 
 
+def test_a_stratum_that_leaves_no_choice() -> None:
+    """Two large sources, each in one set, beside questions of one that is in both."""
+    sources = ["both"] * 20 + ["a"] * 20, ["both"] * 20 + ["b"] * 20
+    test = GlobalTest(40, 40, permutations=1000, seed=0, sources=sources)
+    with np.errstate(invalid="raise"):
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            assert 0 < test.p_value(rng.normal(3, 1, 40), rng.normal(size=40)) <= 11 / 1001
+
+
 def test_a_tail_over_strata() -> None:
     """Two strata of which each draws all its high values: the ways multiply."""
     values = np.r_[np.ones(4), np.zeros(6), np.ones(3), np.zeros(5)]
