@@ -50,7 +50,7 @@ def contamination_rate(scores: Array, negatives: Array, storey_lambda: float) ->
     """
     p = conformal_p_values(_known(scores), negatives)
     n = len(negatives)
-    expected = (n + 1 - np.floor(storey_lambda * (n + 1))) / (n + 1)
+    expected = (n + 1 - np.floor(storey_lambda * (n + 1) + 1e-9)) / (n + 1)
     return float(np.clip(1 - (p > storey_lambda).mean() / expected, 0, 1))
 
 
@@ -143,7 +143,10 @@ def _blind_spot(evidence: Evidence, rule: Decision) -> str | None:
     """Why finding nothing says nothing here; None if it does say something."""
     power = evidence.power
     if evidence.units < FEWEST_UNITS:
-        return f"The questions of one set come from {evidence.units} sources only: at least {FEWEST_UNITS} are needed."
+        return (
+            f"Questions, or sources where they repeat, that are independent in the smaller set: {evidence.units}. "
+            f"At least {FEWEST_UNITS} are needed."
+        )
     if power is None:
         return "How much an audit like this would have found is not known: no labelled reference for its detector."
     if power.same_base is not True and not rule.allow_foreign_power:

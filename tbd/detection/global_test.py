@@ -22,6 +22,8 @@ Array = NDArray[np.float64]
 
 RARE = 10
 """permutations as extreme as the data from which on they are counted; below, the tail is approximated"""
+CHUNK = 8_000_000
+"""labels taken into a product at a time: 64 MB"""
 GRID = 2.0**-24
 """rank values are multiples of it, so that sums of equal values are equal in whatever order they are added"""
 
@@ -92,18 +94,19 @@ class GlobalTest:
         """p-value of "the benchmark scores no higher than unseen questions", in (0, 1]; small = contaminated.
 
         Down to `RARE` in so many permutations it is counted. Below it is twice the smaller of the two statistics' own
-        p-values (no more than twice what min-P would give), each by the saddlepoint approximation `tail`.
+        p-values (no more than twice what min-P would give), each by the saddlepoint approximation `tail`, but never
+        more than what was counted.
         """
         values = self._values(np.concatenate([np.asarray(benchmark, float), np.asarray(unseen, float)]))
         sums = np.concatenate(
-            [rows @ values for rows in np.array_split(self.labellings, 1 + len(self.labellings) // 4000)]
+            [rows @ values for rows in np.array_split(self.labellings, 1 + self.labellings.size // CHUNK)]
         )
         smallest = np.min([_share_at_least(column) for column in sums.T], axis=0)
         counted = int((smallest <= smallest[0]).sum())
-        if counted > RARE:
-            return counted / len(smallest)
-        tails = [tail(values[:, k], sums[0, k], self.strata) for k in range(values.shape[1])]
-        return min(1.0, 2 * min(tails))
+        if counted <= RARE:
+            tails = [tail(values[:, k], sums[0, k], self.strata) for k in range(values.shape[1])]
+            return min(counted / len(smallest), 2 * min(tails))
+        return counted / len(smallest)
 
     def shift_needed(self, benchmark: ArrayLike, unseen: ArrayLike, level: float) -> float:
         """The smallest constant shift of the benchmark's scores that would explain the result, in sd; 0 without a
@@ -156,10 +159,11 @@ def tail(values: Array, total: float, strata: Sequence[Stratum]) -> float:
     """P(sum of the drawn units' `values` >= `total`) where each stratum draws its number of units at random.
 
     The double saddlepoint approximation (Skovgaard, J. Appl. Prob. 24, 1987, in the form of Lugannani and Rice): the
-    units are independent coins, tilted by theta, given that each stratum's number of heads is as it is. Close to the
-    largest possible sum, where it does not exist, the number of ways to reach that sum is counted. Relative errors are
-    within 10% for samples of ten or more that are not mostly ties; on lattices of few points it may be a third of the
-    true value.
+    units are independent coins, tilted by theta, given that each stratum's number of heads is as it is. Sums step by
+    the smallest difference between values at least, and are corrected for it (Daniels, Int. Stat. Review 55, 1987: the
+    second continuity correction): with two values, as far as they are. Close to the largest possible sum, where there
+    is no approximation, the number of ways to reach that sum is counted; a sum that is expected or less gives 1, and so
+    does one that leaves a stratum no choice. Strata of two or three units may give many times too much.
     """
     free = [s for s in strata if 0 < s.drawn < len(s.units)]
     parts = [np.sort(values[s.units])[::-1] for s in free]
@@ -168,6 +172,8 @@ def tail(values: Array, total: float, strata: Sequence[Stratum]) -> float:
     largest = sum(float(part[:k].sum()) for part, k in zip(parts, drawn, strict=True))
     if target >= largest - GRID / 2:
         return float(np.exp(sum(_log_ways(part, k) for part, k in zip(parts, drawn, strict=True))))
+    step = min(float(np.diff(np.unique(part)).min()) for part in parts if np.ptp(part) > 0)
+    target -= step / 2
     span = max(float(np.ptp(part)) for part in parts)
 
     def tilted(theta: float) -> list[tuple[float, Array]]:
@@ -177,12 +183,14 @@ def tail(values: Array, total: float, strata: Sequence[Stratum]) -> float:
     def excess(theta: float) -> float:
         return sum(float(part @ chance) for part, (_, chance) in zip(parts, tilted(theta), strict=True)) - target
 
+    if excess(0) >= 0:
+        return 1.0
     high = 1 / span
     while excess(high) < 0:
         high *= 2
         if high > 1e6 / span:
             return float(np.exp(sum(_log_ways(part, k) for part, k in zip(parts, drawn, strict=True))))
-    theta = brentq(excess, -high, high)
+    theta = brentq(excess, 0, high)
     exponent = theta * target
     information = log_base = log_tilted = 0.0
     for part, k, (eta, chance) in zip(parts, drawn, tilted(theta), strict=True):
@@ -190,11 +198,13 @@ def tail(values: Array, total: float, strata: Sequence[Stratum]) -> float:
         cumulant = float(np.logaddexp(0, theta * part + eta).sum())
         exponent += eta * k - cumulant - (k * np.log(k / n) + (n - k) * log1p(-k / n))
         spread = chance * (1 - chance)
+        if not spread.sum():  # no choice is left in a stratum of few units
+            return 1.0
         information += float(spread @ part**2 - (spread @ part) ** 2 / spread.sum())
         log_tilted += float(np.log(spread.sum()))
         log_base += np.log(k * (n - k) / n)
-    w = np.sign(theta) * np.sqrt(max(2 * exponent, 0.0))
-    v = theta * np.sqrt(information) * np.exp((log_tilted - log_base) / 2)
+    w = np.sqrt(max(2 * exponent, 0.0))
+    v = 2 * np.sinh(theta * step / 2) / step * np.sqrt(information) * np.exp((log_tilted - log_base) / 2)
     if abs(w) < 1e-4:
         return 0.5
     return float(np.clip(np.exp(log_ndtr(-w)) + norm.pdf(w) * (1 / v - 1 / w), 0, 1))

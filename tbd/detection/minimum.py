@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import betabinom, norm
 
 EXACT = 30
-"""up to so many questions on the smaller side the null distribution is counted, above it is normal with continuity
+"""up to so many questions of the benchmark the null distribution is counted, above it is normal with continuity
 correction"""
 
 

@@ -31,12 +31,18 @@ def differs(benchmark: ArrayLike, unseen: ArrayLike) -> float:
 
 
 def base_shift(benchmark: ArrayLike, unseen: ArrayLike) -> Shift:
-    """The shift between two normal distributions that has the AUC of the base's scores, with DeLong's error."""
+    """The shift between two normal distributions that has the AUC of the base's scores.
+
+    Its error is DeLong's, or that of Mann and Whitney's test if it is larger: a set of one question, scores that all
+    tie or sets that do not overlap show no spread, and yet leave much possible.
+    """
     scores = np.concatenate([np.asarray(benchmark, float), np.asarray(unseen, float)])
     labels = np.arange(len(scores)) < np.size(benchmark)
     area = auc(scores, labels)
     smallest = 1 / len(scores)
     quantile = norm.ppf(np.clip(area, smallest, 1 - smallest))
-    error = np.sqrt(2) * delong_deviation(scores, labels) / norm.pdf(quantile)
+    m, n = np.size(benchmark), np.size(unseen)
+    deviation = max(delong_deviation(scores, labels), np.sqrt((m + n + 1) / (12 * m * n)))
+    error = np.sqrt(2) * deviation / norm.pdf(quantile)
     estimate = float(np.sqrt(2) * quantile)
     return Shift(estimate, estimate + ALLOWANCE * float(error))

@@ -139,7 +139,7 @@ def test_power_of_another_base_is_not_borrowed_in_silence(same_base: bool | None
 
 def test_questions_of_few_sources_say_nothing_by_their_silence() -> None:
     verdict, reasons = decide(evidence(units=9), DECISION)
-    assert verdict == "INCONCLUSIVE" and "9 sources only: at least 10" in reasons[1]
+    assert verdict == "INCONCLUSIVE" and "smaller set: 9. At least 10" in reasons[1]
     assert decide(evidence(units=9, p_value=0.01), DECISION)[0] == "CONTAMINATED"  # what is found is found
 
 

@@ -325,7 +325,7 @@ def test_questions_of_one_source_are_permuted_together() -> None:
 
 def test_silence_of_few_sources_is_inconclusive() -> None:
     found = decided(table(both(LOW)), texts=sources(9, 20))
-    assert found["verdict"] == "INCONCLUSIVE" and "9 sources only" in found["reasons"][1]
+    assert found["verdict"] == "INCONCLUSIVE" and "smaller set: 9" in found["reasons"][1]
 
 
 # --- size and power, through the whole decision ----------------------------------------------------------------------
