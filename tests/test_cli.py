@@ -237,7 +237,7 @@ def test_what_params_yaml_says_wrong_is_refused_before_anything_runs(tbd: Comman
     assert "params.yaml: not in this folder" in tbd.refused("calibrate")
 
 
-def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     out = tmp_path / "out"
 
     def distill(*arguments: Any, name: str = "members", to: Path = out) -> str:
@@ -249,6 +249,9 @@ def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path)
     shared.workspace.edit("params.yaml", {"distill": {"max_tokens": 16}})
     assert "more than distill.max_tokens = 16" in distill()
     shared.workspace.edit("params.yaml", {"distill": {"max_tokens": 1024}})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "peft", None)  # as if it were not installed
+        assert "peft is not installed. Install it: pip install" in distill("--lora")
     assert not list(tmp_path.glob(".out*")) and not out.exists()
 
 
