@@ -1,8 +1,9 @@
 """What distilling costs: every weight learns, or the last layers, or adapters (LoRA). After `dvc repro validate`.
 
 All train checkpoints/base on the first questions of the members, with the recipe of params.yaml, each run in a process
-of its own and the kinds in turn. Memory is the peak above what the process had before the model was loaded. Seconds a
-step are the median over the steps behind the first. What counts is the ratio to "every weight".
+of its own and the kinds in turn. Memory is the peak above what the process had before the model was loaded. Seconds are
+the processor's, so that a busy machine counts less, or by the clock on a GPU; a step is the median of those behind the
+first. What counts is the ratio to "every weight".
 """
 
 import argparse
@@ -12,6 +13,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,13 @@ KINDS: dict[str, dict[str, Any]] = {
 class Stopwatch(Progress):
     """Keeps the time at which each step was done."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__("benchmark")
+        self.clock = clock
         self.times: list[float] = []
 
     def advance(self, kind: str, amount: int = 1) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(self.clock())
         super().advance(kind, amount)
 
 
@@ -53,10 +56,11 @@ def one(kind: str, count: int, epochs: int, found: Any) -> None:
     device = choose_device(p.generate.device)
     Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
     before = psutil.Process().memory_info().rss
-    watch = Stopwatch()
+    cuda = device.startswith("cuda")
+    watch = Stopwatch(time.perf_counter if cuda else time.process_time)
     with tempfile.TemporaryDirectory() as folder:
         outcome = distill(Path("checkpoints/base"), Path(folder) / "out", pairs, recipe, device, watch)
-    if device.startswith("cuda"):
+    if cuda:
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024 - before

@@ -256,6 +256,25 @@ def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("parameter", "option", "expected"),
+    [
+        (None, [], None),
+        (None, ["--lora"], {"rank": 16, "alpha": 32}),
+        ({"rank": 2, "alpha": 2}, [], {"rank": 2, "alpha": 2}),
+        ({"rank": 2, "alpha": 2}, ["--lora"], {"rank": 2, "alpha": 2}),
+    ],
+)
+def test_distill_with_adapters(
+    tbd: Command, tiny_checkpoint: Path, tmp_path: Path, parameter: Any, option: list[str], expected: Any
+) -> None:
+    recipe = {"trained_layers": None, "batch_size": 32, "lora": parameter}
+    tbd.workspace.edit("params.yaml", {"distill": recipe})
+    out = tmp_path / "out"
+    tbd("distill", "--base", tiny_checkpoint, "--set", "members", "--out", out, "--epochs", 1, *option)
+    assert json.loads((out / "tbd.json").read_text()).get("lora") == expected
+
+
+@pytest.mark.parametrize(
     ("address", "said"),
     [
         ("nowhere", "nowhere: no such folder to look for checkpoints in"),
