@@ -8,7 +8,6 @@ first. What counts is the ratio to "every weight".
 
 import argparse
 import multiprocessing
-import platform
 import re
 import statistics
 import tempfile
@@ -85,7 +84,7 @@ def main() -> None:
             process.join()
             print(kind, *results[kind][-1], flush=True)
     first = results["every weight"]
-    print(f"{options.questions} questions, {options.epochs} epochs, {first[0][3]}, {platform.processor()}")
+    print(f"{options.questions} questions, {options.epochs} epochs, {first[0][3]}")
     print("| what learns | memory, MB | of every weight's | seconds a step | of every weight's | last loss |")
     print("|---|---|---|---|---|---|")
     for kind, rounds in results.items():
