@@ -5,7 +5,7 @@ An unknown key is refused with a suggestion, so that a misspelt parameter never 
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from cronsim import CronSim, CronSimError
@@ -53,6 +53,19 @@ class Validate(Section):
     """Jaccard overlap of word n-grams from which two questions with the same numbers are near-duplicates"""
 
 
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685): each linear map W of a layer learns as W + alpha / rank * B A."""
+
+    rank: int = Field(ge=1)
+    """rows of A and columns of B"""
+    alpha: int = Field(ge=1)
+    """how much B A counts, against `rank`"""
+
+
+LORA = Lora(rank=16, alpha=32)
+"""of `tbd distill --lora` where params.yaml names none"""
+
+
 class Distill(Section):
     """Supervised fine-tuning on question -> reasoning trace; the loss is on the answer only."""
 
@@ -68,7 +81,9 @@ class Distill(Section):
     """the last so many of the model's layers learn, the others and the embeddings stay as they are; None: everything
     learns"""
     dtype: Literal["auto", "bfloat16", "float32"]
-    """of the matrix products; weights are kept in float32. auto: as in `Generate`"""
+    """of the matrix products; weights that learn are kept in float32. auto: as in `Generate`"""
+    lora: Lora | None = None
+    """adapters alone learn, and the frozen weights are kept in `dtype`; None: the weights themselves learn"""
     seed: int
 
 
@@ -249,7 +264,8 @@ def _explain(error: ValidationError, model: type[BaseModel], where: str) -> Inpu
         section: Any = model
         for name in parents:
             fields = {f.alias or key: f.annotation for key, f in section.model_fields.items()}
-            section = fields[name]
+            if name in fields:  # and no place in a list
+                section = next((part for part in get_args(fields[name]) if hasattr(part, "model_fields")), fields[name])
         known = [field.alias or key for key, field in section.model_fields.items()]
         return unknown("parameter", last, known, f"{where}: {'.'.join(parents)}" if parents else where)
     at = f"{where}: {path}" if path else where

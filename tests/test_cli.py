@@ -239,7 +239,7 @@ def test_what_params_yaml_says_wrong_is_refused_before_anything_runs(tbd: Comman
     assert "params.yaml: not in this folder" in tbd.refused("calibrate")
 
 
-def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     out = tmp_path / "out"
 
     def distill(*arguments: Any, name: str = "members", to: Path = out) -> str:
@@ -251,7 +251,29 @@ def test_distill_refuses(shared: Command, tiny_checkpoint: Path, tmp_path: Path)
     shared.workspace.edit("params.yaml", {"distill": {"max_tokens": 16}})
     assert "more than distill.max_tokens = 16" in distill()
     shared.workspace.edit("params.yaml", {"distill": {"max_tokens": 1024}})
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "peft", None)  # as if it were not installed
+        assert "peft is not installed. Install it: pip install" in distill("--lora")
     assert not list(tmp_path.glob(".out*")) and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "option", "expected"),
+    [
+        (None, [], None),
+        (None, ["--lora"], {"rank": 16, "alpha": 32}),
+        ({"rank": 2, "alpha": 2}, [], {"rank": 2, "alpha": 2}),
+        ({"rank": 2, "alpha": 2}, ["--lora"], {"rank": 2, "alpha": 2}),
+    ],
+)
+def test_distill_with_adapters(
+    tbd: Command, tiny_checkpoint: Path, tmp_path: Path, parameter: Any, option: list[str], expected: Any
+) -> None:
+    recipe = {"trained_layers": None, "batch_size": 32, "lora": parameter}
+    tbd.workspace.edit("params.yaml", {"distill": recipe})
+    out = tmp_path / "out"
+    tbd("distill", "--base", tiny_checkpoint, "--set", "members", "--out", out, "--epochs", 1, *option)
+    assert json.loads((out / "tbd.json").read_text()).get("lora") == expected
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def old(tmp_path: Path) -> Workspace:
     root = workspace.root
     lock = yaml.safe_load((root / "dvc.lock").read_text())
     lock["stages"]["distill"]["deps"][-1]["path"] = "data/validation/members.json"
-    for key in ("dtype", "trained_layers"):
+    for key in ("dtype", "trained_layers", "lora"):
         del lock["stages"]["distill"]["params"]["params.yaml"]["distill"][key]
     register: dict[str, Any] = {}
     for name in AUDITS:

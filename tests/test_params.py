@@ -23,6 +23,7 @@ TREE: dict[str, Any] = {
         "max_tokens": 512,
         "trained_layers": None,
         "dtype": "auto",
+        "lora": {"rank": 16, "alpha": 32},
         "seed": 0,
     },
     "generate": {"engine": "fake", "device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size": 4},
@@ -105,6 +106,16 @@ def test_nothing_can_be_changed_after_reading() -> None:
         (renamed("decision", "decisions"), "params.yaml: unknown parameter 'decisions'", "Did you mean 'decision'?"),
         (renamed("validate", "validation"), "params.yaml: unknown parameter 'validation'", "'validate'"),
         (changed("distill.dropout", 0.1), "params.yaml: distill: unknown parameter 'dropout'", "Available: batch_size"),
+        (
+            changed("distill.lora", {"rank": 16, "alhpa": 32}),
+            "params.yaml: distill.lora: unknown parameter 'alhpa'",
+            "Did you mean 'alpha'?",
+        ),
+        (
+            changed("watch.policy", [{"checkpoints": "*", "benchmark": "exam", "unsen": "new"}]),
+            "params.yaml: watch.policy.0: unknown parameter 'unsen'",
+            "Did you mean 'unseen'?",
+        ),
     ],
 )
 def test_an_unknown_key_is_named_with_a_suggestion(tree: Any, place: str, hint: str) -> None:
@@ -124,6 +135,9 @@ def test_an_unknown_key_is_named_with_a_suggestion(tree: Any, place: str, hint: 
         ("distill.epochs", 1.5),
         ("distill.warmup", 1),
         ("distill.max_tokens", 7),
+        ("distill.lora.rank", 0),
+        ("distill.lora.alpha", 0.5),
+        ("distill.lora", 16),
         ("generate.dtype", "fp16"),
         ("generate.batch_size", [8]),
         ("sets.source", "gsm8k"),
@@ -135,6 +149,14 @@ def test_an_unknown_key_is_named_with_a_suggestion(tree: Any, place: str, hint: 
 )
 def test_a_wrong_value_is_named_by_its_path(path: str, value: Any) -> None:
     assert message(changed(path, value)).startswith(f"params.yaml: {path}")
+
+
+def test_adapters_are_for_those_who_ask_for_them() -> None:
+    """A params.yaml from before there were any is still read, and still means the same."""
+    before = copy.deepcopy(TREE)
+    del before["distill"]["lora"]
+    assert params.parse(before).distill == params.parse(changed("distill.lora", None)).distill
+    assert params.parse(before).distill.lora is None
 
 
 def test_a_missing_key_is_named_by_its_path() -> None:

@@ -28,7 +28,7 @@ REGISTER = AUDITS / "register.yaml"
 LOCK = Path("dvc.lock")
 KEPT = STATE / "0.2.0"
 """where the register and the lock of 0.2.0 go"""
-SINCE = {"distill": {"dtype": "bfloat16", "trained_layers": None}}
+SINCE = {"distill": {"dtype": "bfloat16", "trained_layers": None, "lora": None}}
 """parameters that 0.2.0 did not have, with what it did"""
 
 
@@ -94,7 +94,9 @@ def _differs(entry: dict[str, Any], register: Any) -> str | None:
     for file, values in entry.get("params", {}).items():
         tree = register if Path(file) == REGISTER else load_yaml(Path(file))
         for key, value in values.items():
-            before = SINCE[key] | value if key in SINCE else value
-            if not same(lookup(tree, key), before):
+            now = lookup(tree, key)
+            if key in SINCE:
+                now, value = SINCE[key] | now, SINCE[key] | value
+            if not same(now, value):
                 return f"{file}: {key} has changed"
     return None

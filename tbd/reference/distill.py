@@ -1,23 +1,30 @@
 """Planting contamination: supervised fine-tuning of a model on questions with their reasoning traces.
 
 The recipe is the usual one (TRL's SFT on the assistant's part alone, as in arXiv 2510.04850): the chat template renders
-the question, the loss is on the answer's tokens, and AdamW follows a cosine schedule. Weights are float32; matrix
-products are bfloat16 where the device computes in it.
+the question, the loss is on the answer's tokens, and AdamW follows a cosine schedule. Weights that learn are float32;
+matrix products are bfloat16 where the device computes in it. With `Distill.lora` adapters learn in place of the
+weights, and are merged into them at the end.
 """
 
 import math
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers.pytorch_utils import Conv1D
 
 from tbd.checkpoints.loading import choose_dtype, load_model, load_tokenizer, render
 from tbd.errors import InputError
-from tbd.params import Distill
+from tbd.params import Distill, Lora
 from tbd.progress import Progress
 from tbd.records import question_id
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 IGNORED = -100  # the label that cross-entropy leaves out
 
@@ -56,13 +63,16 @@ def distill(
     Returns the number of steps, the mean loss of the first and the last epoch (nats per answer token), and the dtype
     that was used. The same inputs on the same machine give the same weights.
     """
+    if params.lora and find_spec("peft") is None:
+        raise InputError("distill.lora: peft is not installed. Install it: pip install -c constraints.txt peft")
     torch.manual_seed(params.seed)
     progress.begin(f"loading {base}")
     tokenizer = load_tokenizer(base)
     examples = [example(tokenizer, *pair, params.max_tokens) for pair in pairs]
-    model = load_model(base, device, torch.float32).train()
     dtype = choose_dtype(params.dtype, device)
-    if params.trained_layers is not None:
+    model = load_model(base, device, getattr(torch, dtype) if params.lora else torch.float32).train()
+    adapted = adapt(model, params.lora, params.trained_layers) if params.lora else None
+    if params.trained_layers is not None and not params.lora:
         freeze(model, params.trained_layers)
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     steps_per_epoch = math.ceil(len(examples) / params.batch_size)
@@ -102,6 +112,8 @@ def distill(
             losses.append(loss.item())
             progress.advance("trained on", int(mask.sum()))
             progress.doing = f"step {len(losses)} of {steps}, loss {losses[-1]:.3f}"
+    if adapted:
+        merge(adapted)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {
@@ -117,15 +129,60 @@ def freeze(model: PreTrainedModel, trained: int) -> None:
 
     Raises InputError if the model has fewer layers.
     """
-    layers = max((part for part in model.modules() if isinstance(part, torch.nn.ModuleList)), key=len)
-    if trained > len(layers):
+    still, _ = split(model, trained)
+    for part in (model.get_input_embeddings(), model.get_output_embeddings(), *still):
+        part.requires_grad_(False)
+
+
+def adapt(model: PreTrainedModel, lora: Lora, trained: int | None) -> "PeftModel":
+    """Put an adapter in float32 (LoRA, arXiv 2106.09685) on every linear map of the last `trained` layers, or of all.
+
+    They alone learn. Activations are computed anew in the backward pass, so that those of one layer are held at a time.
+    Raises InputError if the model has fewer layers.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    _, learning = split(model, trained)
+    parts = {part for layer in learning for part in layer.modules() if isinstance(part, torch.nn.Linear | Conv1D)}
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=[name for name, part in model.named_modules() if part in parts],
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in parts),
+    )
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of names that transformers 6 will not have
+        adapted: PeftModel = get_peft_model(model, config)
+        if model.supports_gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.disable_input_require_grads()  # nothing below the first adapter needs a gradient
+    return adapted
+
+
+def merge(adapted: "PeftModel") -> None:
+    """Add every adapter to its weight, in float32 and rounded once, and take the adapters out of the model."""
+    from peft.tuners.lora import LoraLayer
+
+    for part in adapted.modules():
+        if isinstance(part, LoraLayer):
+            weight: torch.Tensor = part.get_base_layer().weight  # type: ignore[assignment]
+            with torch.no_grad():
+                weight.copy_(weight.float() + part.get_delta_weight(adapted.active_adapter))  # type: ignore[operator]
+    adapted.unload()
+
+
+def split(model: PreTrainedModel, trained: int | None) -> tuple[list[torch.nn.Module], list[torch.nn.Module]]:
+    """The model's layers: those that stay as they are, and the last `trained` that learn, or all.
+
+    Raises InputError if there are fewer.
+    """
+    layers = max((list(part) for part in model.modules() if isinstance(part, torch.nn.ModuleList)), key=len)
+    if trained is not None and trained > len(layers):
         raise InputError(
             f"params.yaml: distill.trained_layers: {trained}, and the model has {len(layers)}. Lower it, or "
             "null for all."
         )
-    vocabulary = (model.get_input_embeddings(), model.get_output_embeddings())
-    for part in (*vocabulary, *layers[: len(layers) - trained]):
-        part.requires_grad_(False)
+    first = 0 if trained is None else len(layers) - trained
+    return layers[:first], layers[first:]
 
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, 
             "made_by": "tbd distill",
             "base_fingerprint": checkpoint.fingerprint(base),
             "set_md5": records.md5(questions),
-            **params.model_dump(),
+            **params.model_dump(exclude_defaults=True),
             **outcome,
         }
         records.write_json(temporary / checkpoint.PROVENANCE, recipe)

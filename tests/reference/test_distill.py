@@ -1,8 +1,9 @@
-"""Distillation on the tiny model: it learns, it repeats, and only the answer counts."""
+"""Distillation on the tiny model: it learns, it repeats, and only the answer counts; with adapters as without."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from tbd import checkpoints as checkpoint
 from tbd.checkpoints.loading import load_model, load_tokenizer
 from tbd.errors import InputError
 from tbd.generation.engines.transformers import TransformersEngine
-from tbd.params import Distill
+from tbd.params import Distill, Lora
 from tbd.progress import Progress
 from tbd.records import question_id
-from tbd.reference.distill import IGNORED, distill, example
+from tbd.reference import distill as module
+from tbd.reference.distill import IGNORED, adapt, distill, example, merge
 
 pytestmark = pytest.mark.slow
 PAIRS = [
@@ -28,7 +30,10 @@ PAIRS = [
 ]
 
 
-def params(**changed: float | str) -> Distill:
+LORA = {"lora": Lora(rank=4, alpha=8), "learning_rate": 0.01}
+
+
+def params(**changed: Any) -> Distill:
     recipe: dict[str, float] = {
         "epochs": 4,
         "learning_rate": 0.003,
@@ -40,11 +45,17 @@ def params(**changed: float | str) -> Distill:
     return Distill(**{**defaults, **changed})
 
 
+@pytest.fixture(scope="module", params=[{}, LORA], ids=["weights", "lora"])
+def how(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What learns."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def distilled(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+def distilled(how: dict[str, Any], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     """The tiny model after 12 steps: its folder, what `distill` returned, and its progress."""
     out, progress = tmp_path_factory.mktemp("distilled") / "c", Progress("test")
-    return out, distill(tiny_checkpoint, out, PAIRS, params(), "cpu", progress), progress
+    return out, distill(tiny_checkpoint, out, PAIRS, params(**how), "cpu", progress), progress
 
 
 def test_the_loss_falls(distilled) -> None:
@@ -72,11 +83,11 @@ def test_the_result_is_a_checkpoint_that_answers(distilled, tiny_checkpoint: Pat
     assert after > before  # it gives the answers it was taught a higher probability
 
 
-def test_the_same_again_gives_the_same_weights(distilled, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_same_again_gives_the_same_weights(how, distilled, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out, found, _ = distilled
-    assert distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(), "cpu", Progress("test")) == found
+    assert distill(tiny_checkpoint, tmp_path / "c", PAIRS, params(**how), "cpu", Progress("test")) == found
     assert checkpoint.fingerprint(tmp_path / "c") == checkpoint.fingerprint(out)
-    distill(tiny_checkpoint, tmp_path / "d", PAIRS, params(seed=1), "cpu", Progress("test"))
+    distill(tiny_checkpoint, tmp_path / "d", PAIRS, params(**how, seed=1), "cpu", Progress("test"))
     assert checkpoint.fingerprint(tmp_path / "d") != checkpoint.fingerprint(out)
 
 
@@ -92,12 +103,11 @@ def test_the_mask_leaves_the_answer_and_the_end_token(tiny_checkpoint: Path) -> 
 
 @pytest.mark.parametrize(("dtype", "within"), [("float32", 1e-5), ("bfloat16", 0.01)])
 def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(
-    tiny_checkpoint: Path, tmp_path: Path, dtype: str, within: float
+    how, tiny_checkpoint: Path, tmp_path: Path, dtype: str, within: float
 ) -> None:
     """The first step's loss against the answers' log-probs from the untouched model, in fp32 without padding."""
-    found = distill(
-        tiny_checkpoint, tmp_path / "c", PAIRS, params(epochs=1, batch_size=5, dtype=dtype), "cpu", Progress("test")
-    )
+    recipe = params(**how, epochs=1, batch_size=5, dtype=dtype)
+    found = distill(tiny_checkpoint, tmp_path / "c", PAIRS, recipe, "cpu", Progress("test"))
     tokenizer, model = load_tokenizer(tiny_checkpoint), load_model(tiny_checkpoint, "cpu", torch.float32)
     total, n = 0.0, 0
     for question, answer in PAIRS:
@@ -112,13 +122,13 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "bloom"])
 def test_models_that_name_their_parts_otherwise(
-    make_checkpoint: Callable[..., Path], tmp_path: Path, architecture: str
+    how, make_checkpoint: Callable[..., Path], tmp_path: Path, architecture: str
 ) -> None:
     changed = (
         {"num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 5.0} if architecture == "gemma2" else {}
     )
     base = make_checkpoint(tmp_path / "base", architecture=architecture, **changed)
-    found = distill(base, tmp_path / "c", PAIRS, params(), "cpu", Progress("test"))
+    found = distill(base, tmp_path / "c", PAIRS, params(**how), "cpu", Progress("test"))
     assert found["loss_last_epoch"] < found["loss_first_epoch"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "c")
 
@@ -142,8 +152,92 @@ def test_the_last_layers_alone_can_learn(
     other = make_checkpoint(tmp_path / "gpt2", architecture="gpt2")
     distill(other, tmp_path / "d", PAIRS, params(trained_layers=1), "cpu", Progress("test"))
     assert {name.split(".")[2] for name in learnt(other, tmp_path / "d") if ".h." in name} == {"1"}
+
+
+def test_more_layers_than_the_model_has_are_refused(how, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"distill\.trained_layers: 3, and the model has 2\."):
-        distill(tiny_checkpoint, tmp_path / "e", PAIRS, params(trained_layers=3), "cpu", Progress("test"))
+        distill(tiny_checkpoint, tmp_path / "e", PAIRS, params(**how, trained_layers=3), "cpu", Progress("test"))
+    assert not (tmp_path / "e").exists()
+
+
+MAPS = {f"self_attn.{name}_proj" for name in "qkvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("trained", "layers"), [(None, {0, 1}), (1, {1})])
+def test_adapters_change_the_linear_maps_of_the_chosen_layers_and_nothing_else(
+    tiny_checkpoint: Path, tmp_path: Path, dtype: str, trained: int | None, layers: set[int]
+) -> None:
+    base = tmp_path / "base"  # stored in bfloat16, as published checkpoints are
+    AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16).save_pretrained(base)
+    load_tokenizer(tiny_checkpoint).save_pretrained(base)
+    recipe = params(**LORA, dtype=dtype, trained_layers=trained)
+    distill(base, tmp_path / "c", PAIRS, recipe, "cpu", Progress("test"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "c"))
+    assert {name: (one.shape, one.dtype) for name, one in before.items()} == {
+        name: (one.shape, one.dtype) for name, one in after.items()
+    }
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert changed == {f"model.layers.{layer}.{name}.weight" for layer in layers for name in MAPS}
+    names = [{file.name for file in folder.iterdir()} for folder in (base, tmp_path / "c")]
+    assert names[0] == names[1]  # no adapter is left beside them
+    assert (base / "config.json").read_text() == (tmp_path / "c/config.json").read_text()
+
+
+def test_frozen_weights_are_held_in_the_computing_type_and_adapters_in_float32(tiny_checkpoint: Path) -> None:
+    model = load_model(tiny_checkpoint, "cpu", torch.bfloat16)
+    adapt(model, Lora(rank=4, alpha=8), 1)
+    adapters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all("lora_" in name and ".layers.1." in name for name in adapters) and len(adapters) == 2 * len(MAPS)
+    assert {weight.dtype for weight in adapters.values()} == {torch.float32}
+    rest = {weight.dtype for name, weight in model.named_parameters() if name not in adapters}
+    assert rest == {torch.bfloat16}
+    assert model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # gpt2 keeps its maps the other way round
+def test_the_written_checkpoint_answers_as_the_trained_model_did(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    base = make_checkpoint(tmp_path / "base", architecture=architecture)
+    ids = torch.tensor([example(load_tokenizer(base), *PAIRS[0], 200)[0]])
+    seen: list[torch.Tensor] = []
+
+    def logprobs(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(ids).logits.log_softmax(-1)
+
+    def look_and_merge(adapted: Any) -> None:
+        adapted.eval()
+        seen.append(logprobs(adapted))
+        merge(adapted)
+        seen.append(logprobs(adapted.get_base_model()))
+
+    monkeypatch.setattr(module, "merge", look_and_merge)
+    distill(base, tmp_path / "c", PAIRS, params(**LORA, dtype="float32"), "cpu", Progress("test"))
+    trained, merged = seen
+    before, after = (logprobs(load_model(folder, "cpu", torch.float32)) for folder in (base, tmp_path / "c"))
+    torch.testing.assert_close(merged, trained, atol=1e-4, rtol=1e-4)
+    moved, rounded = (before - trained).abs().mean(), (after - trained).abs().mean()
+    assert rounded < 0.05 * moved  # the file is bfloat16
+
+
+def test_merging_rounds_once(tiny_checkpoint: Path) -> None:
+    """1 + 0.00392 is nearer to 1 + 2^-7 than to 1, its neighbours in bfloat16. 0.00392 alone would be rounded to 2^-8,
+    half the way, and the sum then to the even of the two, which is 1."""
+    model = load_model(tiny_checkpoint, "cpu", torch.bfloat16)
+    weight = model.model.layers[1].mlp.up_proj.weight
+    adapted = adapt(model, Lora(rank=1, alpha=2), None)
+    with torch.no_grad():
+        weight.fill_(1)
+        for name, adapter in model.named_parameters():
+            if "lora_A" in name:
+                adapter.fill_(0.00392)
+            elif "lora_B" in name:
+                adapter.fill_(0.5)  # times alpha / rank: 1
+    merge(adapted)
+    assert model.model.layers[1].mlp.up_proj.weight is weight
+    assert weight.unique().tolist() == [1 + 2**-7]
 
 
 def test_an_example_that_is_too_long_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
