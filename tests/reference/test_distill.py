@@ -184,11 +184,15 @@ def test_adapters_change_the_linear_maps_of_the_chosen_layers_and_nothing_else(
     assert (base / "config.json").read_text() == (tmp_path / "c/config.json").read_text()
 
 
-def test_frozen_weights_are_held_in_the_computing_type_and_adapters_in_float32(tiny_checkpoint: Path) -> None:
-    model = load_model(tiny_checkpoint, "cpu", torch.bfloat16)
-    adapt(model, Lora(rank=4, alpha=8), 1)
+def test_frozen_weights_are_held_in_the_computing_type_and_adapters_in_float32(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = load_model(make_checkpoint(tmp_path / "deep", num_hidden_layers=12), "cpu", torch.bfloat16)
+    adapt(model, Lora(rank=4, alpha=8), 3)
     adapters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    assert all("lora_" in name and ".layers.1." in name for name in adapters) and len(adapters) == 2 * len(MAPS)
+    assert {name.split(".lora_")[0] for name in adapters} == {
+        f"model.layers.{layer}.{name}" for layer in (9, 10, 11) for name in MAPS
+    }
     assert {weight.dtype for weight in adapters.values()} == {torch.float32}
     rest = {weight.dtype for name, weight in model.named_parameters() if name not in adapters}
     assert rest == {torch.bfloat16}
