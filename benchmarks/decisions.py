@@ -19,7 +19,6 @@ from tbd.detection import power
 from tbd.detection.global_test import GlobalTest
 from tbd.detection.intervals import proportion
 from tbd.detection.minimum import members_at_least
-from tbd.detection.same_kind import base_shift
 
 LEVEL = 0.05
 SIZES = ((20, 100), (128, 100), (40, 400), (1000, 1000))
@@ -77,7 +76,7 @@ def found(audits: int, permutations: int) -> Iterator[list[str]]:
             scores = audit(rng, m, n, members, strength)
             needed = test.shift_needed(*scores, LEVEL)
             alone += needed > 0
-            with_base += needed > max(base_shift(*audit(rng, m, n, 0, 0)).bound, 0)
+            with_base += needed > test.shift_possible(*audit(rng, m, n, 0, 0), LEVEL)
             bounds.append(members_at_least(*scores, 0.95)[-1])
             above += bounds[-1] > members
         certified = f"{np.mean(bounds) / m:.1%}"
@@ -101,7 +100,7 @@ def shifted(audits: int, permutations: int) -> Iterator[list[str]]:
             for _ in range(audits):
                 needed = test.shift_needed(*audit(rng, m, n, m, shift), LEVEL)
                 alone += needed > 0
-                with_base += needed > max(base_shift(*audit(rng, m, n, m, shift)).bound, 0)
+                with_base += needed > test.shift_possible(*audit(rng, m, n, m, shift), LEVEL)
             yield [f"{m} v {n}", f"{shift}", share(alone, audits), share(with_base, audits)]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import mannwhitneyu
 
 from tbd.detection.results import Power, Ruling, SameKind
 from tbd.params import Decision
@@ -61,6 +62,11 @@ def negatives_needed(fpr: float) -> int:
     (19, 99)
     """
     return int(np.ceil(1 / fpr - 1e-9)) - 1
+
+
+def differs(benchmark: ArrayLike, unseen: ArrayLike) -> float:
+    """Two-sided Mann-Whitney p-value of "the base scores both sets alike"; small = the sets differ anyway."""
+    return float(mannwhitneyu(_known(benchmark), _known(unseen), alternative="two-sided").pvalue)
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def _higher(higher: str, checks: SameKind, rule: Decision) -> tuple[Ruling, list
             else ""
         )
         return "CONTAMINATED", [
-            f"This rests on both sets being of one kind, which no base model was there to check{apart}.",
+            f"This rests on both sets being of one kind, which no base model could check{apart}.",
             f"{higher}. A difference in kind would have to be {needed:.2f} sd or more to explain that.",
         ]
     if needed <= bound:
@@ -135,7 +141,7 @@ def _higher(higher: str, checks: SameKind, rule: Decision) -> tuple[Ruling, list
     return "CONTAMINATED", [
         f"{higher}.",
         f"A difference in kind does not explain that: it would have to be {needed:.2f} sd, and the base model, which "
-        f"saw neither set, leaves at most {max(bound, 0):.2f} sd possible.",
+        f"saw neither set, leaves at most {bound:.2f} sd possible.",
     ]
 
 

@@ -123,6 +123,15 @@ class GlobalTest:
 
         return bisect_left(range(1000), True, key=lambda hundredths: not unexplained(hundredths)) / 100
 
+    def shift_possible(self, benchmark: ArrayLike, unseen: ArrayLike, level: float) -> float:
+        """The largest shift, in sd, that the scores of a model which saw neither set leave possible; 0 or more.
+
+        Two shifts that are measured equally well differ at `level` if one exceeds the other by sqrt(2) z of its
+        standard errors. `shift_needed` is already z of them below the checkpoint's, so that sqrt(2) - 1 of z are added
+        to the base's: by the same test, which knows neither normality nor independence within a source.
+        """
+        return self.shift_needed(benchmark, unseen, beyond(level))
+
     def _values(self, scores: Array) -> Array:
         """(units, 2) each unit's contribution to the two statistics, exact multiples of GRID."""
         if np.isnan(scores).any():
@@ -132,6 +141,11 @@ class GlobalTest:
         made = np.zeros((len(self.labellings[0]), values.shape[1]))
         np.add.at(made, self.unit, centred)
         return made
+
+
+def beyond(level: float) -> float:
+    """The p-value above which a shift is possible, see `GlobalTest.shift_possible`: 0.75 for a level of 5%."""
+    return float(norm.cdf((np.sqrt(2) - 1) * norm.isf(level)))
 
 
 def rank_values(scores: Array) -> Array:

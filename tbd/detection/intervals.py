@@ -31,23 +31,13 @@ def delong(scores: ArrayLike, labels: ArrayLike, confidence: float) -> Interval:
     if area in (0.0, 1.0) or min(n, m) < 2:
         width = min(1.0, -np.log(1 - confidence) / min(n, m))
         return (max(0.0, area - width), min(1.0, area + width))
-    half = norm.ppf((1 + confidence) / 2) * delong_deviation(s, y) / (area * (1 - area))  # delta method
-    return float(expit(logit(area) - half)), float(expit(logit(area) + half))
-
-
-def delong_deviation(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Standard error of the AUC, from at least 2 members and 2 others (1 of a kind is taken to have no spread).
-
-    Sources: see `delong`.
-    """
-    s, y = np.asarray(scores, float), np.asarray(labels)
-    members, others = s[y == 1], s[y == 0]
-    n, m = len(members), len(others)
     joint = rankdata(np.concatenate([members, others]))
     # for each member the share of non-members below it, and for each non-member the share of members above it
     member_parts = (joint[:n] - rankdata(members)) / m
     other_parts = 1 - (joint[n:] - rankdata(others)) / n
-    return float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in (member_parts, other_parts) if len(part) > 1)))
+    deviation = np.sqrt(member_parts.var(ddof=1) / n + other_parts.var(ddof=1) / m)
+    half = norm.ppf((1 + confidence) / 2) * deviation / (area * (1 - area))  # delta method
+    return float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
 def proportion(successes: int, trials: int, confidence: float) -> Interval:

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 
-from tbd.detection.global_test import normal_scores, rank_values
+from tbd.detection.global_test import beyond, normal_scores, rank_values
 from tbd.detection.results import Choice, Power, PowerAt, Share
-from tbd.detection.same_kind import base_shift
 from tbd.params import Decision
 
 Array = NDArray[np.float64]
@@ -30,6 +29,8 @@ SHARES = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 
 """of the benchmark that leaked: the curve is computed at the nearest whole numbers of questions"""
 FOUND = 0.8
 """the smallest detectable share is found in so many audits"""
+BASES = 500
+"""models that saw neither set: what they leave possible is drawn from so many"""
 CHUNK = 4_000_000
 """scores simulated at a time: 100 MB or so"""
 
@@ -109,12 +110,8 @@ class Audits:
         sums = np.concatenate([ours @ self.values for ours in null])
         self.ordered = np.sort(sums, axis=0)
         smallest = np.sort(self._smallest(sums))
-        self.critical = smallest[max(int(np.floor(level * len(smallest))) - 1, 0)]
-        self.base_shifts = (
-            np.array([base_shift(*self._split(ours)).bound for ours in np.concatenate(null)[:500]])
-            if with_base
-            else None
-        )
+        self.critical = self._quantile(smallest, level)
+        self.possible = self._possible(np.concatenate(null)[:BASES], self._quantile(smallest, beyond(level)))
 
     def found(self, places: Array) -> NDArray[np.bool_]:
         """(audits,) whether each says CONTAMINATED; `places`: (audits, leaked) upper quantiles of the leaked questions,
@@ -126,11 +123,9 @@ class Audits:
             others = self._places(len(some), self.m + self.n - leaked)
             ours = self._ours(np.concatenate([some, others], axis=1))
             found = self._smallest(ours @ self.values) <= self.critical
-            if self.base_shifts is not None and found.any():  # the base has seen nothing: its shift is chance
-                shift = np.maximum(self.rng.choice(self.base_shifts, int(found.sum())), 0)
-                order = np.argsort(ours[found] * shift[:, None] - self.scale, axis=1, kind="stable")
-                moved = np.take_along_axis(ours[found], order, axis=1)
-                found[found] = self._smallest(moved @ self.values) <= self.critical
+            if self.with_base and found.any():  # the base has seen nothing: what it leaves possible is chance
+                shift = self.rng.choice(self.possible, int(found.sum()))
+                found[found] = self._lowered(ours[found], shift) <= self.critical
             decided[first : first + len(some)] = found
         return decided
 
@@ -145,8 +140,23 @@ class Audits:
         score."""
         return np.argsort(places, axis=1) < self.m
 
-    def _split(self, ours: NDArray[np.bool_]) -> tuple[Array, Array]:
-        return self.scale[ours], self.scale[~ours]
+    def _lowered(self, ours: NDArray[np.bool_], shift: Array) -> Array:
+        """(k,) `_smallest` after the benchmark's scores were lowered by `shift`, (k,), on the normal scale."""
+        order = np.argsort(ours * shift[:, None] - self.scale, axis=1, kind="stable")
+        return self._smallest(np.take_along_axis(ours, order, axis=1) @ self.values)
+
+    def _possible(self, ours: NDArray[np.bool_], critical: float) -> Array:
+        """(k,) the shift that each of these bases leaves possible: see `GlobalTest.shift_possible`."""
+        low, high = np.zeros(len(ours), int), np.full(len(ours), 1000)
+        while (low < high).any():
+            middle = (low + high) // 2
+            unexplained = self._lowered(ours, middle / 100) <= critical
+            low, high = np.where(unexplained, middle + 1, low), np.where(unexplained, high, middle)
+        return low / 100
+
+    @staticmethod
+    def _quantile(ordered: Array, level: float) -> float:
+        return float(ordered[max(int(np.floor(level * len(ordered))) - 1, 0)])
 
     def _smallest(self, sums: Array) -> Array:
         """(k,) the smaller of the two p-values, by the simulated null distribution."""

@@ -95,8 +95,6 @@ class SameKind(Result):
     """the wording; None: there were too few questions"""
     base_p_value: float | None
     """of "the base model scores both sets alike", in [0, 1]; small = the sets differ anyway; None: no base"""
-    base_shift: float | None
-    """how much more member-like the benchmark is to the base than unseen questions, in sd; None: no base"""
     base_shift_bound: float | None
     """the largest shift that the base leaves possible, in sd"""
     shift_needed: float | None

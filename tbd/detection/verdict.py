@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from tbd.audits import Audit
-from tbd.detection import calibration, decisions, minimum, power, same_kind
+from tbd.detection import calibration, decisions, minimum, power
 from tbd.detection.decisions import Evidence
 from tbd.detection.global_test import GlobalTest
 from tbd.detection.intervals import delong, proportion
@@ -98,19 +98,10 @@ def judge(
         warnings.append(f"{unscored} of {len(scores)} benchmark questions have no score and were left out.")
     p_values = decisions.conformal_p_values(scores, negatives)
     flagged = p_values <= fpr  # False for NaN
-    sources = None
-    if texts:
-        sources = np.asarray(texts.sources[0])[known], np.asarray(texts.sources[1])[known_negatives]
-    test = GlobalTest(
-        len(benchmark),
-        len(negatives),
-        permutations=decision.permutations,
-        seed=seed,
-        sources=sources,
-    )
+    test = _test(texts, known, known_negatives, decision, seed)
     p_value = test.p_value(benchmark, negatives)
     needed = test.shift_needed(benchmark, negatives, decision.level) if p_value <= decision.level else None
-    checks = _same_kind(audit, scored, detector, texts.blind if texts else None, needed, warnings)
+    checks = _same_kind(audit, scored, detector, texts, needed, decision, seed, warnings)
     seen, more_unseen = _power(audit, scored, detector, chosen, decision, test.units, seed, warnings)
     evidence = Evidence(p_value, len(negatives), min(test.units), checks, seen, more_unseen)
     verdict, reasons = decisions.decide(evidence, decision)
@@ -187,12 +178,25 @@ def _choice(
     return "alone", detector.choices.alone
 
 
+def _test(
+    texts: Texts | None, benchmark: NDArray[np.bool_], unseen: NDArray[np.bool_], decision: Decision, seed: int
+) -> GlobalTest:
+    """The test of those questions that have a score."""
+    sources = texts and (np.asarray(texts.sources[0])[benchmark], np.asarray(texts.sources[1])[unseen])
+    permutations = decision.permutations
+    return GlobalTest(
+        int(benchmark.sum()), int(unseen.sum()), permutations=permutations, seed=seed, sources=sources or None
+    )
+
+
 def _same_kind(
     audit: Audit,
     scored: ScoreTable,
     detector: Detector,
-    blind: Blind | None,
+    texts: Texts | None,
     needed: float | None,
+    decision: Decision,
+    seed: int,
     warnings: list[str],
 ) -> SameKind:
     """What the wording and the base's own answers say about the two sets.
@@ -200,21 +204,24 @@ def _same_kind(
     A score that compares with the base is the same for all of the base's own answers, so the best score without a base
     is taken of those.
     """
+    blind = texts.blind if texts else None
     if audit.base is None:
         warnings.append(
             "No base model was given, so it was not checked that benchmark and unseen questions are of one kind."
         )
-        return SameKind(blind=blind, base_p_value=None, base_shift=None, base_shift_bound=None, shift_needed=needed)
-    answers = (scored.scores(detector.choices.alone.id, name, "base") for name in (audit.benchmark, audit.unseen))
-    benchmark, unseen = (scores[~np.isnan(scores)] for scores in answers)
-    if not len(benchmark) or not len(unseen):
+        return SameKind(blind=blind, base_p_value=None, base_shift_bound=None, shift_needed=needed)
+    asked, new = (scored.scores(detector.choices.alone.id, name, "base") for name in (audit.benchmark, audit.unseen))
+    known, known_new = ~np.isnan(asked), ~np.isnan(new)
+    if not known.any() or not known_new.any():
         raise InputError(f"audit {scored.audit!r}: the base's answers have no score. Use another base, or none.")
-    shift = same_kind.base_shift(benchmark, unseen)
+    if np.ptp(np.concatenate([asked[known], new[known_new]])) == 0:
+        warnings.append("The base model scores all of its answers alike, so it cannot check what kind they are.")
+        return SameKind(blind=blind, base_p_value=None, base_shift_bound=None, shift_needed=needed)
+    test = _test(texts, known, known_new, decision, seed)
     return SameKind(
         blind=blind,
-        base_p_value=same_kind.differs(benchmark, unseen),
-        base_shift=shift.estimate,
-        base_shift_bound=shift.bound,
+        base_p_value=decisions.differs(asked[known], new[known_new]),
+        base_shift_bound=test.shift_possible(asked[known], new[known_new], decision.level),
         shift_needed=needed,
     )
 

@@ -120,7 +120,7 @@ def _found(v: Verdict) -> Sentence:
     benchmark, unseen, p = code(v.benchmark.name), code(v.unseen.name), p_value(v.p_value)
     data = f"in the data that {code(v.checkpoint)} was distilled on"
     surer = f"surer of its answers to them than of those to the questions of {unseen}, which it cannot have seen"
-    unchecked = f"If {benchmark} and {unseen} are of one kind, which no base model was there to check, "
+    unchecked = f"If {benchmark} and {unseen} are of one kind, which no base model could check, "
     if v.verdict == "CONTAMINATED":
         text = (
             f"questions of {benchmark} were most likely {data}: it is {surer}, by more than chance explains "
@@ -320,7 +320,7 @@ def _basis(v: Verdict) -> Sentence:
     )
     if kind.shift_needed is not None:
         bound = kind.base_shift_bound
-        left = "" if bound is None else f", of which the base leaves at most {max(bound, 0):.2f} possible"
+        left = "" if bound is None else f", of which the base leaves at most {bound:.2f} possible"
         found.append(
             f"it would take a difference in kind of {kind.shift_needed:.2f} standard deviations to explain what was "
             "found" + left
@@ -369,7 +369,7 @@ def _checks(v: Verdict) -> tuple[Check, ...]:
         ),
         Check(
             "Shift that the base leaves possible",
-            none if bound is None else f"at most {max(bound, 0):.2f} sd (estimate {kind.base_shift or 0:.2f})",
+            none if bound is None else f"at most {bound:.2f} sd",
             "that a difference shared by base and checkpoint explains the verdict, if the next line is larger",
             "a difference that distilling made: training data in the benchmark's style without its questions",
         ),

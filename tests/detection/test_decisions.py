@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import mannwhitneyu
 
-from tbd.detection.decisions import Evidence, conformal_p_values, contamination_rate, decide, negatives_needed
+from tbd.detection.decisions import Evidence, conformal_p_values, contamination_rate, decide, differs, negatives_needed
 from tbd.detection.results import Power, SameKind
 from tbd.params import Decision
 from tests.results import POWER, SAME_KIND
@@ -51,6 +52,12 @@ def test_nan_among_scores_taken_together_is_refused(scores) -> None:
         rate(np.array(scores), np.array([1.0, 2.0]))
 
 
+def test_differs_is_mann_whitneys_test() -> None:
+    high, low = np.arange(10.0, 40), np.arange(0.0, 30)
+    assert differs(low, high) == differs(high, low) == mannwhitneyu(high, low).pvalue < 0.01
+    assert differs(np.zeros(30), np.zeros(30)) == 1.0
+
+
 @pytest.mark.parametrize("fpr", [0.001, 0.01, 0.05, 0.07, 0.1, 0.2, 1 / 3, 0.5, 0.9])
 def test_negatives_needed_is_the_fewest(fpr: float) -> None:
     n = negatives_needed(fpr)
@@ -68,7 +75,7 @@ def evidence(power: Any = POWER, same_kind: Any = None, **changed: Any) -> Evide
 
 
 def without_base(**changes: Any) -> dict[str, Any]:
-    return {"base_p_value": None, "base_shift": None, "base_shift_bound": None, **changes}
+    return {"base_p_value": None, "base_shift_bound": None, **changes}
 
 
 def test_no_evidence_names_what_would_have_been_found() -> None:
@@ -94,7 +101,7 @@ def test_contaminated_by_the_global_test_at_the_full_level() -> None:
 def test_contaminated_needs_neither_power_nor_base_and_says_first_what_was_not_checked() -> None:
     assert decide(evidence(p_value=0.001, power=None), DECISION)[0] == "CONTAMINATED"
     verdict, reasons = decide(evidence(p_value=0.001, same_kind=without_base()), DECISION)
-    assert verdict == "CONTAMINATED" and "no base model was there to check." in reasons[0]
+    assert verdict == "CONTAMINATED" and "no base model could check." in reasons[0]
     apart = without_base(blind={"auc": 0.93, "p_value": 0.002})
     assert (
         "wording alone tells them apart (AUC 0.93)" in decide(evidence(p_value=0.001, same_kind=apart), DECISION)[1][0]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom, norm
 
-from tbd.detection.global_test import GRID, GlobalTest, Stratum, normal_scores, rank_values, tail
+from tbd.detection.global_test import GRID, GlobalTest, Stratum, beyond, normal_scores, rank_values, tail
 
 
 def test_rank_values_by_hand() -> None:
@@ -199,7 +199,37 @@ def test_a_tail_over_strata() -> None:
     assert 0.8 * six < tail(values, 6.0, strata) < 1.2 * six
 
 
-# -- the shift that would explain it
+# -- the shift that would explain it, and the shift that another model leaves possible
+
+
+def test_beyond_by_hand() -> None:
+    # sqrt(2) z = z + (sqrt(2) - 1) z, and z is 1.645 for 5%: 0.681 of a standard error, one-sided 0.752
+    assert beyond(0.05) == pytest.approx(norm.cdf(0.681), abs=2e-4) and beyond(0.5) == 0.5
+
+
+def test_shift_possible() -> None:
+    rng = np.random.default_rng(8)
+    test = GlobalTest(200, 200, permutations=2000, seed=0)
+    same, shifted = rng.normal(size=200), rng.normal(size=200) + 0.5
+    unseen = rng.normal(size=200)
+    assert 0 <= test.shift_possible(same, unseen, 0.05) < 0.3 < test.shift_possible(shifted, unseen, 0.05) < 0.9
+    assert test.shift_needed(shifted, unseen, 0.05) < test.shift_possible(shifted, unseen, 0.05)
+    assert test.shift_possible(unseen - 2, unseen, 0.05) == 0
+
+
+@pytest.mark.parametrize("edge", ["uniform", "negative gamma"])
+def test_an_equal_shift_of_scores_with_a_sharp_edge_is_no_contamination(edge: str) -> None:
+    rng, runs = np.random.default_rng(9), 100
+    test = GlobalTest(128, 100, permutations=1000, seed=0)
+
+    def draw(n: int) -> np.ndarray:
+        return rng.random(n) * np.sqrt(12) if edge == "uniform" else -rng.gamma(2, 1, n) / np.sqrt(2)
+
+    found = 0
+    for _ in range(runs):
+        needed = test.shift_needed(draw(128) + 0.2, draw(100), 0.05)
+        found += needed > test.shift_possible(draw(128) + 0.2, draw(100), 0.05)
+    assert found / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
 
 
 def test_shift_needed() -> None:

@@ -26,7 +26,7 @@ DECISION = Decision(
     fpr=0.05,
     level=0.05,
     exchangeability=0.01,
-    detectable_share=0.5,
+    detectable_share=0.8,
     allow_foreign_power=False,
     confidence=0.95,
     storey_lambda=0.5,
@@ -133,11 +133,11 @@ def test_half_of_the_benchmark_was_in_the_data() -> None:
     assert 10 <= found["members_at_least"] <= 20 and found["share_at_least"] == found["members_at_least"] / 40
     assert found["p_value"] < 1e-4 and found["clusters"] is None
     checks = found["same_kind"]
-    assert checks["base_p_value"] == 1.0 and checks["base_shift"] == 0 and checks["blind"] is None
+    assert checks["base_p_value"] == 1.0 and checks["blind"] is None
     assert 0 < checks["base_shift_bound"] < 0.5 < checks["shift_needed"]
     power = found["power"]
     assert power["members_flagged"]["estimate"] == 0.9 and power["curve"][-1]["estimate"] > 0.95
-    assert power["mde80_low"] <= power["mde80"] <= power["mde80_high"] < 0.5
+    assert power["mde80_low"] <= power["mde80"] <= power["mde80_high"] < 0.8
     assert power["reference"] == "reference" and power["same_base"] is True
     assert found["benchmark"] == {"name": "asked", "md5": "1" * 32, "n": 40} and found["fpr"] == 0.05
     assert found["checkpoint_fingerprint"] == "c" * 64 and found["base_fingerprint"] == "b" * 64
@@ -199,6 +199,12 @@ def test_a_base_that_tells_the_sets_apart_makes_it_inconclusive() -> None:
     found = decided(table(both(MIXED, base=np.add(LOW, 2).tolist())))
     assert found["verdict"] == "INCONCLUSIVE" and found["same_kind"]["base_p_value"] < 0.01
     assert "base model" in found["reasons"][0]
+
+
+def test_a_base_that_scores_everything_alike_checks_nothing() -> None:
+    found = decided(table({**both(MIXED, base=[-1.0] * 40), ("base", ALONE): ([-1.0] * 40, [-1.0] * 40)}))
+    assert found["verdict"] == "CONTAMINATED" and found["same_kind"]["base_shift_bound"] is None
+    assert any("scores all of its answers alike" in line for line in found["warnings"])
 
 
 def test_a_detector_that_finds_little_cannot_say_there_is_nothing() -> None:

@@ -89,7 +89,7 @@ def test_no_evidence_is_no_proof() -> None:
 def test_an_assumption_that_nothing_checked_is_said_first() -> None:
     for kind, changes in (("CONTAMINATED", {}), ("NO EVIDENCE", CLEAN)):
         found, *_, basis = said(kind, **changes | NO_BASE)
-        assert found.startswith("If `benchmark` and `unseen` are of one kind, which no base model was there to check, ")
+        assert found.startswith("If `benchmark` and `unseen` are of one kind, which no base model could check, ")
         assert basis.startswith("The verdict rests on an unchecked assumption (no base model was given)")
     told = explain(verdict(**NO_BASE))
     assert "with the base model" in told.now and "`tbd check --base`" in told.change
@@ -118,7 +118,7 @@ RULE = Decision(
 OPEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"p_value": 0.3}, {"base_p_value": 0.001}, "Use unseen questions of the same kind."),
     ({"p_value": 0.001}, {"shift_needed": 0.1}, "More unseen questions of the same kind"),
-    ({"p_value": 0.3, "units": 4}, {}, "4 sources only"),
+    ({"p_value": 0.3, "units": 4}, {}, "the smaller set: 4"),
     ({"p_value": 0.3, "power": None}, {}, "no labelled reference"),
     ({"p_value": 0.3, "power": Power.model_validate(POWER | {"same_base": False})}, {}, "`tbd distill`"),
     ({"p_value": 0.3, "power": Power.model_validate(POWER | {"mde80_high": 0.4})}, {}, "60 more unseen questions"),
