@@ -53,7 +53,7 @@ def register(workspace: Workspace, checkpoint: Path) -> MlflowClient:
 def test_two_looks_at_once_audit_each_benchmark_once_and_generate_the_unseen_answers_once(
     workspace: Workspace, prefect: dict[str, str]
 ) -> None:
-    alpha = fake_checkpoint(workspace.root / "checkpoints/incoming/alpha", "How much is 2 + 4?")
+    alpha = fake_checkpoint(workspace.root / "checkpoints/incoming/alpha", "How much is 3 + 4?")
     (fake_checkpoint(workspace.root / "checkpoints/incoming/broken") / "model.safetensors").rename(
         workspace.root / "checkpoints/incoming/broken/pytorch_model.bin"
     )
