@@ -52,7 +52,8 @@ def test_of_an_audit_with_a_detector(tbd: Command, tmp_path: Path, monkeypatch: 
     measured, *assumed = found.strengths
     assert [cell.unseen for cell in measured.found] == [40, 60, 80, 200]
     assert all(cell.low is None and cell.high is None for one in assumed for cell in one.found)
-    assert found.no_evidence is (measured.found[0].high is not None and measured.found[0].high <= 0.6)  # see SMALL of tests/workspace.py
+    high = measured.found[0].high
+    assert found.no_evidence is (high is not None and high <= 0.6)  # detectable_share of the small workspace
     # the members are easily told: what is planned is what the audit then says
     told = tbd.workspace.verdict("reference")["power"]
     cell = measured.found[0]
