@@ -134,7 +134,7 @@ class Decision(Section):
     storey_lambda: float = Fraction
     """of the contamination rate: questions with a p-value above it are taken to be unseen"""
     permutations: int = Field(ge=1000)
-    """behind the global test's p-value and the blind control's"""
+    """behind the global test's p-value"""
     simulations: int = Field(ge=100)
     """audits simulated at each share of the power curve"""
 

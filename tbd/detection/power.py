@@ -102,7 +102,7 @@ class Audits:
         self, benchmark: int, unseen: int, level: float, with_base: bool, simulations: int, rng: np.random.Generator
     ) -> None:
         """`simulations`: audits in which nothing leaked, by which the others are judged."""
-        self.m, self.n, self.with_base, self.rng = benchmark, unseen, with_base, rng
+        self.m, self.n, self.rng = benchmark, unseen, rng
         ranks = -np.arange(benchmark + unseen, dtype=float)
         self.values, self.scale = rank_values(ranks), normal_scores(ranks)  # by rank, the highest first
         parts = [min(self._rows(), simulations - first) for first in range(0, simulations, self._rows())]
@@ -111,7 +111,9 @@ class Audits:
         self.ordered = np.sort(sums, axis=0)
         smallest = np.sort(self._smallest(sums))
         self.critical = self._quantile(smallest, level)
-        self.possible = self._possible(np.concatenate(null)[:BASES], self._quantile(smallest, beyond(level)))
+        self.possible = None
+        if with_base:
+            self.possible = self._possible(np.concatenate(null)[:BASES], self._quantile(smallest, beyond(level)))
 
     def found(self, places: Array) -> NDArray[np.bool_]:
         """(audits,) whether each says CONTAMINATED; `places`: (audits, leaked) upper quantiles of the leaked questions,
@@ -123,7 +125,9 @@ class Audits:
             others = self._places(len(some), self.m + self.n - leaked)
             ours = self._ours(np.concatenate([some, others], axis=1))
             found = self._smallest(ours @ self.values) <= self.critical
-            if self.with_base and found.any():  # the base has seen nothing: what it leaves possible is chance
+            if (
+                self.possible is not None and found.any()
+            ):  # the base has seen nothing: what it leaves possible is chance
                 shift = self.rng.choice(self.possible, int(found.sum()))
                 found[found] = self._lowered(ours[found], shift) <= self.critical
             decided[first : first + len(some)] = found

@@ -20,19 +20,10 @@ from tbd.errors import InputError
 from tbd.params import Decision
 from tbd.scores.table import ScoreTable
 from tests import results
+from tests.detection import test_decisions
 
 ALONE, RATIO = "mean_logprob(m=20)", "logprob_ratio(m=10)"
-DECISION = Decision(
-    fpr=0.05,
-    level=0.05,
-    exchangeability=0.01,
-    detectable_share=0.8,
-    allow_foreign_power=False,
-    confidence=0.95,
-    storey_lambda=0.5,
-    permutations=1000,
-    simulations=100,
-)
+DECISION = test_decisions.DECISION.model_copy(update={"detectable_share": 0.8})
 LOW = np.linspace(-2, -1, 40).tolist()
 """scores of 40 questions that were not in the data"""
 MIXED = [*np.linspace(-0.5, -0.1, 20), *np.linspace(-2, -1, 20)]
