@@ -125,9 +125,7 @@ class Audits:
             others = self._places(len(some), self.m + self.n - leaked)
             ours = self._ours(np.concatenate([some, others], axis=1))
             found = self._smallest(ours @ self.values) <= self.critical
-            if (
-                self.possible is not None and found.any()
-            ):  # the base has seen nothing: what it leaves possible is chance
+            if self.possible is not None and found.any():  # a base that saw nothing: what it leaves possible is chance
                 shift = self.rng.choice(self.possible, int(found.sum()))
                 found[found] = self._lowered(ours[found], shift) <= self.critical
             decided[first : first + len(some)] = found
