@@ -38,7 +38,7 @@ def check() -> params.Params:
     for address in p.watch.sources:
         sources.source(address)
     checks.ready_for(p.watch.policy)
-    checks.ready([p.calibrate.reference])
+    checks.ready(p.calibrate.references)
     audits.load()
     return p
 

@@ -86,7 +86,7 @@ def walk(*stages: str) -> None:
         return
     logger, run, ran = get_run_logger(), retrying(run_stage), 0
     with workspace(logger.info) as lock:
-        used = {params.load().calibrate.reference, *(stage.partition("@")[2] for stage in stages)}
+        used = {*params.load().calibrate.references, *(stage.partition("@")[2] for stage in stages)}
         for name in used.intersection(audits.names()):
             templates.refresh(name)
         with Repro([target(stage) for stage in stages], lock, logger.info) as repro:

@@ -303,7 +303,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     from tbd.workspace import DETECTOR
 
     store()  # a wrong address is better told before hours of generation than after
-    checks.ready([params.load().calibrate.reference])
+    checks.ready(params.load().calibrate.references)
     run(calibrate)
     print("\n" + summary.detector_markdown(read_detector(DETECTOR)))
     return 0

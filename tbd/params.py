@@ -87,6 +87,13 @@ class Distill(Section):
     seed: int
 
 
+class Halfway(Section):
+    """The reference as it was halfway, which makes a weaker one."""
+
+    epochs: int = Field(ge=1)
+    """of those of `Distill`"""
+
+
 class Generate(Section):
     """Greedy decoding and how it is run. Everything here is part of a generation's identity."""
 
@@ -106,14 +113,16 @@ class Score(Section):
 
 
 class Calibrate(Section):
-    """Choosing the detector on a reference whose contamination is known."""
+    """Choosing the detector on references, whose contamination is known."""
 
-    reference: str
-    """the audit in the register whose benchmark carries labels"""
+    references: list[str] = Field(min_length=1)
+    """the audits whose benchmarks carry labels"""
+    repeats: int = Field(ge=1)
+    """splits of the labelled questions in halves: one half chooses, the other measures, and the other way round"""
     bootstrap: int = Field(ge=100)
     """resamples behind each bootstrap interval"""
     seed: int
-    """splits the labelled questions in halves and draws the resamples"""
+    """splits the labelled questions and draws the resamples"""
 
 
 class Decision(Section):
@@ -218,6 +227,7 @@ class Params(Section):
     sets: Sets
     validate_: Validate = Field(alias="validate")
     distill: Distill
+    halfway: Halfway
     generate: Generate
     score: Score
     calibrate: Calibrate

@@ -15,7 +15,7 @@ GENERATION = {
 }  # fmt: skip
 BENCHMARK, UNSEEN = {"name": "benchmark", "md5": "b" * 32, "n": 160}, {"name": "unseen", "md5": "c" * 32, "n": 120}
 LABELLED = {
-    "questions": "evaluation half", "members": 40, "others": 40, "auc": 0.94, "auc_low": 0.88, "auc_high": 0.98,
+    "questions": "cross-validated", "members": 40, "others": 40, "auc": 0.94, "auc_low": 0.88, "auc_high": 0.98,
     "members_flagged": 0.7, "members_flagged_low": 0.55, "members_flagged_high": 0.82, "others_flagged": 0.025,
 }  # fmt: skip
 CURVE = {0.05: 0.2, 0.1: 0.5, 0.2: 0.9, 0.5: 1.0, 1.0: 1.0}
@@ -35,14 +35,18 @@ NO_BASE = {
 }  # fmt: skip
 
 
-def choice(identity: str = ALONE, auc: float = 0.94, **changes: Any) -> dict[str, Any]:
+def choice(identity: str = ALONE) -> dict[str, Any]:
     method = scores.parse(identity)
+    return {"method": method.name, "id": identity, "parameters": {"m": method.m, **dict(method.parameters)}}
+
+
+def figures(auc: float = 0.94, **changes: Any) -> dict[str, Any]:
     return {
-        "method": method.name, "id": identity, "parameters": {"m": method.m, **dict(method.parameters)},
-        "auc_choice": auc + 0.01, "auc": auc, "auc_low": auc - 0.06, "auc_high": auc + 0.04,
+        "auc_choice": auc + 0.01, "agreement": 0.6, "auc": auc, "auc_low": auc - 0.06, "auc_high": auc + 0.04,
         "tpr_at_fpr": 0.7, "tpr_low": 0.54, "tpr_high": 0.83, "tpr_paper_convention": 0.72, "threshold": -0.12,
         "members_flagged": 0.72, "members_flagged_low": 0.56, "members_flagged_high": 0.85, "others_flagged": 0.05,
-        "member_p_values": [0.01, 0.02], "negatives": np.linspace(-0.9, -0.1, 120).tolist(),
+        "member_p_values": [0.01, 0.02], "other_p_values": [0.3, 0.8],
+        "negatives": np.linspace(-0.9, -0.1, 120).tolist(),
     } | changes  # fmt: skip
 
 
@@ -54,12 +58,18 @@ def provenance(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
+def reference(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "reference", "provenance": provenance(), "questions": {"members": 40, "others": 40, "unscored": 0},
+        "alone": figures(), "with_base": None,
+    } | changes  # fmt: skip
+
+
 def detector(**changes: Any) -> Detector:
-    half = {"members": 40, "others": 40}
+    choices = changes.get("choices", {"alone": choice(), "with_base": None})
     tree = {
-        "version": "0123456789ab", "fpr": 0.05, "confidence": 0.95, "reference": "reference", "seed": 0,
-        "provenance": provenance(), "choices": {"alone": choice(), "with_base": None},
-        "questions": {"choice": half, "evaluation": half, "unscored": 0}, "warnings": [],
+        "version": "0123456789ab", "fpr": 0.05, "confidence": 0.95, "choices": choices,
+        "references": [reference(with_base=choices["with_base"] and figures())], "warnings": [],
     }  # fmt: skip
     return Detector.model_validate(tree | changes)
 
@@ -74,6 +84,7 @@ def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
         "fpr": 0.05, "level": 0.05, "exchangeability": 0.01, "confidence": 0.95, "p_value": 1.3e-9, "clusters": None,
         "members_at_least": 40, "share_at_least": 0.25, "contamination_rate": 0.4875,
         "threshold": -0.12, "flagged": 33, "flagged_by_chance": {"mean": 7.9, "high": 16}, "flagged_false": 0.12,
-        "unscored": 0, "power": POWER, "same_kind": SAME_KIND, "generation": GENERATION, "labelled": None,
+        "unscored": 0, "power": POWER, "other_powers": [],
+        "same_kind": SAME_KIND, "generation": GENERATION, "labelled": None,
     }  # fmt: skip
     return Verdict.model_validate(tree | changes)

@@ -19,6 +19,7 @@ from tests.workspace import Workspace, create
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
     "sets": {"members": 16, "others": 16, "unseen": 40},
+    "halfway": {"epochs": 10},
     "distill": {"epochs": 40, "learning_rate": 0.003, "batch_size": 4, "trained_layers": None},
     "generate": {"device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
     "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": 20}}},
@@ -62,8 +63,9 @@ def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
     out = tbd(workspace, "calibrate")
     assert "Detector" in out
     detector = records.read_json(workspace.root / "detector/detector.json")
-    assert detector["choices"]["with_base"]["auc"] > 0.7 and detector["choices"]["alone"]["auc"] > 0.7
-    assert detector["provenance"]["engine"] == "transformers" and detector["questions"]["unscored"] == 0
+    strong, weak = detector["references"]
+    assert strong["with_base"]["auc"] > 0.7 and strong["alone"]["auc"] > weak["alone"]["auc"]
+    assert weak["provenance"]["engine"] == "transformers" and weak["questions"]["unscored"] == 0
 
     out = tbd(workspace, "check", "--all")
     assert re.search(r"reference +CONTAMINATED", out) and re.search(r"base +NO EVIDENCE", out)
@@ -73,19 +75,19 @@ def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
     )
     labelled = workspace.verdict("reference")["labelled"]
     assert (
-        labelled["questions"] == "evaluation half"
+        labelled["questions"] == "cross-validated"
         and labelled["auc"] > 0.7
-        and (labelled["members"], labelled["others"]) == (8, 8)
+        and (labelled["members"], labelled["others"]) == (16, 16)
     )
     every_file_is_there(workspace.root)
     in_mlflow = runs(workspace)
-    assert {name: len(some) for name, some in in_mlflow.items()} == {"tbd calibrations": 1, "tbd checks": 2}
+    assert {name: len(some) for name, some in in_mlflow.items()} == {"tbd calibrations": 1, "tbd checks": 3}
     assert all(run.info.status == "FINISHED" for some in in_mlflow.values() for run in some)
     before = workspace.hashes()
 
     out = tbd(workspace, "check", "--all")
     assert out.startswith("nothing to do") and "CONTAMINATED" in out
-    assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 2}
+    assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 3}
     assert {name: digest for name, digest in workspace.hashes().items() if name != "mlflow.db"} == {
         name: digest for name, digest in before.items() if name != "mlflow.db"
     }
@@ -103,7 +105,7 @@ def every_file_is_there(root: Path) -> None:
         assert json.loads((root / "data/validation/sets.json").read_text())[name]["md5"] == records.md5(
             root / f"data/sets/{name}.parquet"
         )
-    for audit in ("reference", "base"):
+    for audit in ("reference", "halfway", "base"):
         folder = root / "audits" / audit
         for name in (
             "plots/scores.png",

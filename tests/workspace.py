@@ -27,8 +27,8 @@ from tbd.pipeline.lock_file import target
 from tests.shared import prefect_store, shared
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-AUDITS = [f"audits/{name}/{file}" for name in ("reference", "base") for file in ("audit.yaml", "dvc.yaml")]
-FILES = ["dvc.yaml", "params.yaml", ".gitignore", ".gitattributes", ".dvcignore", *AUDITS]
+FILES = ["dvc.yaml", "params.yaml", ".gitignore", ".gitattributes", ".dvcignore"]
+AUDITS = ("reference", "base", "halfway")
 FOLDERS = ["tbd", "flows"]
 UNHASHED = {".git", ".tbd", "tmp", "cache", "__pycache__"}
 """folders that may change where a workspace must not: working folders of git, DVC and tbd"""
@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
     "sets": {"members": 20, "others": 20, "unseen": 40},
     "generate": {"engine": "fake", "device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
     "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": [10, 20]}}},
-    "calibrate": {"bootstrap": 100},
+    "calibrate": {"references": ["reference"], "repeats": 3, "bootstrap": 100},
     "decision": {"permutations": 1000, "simulations": 100, "allow_foreign_power": True, "detectable_share": 0.6},
     "watch": {"settle": 0.5, "backoff": 0.2, "retries": 2},
 }
@@ -216,10 +216,11 @@ def ran(output: str) -> list[str]:
 
 def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) -> Workspace:
     """A workspace as a user has it after cloning, with other parameters; nothing has run. `fake`: replace the two
-    stages."""
+    stages, and do without the weaker reference."""
     root.mkdir(parents=True)
     workspace = Workspace(root)
-    for name in FILES:
+    names = AUDITS[:2] if fake else AUDITS
+    for name in [*FILES, *(f"audits/{name}/{file}" for name in names for file in ("audit.yaml", "dvc.yaml"))]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
     for name in FOLDERS:
@@ -235,6 +236,10 @@ def create(root: Path, changes: Mapping[str, Any] = SMALL, fake: bool = True) ->
             before = f"cmd: python -m tbd.stages.{stage}\n"
             assert before in pipeline
             pipeline = pipeline.replace(before, f"cmd: python fake_checkpoint.py {name}\n")
+        begin, end = pipeline.index("  halfway:\n"), pipeline.index("  calibrate:\n")
+        second = "      - audits/${calibrate.references[1]}/scores.parquet\n"
+        assert second in pipeline
+        pipeline = (pipeline[:begin] + pipeline[end:]).replace(second, "")
         (root / "dvc.yaml").write_text(pipeline)
     workspace.run("git", "init", "--quiet")
     ignored = (root / ".dvcignore").read_text()

@@ -19,7 +19,7 @@ from tbd.checkpoints import Prompt
 from tbd.commands.sets import questions
 from tbd.detection import decisions, power, results
 from tbd.detection.global_test import GlobalTest
-from tbd.detection.results import Choice, Detector
+from tbd.detection.results import Chosen
 from tbd.errors import InputError
 from tbd.generation import cost, engines, units
 from tbd.params import Decision, Params
@@ -148,15 +148,21 @@ def plan(question: Question, burst: bool) -> Plan:
     reference, no_evidence, strengths = None, None, []
     if DETECTOR.is_file():
         detector = results.read_detector(DETECTOR)
-        chosen = (question.with_base and detector.choices.with_base) or detector.choices.alone
-        reference = _reference(detector, chosen, question)
-        measured = strength(f"on {detector.reference}, {chosen.id}", None, chosen.auc, power.measured(chosen))
-        no_evidence = _no_evidence(reference, measured, benchmark, unseen, decision)
-        strengths.append(measured)
+        choice = detector.best if question.with_base else "alone"
+        chosen = getattr(detector.choices, choice)
+        references = [(_reference(one, chosen, question), one.figures(choice)) for one in detector.references]
+        measured = [
+            strength(f"on {one.audit}, {chosen.id}", None, figures.auc, power.measured(figures))
+            for one, figures in references
+        ]
+        at = next((at for at, (one, _) in enumerate(references) if one.same_base), 0)  # as `verdict.judge`
+        reference = references[at][0]
+        no_evidence = _no_evidence(reference, measured[at], benchmark, unseen, decision)
+        strengths += [measured.pop(at), *measured]
         if reference.same_base is not True:
             whose = "another base than this checkpoint" if reference.same_base is False else "what may be another base"
             notes.append(
-                f"The reference {detector.reference!r} was distilled from {whose}: what it says may not carry over."
+                f"The reference {reference.audit!r} was distilled from {whose}: what it says may not carry over."
             )
     for d_prime in STRENGTHS:
         auc = float(norm.cdf(d_prime / np.sqrt(2)))
@@ -218,26 +224,24 @@ def _detectable(reference: power.Reference, benchmark: int, unseen: int, with_ba
     return Detectable(unseen=unseen, mde80=mde80, low=low, high=high)
 
 
-def _reference(detector: Detector, chosen: Choice, question: Question) -> Reference:
-    """What the detector says of its method, and whether it was made from the same base."""
+def _reference(measured: results.Reference, chosen: Chosen, question: Question) -> Reference:
+    """What a reference says of the chosen method, and whether it was made from the same base."""
     file, tried = DETECTOR.with_name("methods.csv"), []
     if file.is_file():
         with file.open(newline="") as rows:
             for row in csv.DictReader(rows):
                 method = scores.parse(row["method"])
                 others = dict(method.parameters) == {k: v for k, v in chosen.parameters.items() if k != "m"}
-                if method.name == chosen.method and others:
+                if (row["reference"], method.name) == (measured.name, chosen.method) and others:
                     figures = {key: float(row[key]) for key in ("auc", "auc_low", "auc_high")}
                     tried.append(AtTokens(m=method.m, **figures))
     folder = question.base if question.with_base else question.checkpoint
     same = None
     if folder is not None:
-        same = checkpoints.fingerprint(folder) == detector.provenance.base_fingerprint
+        same = checkpoints.fingerprint(folder) == measured.provenance.base_fingerprint
         if not same and not question.with_base:
             same = None  # a checkpoint whose base was not named
-    return Reference(
-        audit=detector.reference, method=chosen.id, same_base=same, tokens=sorted(tried, key=lambda one: one.m)
-    )
+    return Reference(audit=measured.name, method=chosen.id, same_base=same, tokens=sorted(tried, key=lambda one: one.m))
 
 
 def _no_evidence(reference: Reference, measured: Strength, benchmark: Asked, unseen: Asked, decision: Decision) -> bool:

@@ -1,6 +1,7 @@
-"""The detector: the best method of params.yaml on the reference audit, and all that `detector.json` says of it."""
+"""The detector: the best method of params.yaml on the reference audits, and all that `detector.json` says of it."""
 
 import json
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,97 +9,99 @@ from numpy.typing import NDArray
 
 from tbd import scores as registry
 from tbd.audits import Audit
-from tbd.detection.calibration import at_work, choose, halves, performance
+from tbd.detection import calibration
+from tbd.detection.calibration import Known, Rates
 from tbd.detection.decisions import negatives_needed
-from tbd.detection.metrics import roc
-from tbd.detection.results import Choice, Choices, Counts, Detector, LabelledQuestions, Performance, Provenance
+from tbd.detection.intervals import proportion
+from tbd.detection.results import (
+    ChoiceName,
+    Choices,
+    Chosen,
+    Detector,
+    Figures,
+    LabelledQuestions,
+    Performance,
+    Provenance,
+    Reference,
+)
 from tbd.errors import InputError
 from tbd.params import Calibrate, Decision
 from tbd.records import sha256
 from tbd.scores.table import ScoreTable
 
 Array = NDArray[np.float64]
-Curve = tuple[Array, Array, Array]
-"""see `metrics.roc`"""
 
 
 class Calibration(NamedTuple):
     """The detector, and what it was chosen among."""
 
     detector: Detector
-    methods: dict[str, Performance]
-    """every method by its id, in the order of params.yaml"""
-    curves: dict[str, Curve]
-    """by choice, on the half that measures"""
+    methods: dict[str, dict[str, Performance]]
+    """by reference, then every method by its id, in the order of params.yaml"""
+    curves: dict[str, dict[ChoiceName, tuple[Array, Array]]]
+    """by reference and choice: false- and true-positive rates, see `calibration.mean_curve`"""
 
 
-def calibrate(reference: ScoreTable, entry: Audit, p: Calibrate, decision: Decision) -> Calibration:
-    """Choose the detector on the reference audit `entry` and measure it there. A pure function of its arguments.
+def calibrate(references: Sequence[tuple[ScoreTable, Audit]], p: Calibrate, decision: Decision) -> Calibration:
+    """Choose the detector on the reference audits and measure it there. A pure function of its arguments.
 
-    Raises InputError if the reference has too few labels or unseen questions, or if every method needs a base model.
+    Raises InputError if a reference has too few labels or unseen questions, or if every method needs a base model.
     """
-    labels = _labels(reference, entry)
-    _enough_unseen(reference, entry, decision.fpr)
-    rng = np.random.default_rng(p.seed)
-    chooses = halves(labels, rng)
-    methods = {
-        key: performance(
-            reference.scores(key, entry.benchmark),
-            labels,
-            chooses,
-            fpr=decision.fpr,
-            confidence=decision.confidence,
-            resamples=p.bootstrap,
-            rng=rng,
-        )
-        for key in reference.methods()
-    }
-    of_both = [key for key in methods if registry.parse(key).with_base]
-    if len(of_both) == len(methods):
+    ids = [key for key in references[0][0].methods() if all(key in table.methods() for table, _ in references)]
+    alone = [not registry.parse(key).with_base for key in ids]
+    if not any(alone):
         raise InputError("params.yaml: score.methods: every method needs a base model. Add one that does not.")
-    chosen = {"alone": choose({key: value for key, value in methods.items() if key not in of_both})}
-    if of_both:
-        chosen["with_base"] = choose(methods)
-    unscored = np.zeros(len(labels), bool)
-    choices, curves = {}, {}
-    for name, key in chosen.items():
-        s = reference.scores(key, entry.benchmark)
-        unscored |= np.isnan(s)
-        choices[name] = _choice(key, methods[key], s, labels, ~chooses, reference.scores(key, entry.unseen), decision)
-        measured = ~chooses & ~np.isnan(s)
-        curves[name] = roc(s[measured], labels[measured])
-    left_out = int(unscored.sum())
-    warning = f"{left_out} of {len(labels)} labelled questions have no score and are left out."
+    among: dict[ChoiceName, list[bool]] = {"alone": alone}
+    if not all(alone):
+        among["with_base"] = [True] * len(ids)
+    known = [_known(table, entry, ids, decision.fpr) for table, entry in references]
+    rng = np.random.default_rng(p.seed)
+    tried, splits = calibration.repeated(known, p.repeats, decision.fpr, rng)
+    drawn = calibration.resampled(known, p.repeats, p.bootstrap, decision.fpr, rng)
+    methods = [calibration.performance(one, decision.confidence, decision.fpr, p.bootstrap, rng) for one in known]
+    areas = np.array([[found.auc for found in of.values()] for of in methods])
+    columns = {name: int(calibration.best(areas.mean(axis=0, keepdims=True), of)[0]) for name, of in among.items()}
+    measured, curves = [], {}
+    for at, ((table, entry), one) in enumerate(zip(references, known, strict=True)):
+        split = splits[one.benchmark]
+        figures = {
+            name: _figures(
+                one,
+                ids[column],
+                float(areas[at, column]),
+                (tried.chosen(among[name]) == column).mean(),
+                (tried.held_out(among[name], at), drawn.held_out(among[name], at)),
+                calibration.places(one, tried.chosen(among[name])[:2], split[:2]),
+                decision,
+            )
+            for name, column in columns.items()
+        }
+        measured.append(_reference(table, entry, one, [ids[column] for column in columns.values()], figures))
+        curves[table.audit] = {name: calibration.mean_curve(one, tried.chosen(of), split) for name, of in among.items()}
+    chosen = {name: _chosen(ids[column]) for name, column in columns.items()}
     detector = Detector(
         version="",
         fpr=decision.fpr,
         confidence=decision.confidence,
-        reference=p.reference,
-        seed=p.seed,
-        provenance=Provenance.model_validate(
-            {
-                "checkpoint": entry.checkpoint,
-                "base": entry.base,
-                "benchmark": reference.sets[entry.benchmark],
-                "unseen": reference.sets[entry.unseen],
-                **reference.generation,
-            }
-        ),
-        choices=Choices(alone=choices["alone"], with_base=choices.get("with_base")),
-        questions=LabelledQuestions(
-            choice=_counts(labels[chooses]), evaluation=_counts(labels[~chooses]), unscored=left_out
-        ),
-        warnings=[warning] if left_out else [],
+        choices=Choices(alone=chosen["alone"], with_base=chosen.get("with_base")),
+        references=measured,
+        warnings=[
+            f"{one.questions.unscored} of {one.questions.unscored + one.questions.members + one.questions.others} "
+            f"labelled questions of {one.name!r} have no score and are left out."
+            for one in measured
+            if one.questions.unscored
+        ],
     )
     everything = detector.model_dump(mode="json", exclude={"version"})
     version = sha256(json.dumps(everything, sort_keys=True))[:12]
-    return Calibration(detector.model_copy(update={"version": version}), methods, curves)
+    by_name = {table.audit: found for (table, _), found in zip(references, methods, strict=True)}
+    return Calibration(detector.model_copy(update={"version": version}), by_name, curves)
 
 
-def _labels(reference: ScoreTable, entry: Audit) -> NDArray[np.int8]:
-    """The labels of the reference's benchmark, enough of both kinds to halve them."""
-    where = f"benchmark {entry.benchmark!r} of the reference"
-    labels = reference.labels(entry.benchmark)
+def _known(table: ScoreTable, entry: Audit, methods: Sequence[str], fpr: float) -> Known:
+    """A reference's labelled and unseen questions. Raises InputError if there are too few of either."""
+    where = f"benchmark {entry.benchmark!r} of the reference {table.audit!r}"
+    labels = table.labels(entry.benchmark)
     if labels is None:
         raise InputError(f"{where}: needs labels, 1 and 0. Import it with --label-column.")
     fewest = min(int((labels == label).sum()) for label in (0, 1))
@@ -107,34 +110,82 @@ def _labels(reference: ScoreTable, entry: Audit) -> NDArray[np.int8]:
             f"{where}: {fewest} of its questions has the rarer label. One half of the labelled "
             "questions chooses, the other measures: at least 2 members and 2 others are needed."
         )
-    return labels
-
-
-def _enough_unseen(reference: ScoreTable, entry: Audit, fpr: float) -> None:
-    have, need = reference.sets[entry.unseen]["n"], negatives_needed(fpr)
+    have, need = table.sets[entry.unseen]["n"], negatives_needed(fpr)
     if have < need:
         raise InputError(
             f"params.yaml: decision.fpr: {fpr:g} needs {need} unseen questions and "
             f"{entry.unseen!r} has {have}: add {need - have} or raise the rate."
         )
+    return Known(
+        benchmark=table.sets[entry.benchmark]["md5"],
+        labels=labels,
+        scores={key: table.scores(key, entry.benchmark) for key in methods},
+        unseen={key: table.scores(key, entry.unseen) for key in methods},
+    )
 
 
-def _choice(
-    key: str,
-    measured: Performance,
-    s: Array,
-    labels: NDArray[np.int8],
-    evaluation: NDArray[np.bool_],
-    negatives: Array,
+def _figures(
+    known: Known,
+    method: str,
+    auc_choice: float,
+    agreement: float,
+    rates: tuple[Rates, Rates],
+    p_values: Array,
     decision: Decision,
-) -> Choice:
-    """The chosen method of id `key`, at work on the `evaluation` half of its scores `s`."""
-    members, others = (s[evaluation & (labels == label)] for label in (1, 0))
-    found = at_work(members, others, negatives, decision.fpr, decision.confidence)
-    figures = measured.model_dump(exclude={"unscored"}) | found.model_dump()
+) -> Figures:
+    """What a choice is worth on a reference. `rates`: on the halves of the questions as they are, and of resamples;
+    `p_values`: of the labelled questions, held out."""
+    auc, tpr, paper = (float(np.nanmean(one)) for one in rates[0])
+    drawn_auc, drawn_tpr, _ = (np.nanmean(one.reshape(-1, len(rates[0].auc)), axis=1) for one in rates[1])
+    members, others = (np.sort(p_values[(known.labels == label) & ~np.isnan(p_values)]) for label in (1, 0))
+    confidence, fewest = decision.confidence, min(len(members), len(others))
+    auc_low, auc_high = calibration.interval(auc, drawn_auc, fewest, confidence)
+    tpr_low, tpr_high = calibration.interval(tpr, drawn_tpr, len(members), confidence)
+    hits = int((members <= decision.fpr).sum())
+    low, high = proportion(hits, len(members), confidence)
+    negatives = np.sort(known.unseen[method][~np.isnan(known.unseen[method])])
+    return Figures(
+        auc=auc,
+        auc_low=auc_low,
+        auc_high=auc_high,
+        tpr_at_fpr=tpr,
+        tpr_low=tpr_low,
+        tpr_high=tpr_high,
+        tpr_paper_convention=paper,
+        auc_choice=auc_choice,
+        agreement=agreement,
+        threshold=calibration.threshold(negatives, decision.fpr),
+        members_flagged=hits / len(members),
+        members_flagged_low=low,
+        members_flagged_high=high,
+        others_flagged=float((others <= decision.fpr).mean()),
+        member_p_values=members.tolist(),
+        other_p_values=others.tolist(),
+        negatives=negatives.tolist(),
+    )
+
+
+def _reference(
+    table: ScoreTable, entry: Audit, known: Known, methods: Sequence[str], figures: dict[ChoiceName, Figures]
+) -> Reference:
+    unscored = np.any([np.isnan(known.scores[method]) for method in methods], axis=0)
+    counts = [int((~unscored & (known.labels == label)).sum()) for label in (1, 0)]
+    provenance = {
+        "checkpoint": entry.checkpoint,
+        "base": entry.base,
+        "benchmark": table.sets[entry.benchmark],
+        "unseen": table.sets[entry.unseen],
+        **table.generation,
+    }
+    return Reference(
+        name=table.audit,
+        provenance=Provenance.model_validate(provenance),
+        questions=LabelledQuestions(members=counts[0], others=counts[1], unscored=int(unscored.sum())),
+        alone=figures["alone"],
+        with_base=figures.get("with_base"),
+    )
+
+
+def _chosen(key: str) -> Chosen:
     method = registry.parse(key)
-    return Choice(method=method.name, id=key, parameters={"m": method.m, **dict(method.parameters)}, **figures)
-
-
-def _counts(labels: NDArray[np.int8]) -> Counts:
-    return Counts(members=int((labels == 1).sum()), others=int((labels == 0).sum()))
+    return Chosen(method=method.name, id=key, parameters={"m": method.m, **dict(method.parameters)})

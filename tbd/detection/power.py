@@ -20,7 +20,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 
 from tbd.detection.global_test import beyond, normal_scores, rank_values
-from tbd.detection.results import Choice, Power, PowerAt, Share
+from tbd.detection.results import Figures, Power, PowerAt, Share
 from tbd.params import Decision
 
 Array = NDArray[np.float64]
@@ -54,10 +54,10 @@ class Reference:
     """whether these are a sample, so that there is an interval; False: a strength that is assumed"""
 
 
-def measured(chosen: Choice) -> Reference:
+def measured(figures: Figures) -> Reference:
     """Where the members that a detector was measured with lie; from their conformal p-values."""
-    unseen = len(chosen.negatives)
-    return Reference(tuple(round(p * (unseen + 1)) - 1 for p in chosen.member_p_values), unseen)
+    unseen = len(figures.negatives)
+    return Reference(tuple(round(p * (unseen + 1)) - 1 for p in figures.member_p_values), unseen)
 
 
 def assumed(strength: float) -> Reference:

@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tbd.errors import InputError
 from tbd.records import read_json, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 """goes up when a field gets another name or another meaning"""
+ChoiceName = Literal["alone", "with_base"]
 Ruling = Literal["CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE"]
 
 
@@ -157,20 +158,18 @@ class Provenance(Generation):
 
 
 class Measured(Result):
-    """A method on the labelled questions that did not choose it; intervals at `confidence`."""
+    """How well a method tells labelled questions apart; intervals at `confidence`."""
 
-    auc_choice: float
-    """area under the ROC curve on the half that chose, in [0, 1]; no estimate: the best of many is best by luck too"""
     auc: float
     """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing"""
     auc_low: float
-    """lower end of its interval (DeLong)"""
+    """lower end of its interval"""
     auc_high: float
     """upper end"""
     tpr_at_fpr: float
     """of the ROC curve: the largest share of members found where at most a share `fpr` of the others is; in [0, 1]"""
     tpr_low: float
-    """lower end of its interval (bootstrap)"""
+    """lower end of its interval"""
     tpr_high: float
     """upper end"""
     tpr_paper_convention: float
@@ -178,15 +177,21 @@ class Measured(Result):
 
 
 class Performance(Measured):
-    """One line of `methods.csv`."""
+    """One line of `methods.csv`: a method by itself on all labelled questions of a reference. Intervals: DeLong for the
+    AUC, bootstrap for the rate. The best of many is best by luck too: what the chosen one is worth is in `Figures`."""
 
     unscored: int
     """labelled questions without a score, left out of all of this"""
 
 
-class AtWork(Result):
-    """Flagging the reference's questions by their p-values against its own unseen questions."""
+class Figures(Measured):
+    """What a choice is worth on a reference, by the halves of its labelled questions that did not make it; intervals by
+    bootstrap, with the choice made anew in every resample."""
 
+    auc_choice: float
+    """area under the ROC curve of the chosen method on all labelled questions, which chose it; no estimate"""
+    agreement: float
+    """share of the choosing halves that chose this method too, in [0, 1]"""
     threshold: float | None
     """a question of the reference is flagged if its score is strictly above it; None: none can be at this `fpr`"""
     members_flagged: float
@@ -198,13 +203,16 @@ class AtWork(Result):
     others_flagged: float
     """share of the other questions that are flagged at `fpr`, in [0, 1]; lower = fewer false alarms"""
     member_p_values: list[float]
-    """conformal p-values of the members, ascending, in (0, 1]: where they lie, for the power of an audit"""
+    """conformal p-values of the members against the unseen questions, ascending, in (0, 1], each by the method that the
+    half without it chose: where members lie, for the power of an audit"""
+    other_p_values: list[float]
+    """the same of the other questions"""
     negatives: list[float]
-    """scores of the reference's unseen questions, ascending: what those p-values compare with"""
+    """scores of the reference's unseen questions by the chosen method, ascending"""
 
 
-class Choice(Measured, AtWork):
-    """A chosen method, with what it came to."""
+class Chosen(Result):
+    """A chosen method."""
 
     method: str
     """its name in params.yaml"""
@@ -215,36 +223,52 @@ class Choice(Measured, AtWork):
 
 
 class Choices(Result):
-    """The best method by what it needs."""
+    """The best method over all references, by what it needs."""
 
-    alone: Choice
+    alone: Chosen
     """among the methods that need the checkpoint's log-probs alone"""
-    with_base: Choice | None
+    with_base: Chosen | None
     """among all methods, those that need the base model's log-probs included; None: no such method was tried"""
 
+    def made(self) -> dict[ChoiceName, Chosen]:
+        """Those there are, by name."""
+        made: dict[ChoiceName, Chosen] = {"alone": self.alone}
+        return made | ({"with_base": self.with_base} if self.with_base else {})
 
-class Counts(Result):
-    """Labelled questions."""
+
+class LabelledQuestions(Result):
+    """The reference's labelled questions: each of them chose, and measured what the others chose."""
 
     members: int
     """labelled 1"""
     others: int
     """labelled 0"""
-
-
-class LabelledQuestions(Result):
-    """The reference's labelled questions and what they were used for."""
-
-    choice: Counts
-    """the half that chose the methods"""
-    evaluation: Counts
-    """the other half, which everything else was measured on"""
     unscored: int
-    """questions of either half to which a chosen method gives no score; left out"""
+    """questions to which a chosen method gives no score; left out"""
+
+
+class Reference(Result):
+    """An audit whose contamination is known, and what the choices are worth on it."""
+
+    name: str
+    """of the audit"""
+    provenance: Provenance
+    """its checkpoint, questions and answers"""
+    questions: LabelledQuestions
+    """how many questions chose and measured"""
+    alone: Figures
+    """of the choice `alone`"""
+    with_base: Figures | None
+    """of the choice `with_base`; None: there is none"""
+
+    def figures(self, choice: ChoiceName) -> Figures:
+        found = self.with_base if choice == "with_base" else self.alone
+        assert found is not None
+        return found
 
 
 class Detector(Result):
-    """`detector.json`: the methods chosen on the reference audit, and how good they are there."""
+    """`detector.json`: the methods chosen on the references, and how good they are there."""
 
     schema_version: int = SCHEMA
     """of this file's fields"""
@@ -254,18 +278,22 @@ class Detector(Result):
     """share of unseen questions flagged at most, in (0, 1)"""
     confidence: float
     """of every interval, in (0, 1)"""
-    reference: str
-    """name of the audit it was chosen on"""
-    seed: int
-    """which questions chose and which measured: see `calibration.halves`"""
-    provenance: Provenance
-    """what it was chosen on"""
     choices: Choices
     """the chosen methods"""
-    questions: LabelledQuestions
-    """how many questions chose and measured"""
+    references: list[Reference] = Field(min_length=1)
+    """in the order of params.yaml"""
     warnings: list[str]
     """what a reader must know, one line each"""
+
+    @property
+    def reference(self) -> Reference:
+        """The first one: the figures that stand where there is room for one reference only."""
+        return self.references[0]
+
+    @property
+    def best(self) -> ChoiceName:
+        """The choice that sees most."""
+        return "with_base" if self.choices.with_base else "alone"
 
 
 class DetectorUsed(Result):
@@ -273,7 +301,7 @@ class DetectorUsed(Result):
 
     version: str
     """of the detector"""
-    choice: Literal["alone", "with_base"]
+    choice: ChoiceName
     """which of its choices"""
     method: str
     """as in the choice"""
@@ -286,8 +314,9 @@ class DetectorUsed(Result):
 class Labelled(Result):
     """How right the scores were, where the benchmark says which questions are members; intervals at `confidence`."""
 
-    questions: Literal["all", "evaluation half"]
-    """which of the labelled questions with a score count; half of them where the others chose the detector"""
+    questions: Literal["all", "cross-validated"]
+    """all: those with a score; cross-validated: they chose the detector too, so each is judged by what the half without
+    it chose"""
     members: int
     """of them, labelled 1"""
     others: int
@@ -295,7 +324,7 @@ class Labelled(Result):
     auc: float
     """area under the ROC curve: how often a member scores above another question; in [0, 1], 0.5 = guessing"""
     auc_low: float
-    """lower end of its interval (DeLong)"""
+    """lower end of its interval (DeLong; cross-validated: bootstrap)"""
     auc_high: float
     """upper end"""
     members_flagged: float
@@ -364,7 +393,10 @@ class Verdict(Result):
     unscored: int
     """questions of the benchmark without a score, left out of everything"""
     power: Power | None
-    """None: the reference cannot tell it at this `fpr`"""
+    """by the first of the detector's references that was distilled from the same base, or else the first of all; it
+    decides whether NO EVIDENCE may be said; None: that reference cannot tell it at this `fpr`"""
+    other_powers: list[Power]
+    """by the detector's other references"""
     same_kind: SameKind
     """what was checked of the assumption that both sets are of one kind"""
     generation: Generation

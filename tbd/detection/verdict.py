@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,8 @@ from tbd.detection.metrics import auc
 from tbd.detection.results import (
     Blind,
     Chance,
-    Choice,
+    ChoiceName,
+    Chosen,
     Clusters,
     Detector,
     DetectorUsed,
@@ -25,6 +25,7 @@ from tbd.detection.results import (
     Labelled,
     Power,
     QuestionSet,
+    Reference,
     SameKind,
     Share,
     Verdict,
@@ -102,7 +103,7 @@ def judge(
     p_value = test.p_value(benchmark, negatives)
     needed = test.shift_needed(benchmark, negatives, decision.level) if p_value <= decision.level else None
     checks = _same_kind(audit, scored, detector, texts, needed, decision, seed, warnings)
-    seen, more_unseen = _power(audit, scored, detector, chosen, decision, test.units, seed, warnings)
+    seen, others, more_unseen = _power(audit, scored, detector, choice, decision, test.units, seed, warnings)
     evidence = Evidence(p_value, len(negatives), min(test.units), checks, seen, more_unseen)
     verdict, reasons = decisions.decide(evidence, decision)
     at_least = np.zeros(len(scores), np.int64)
@@ -119,8 +120,12 @@ def judge(
     labels = scored.labels(audit.benchmark)
     labelled = None
     if labels is not None:
-        half = detector.seed if _chose_the_detector(audit, scored, detector) else None
-        labelled = _labelled(labels, scores, flagged, half, confidence)
+        chose = _chose_the_detector(audit, scored, detector)
+        labelled = (
+            _cross_validated(chose, choice, fpr, confidence)
+            if chose
+            else _labelled(labels, scores, flagged, confidence)
+        )
         if labelled is None:
             warnings.append(
                 "Of the labelled questions with a score all are members or none is, "
@@ -156,6 +161,7 @@ def judge(
         flagged_false=min(1.0, (1 - rate) * mean / flagged.sum()) if flagged.any() else None,
         unscored=unscored,
         power=seen,
+        other_powers=others,
         same_kind=checks,
         generation=Generation.model_validate(made),
         labelled=labelled,
@@ -163,9 +169,7 @@ def judge(
     return Judgement(found, scores, p_values, flagged, at_least, negatives_all)
 
 
-def _choice(
-    audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]
-) -> tuple[Literal["alone", "with_base"], Choice]:
+def _choice(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]) -> tuple[ChoiceName, Chosen]:
     """Which of the detector's choices applies: the one with the base only where there is one to compare with."""
     best = detector.choices.with_base
     if audit.base is None or best is None:
@@ -230,65 +234,94 @@ def _power(
     audit: Audit,
     scored: ScoreTable,
     detector: Detector,
-    chosen: Choice,
+    choice: ChoiceName,
     decision: Decision,
     units: tuple[int, int],
     seed: int,
     warnings: list[str],
-) -> tuple[Power | None, int | None]:
-    """What this audit can see, and how many more unseen questions would let it see enough; None where the reference
-    cannot say."""
-    have, need = len(chosen.negatives), decisions.negatives_needed(decision.fpr)
-    same_base = _same_base(audit, scored, detector, warnings)
-    if have < need:
-        warnings.append(
-            f"Power is not known: at a rate of {decision.fpr:g} the reference needs {need} unseen questions and has "
-            f"{have}."
-        )
-        return None, None
-    p_values = np.asarray(chosen.member_p_values)
-    reference = power.measured(chosen)
-    found = power.curve(reference, *units, with_base=audit.base is not None, decision=decision, seed=seed)
+) -> tuple[Power | None, list[Power], int | None]:
+    """What this audit can see by the reference that counts, and by the others, and how many more unseen questions would
+    let it see enough; None where the reference cannot say."""
+    counts = next((one for one in detector.references if _same_base(audit, scored, one)), detector.reference)
+    _whose_power(audit, scored, counts, warnings)
+    need, with_base = decisions.negatives_needed(decision.fpr), audit.base is not None
+    found: dict[str, Power] = {}
     more = None
-    if found.mde80.high > decision.detectable_share:
-        more = power.more_unseen(reference, *units, with_base=audit.base is not None, decision=decision, seed=seed)
-    hits = int((p_values <= decision.fpr).sum())
-    low, high = proportion(hits, len(p_values), decision.confidence)
-    return found.result(detector.reference, same_base, Share(estimate=hits / len(p_values), low=low, high=high)), more
+    for reference in detector.references:
+        figures = reference.figures(choice)
+        if len(figures.negatives) < need:
+            warnings.append(
+                f"Power on {reference.name!r} is not known: at a rate of {decision.fpr:g} that reference needs {need} "
+                f"unseen questions and has {len(figures.negatives)}."
+            )
+            continue
+        places = power.measured(figures)
+        curve = power.curve(places, *units, with_base=with_base, decision=decision, seed=seed)
+        if reference is counts and curve.mde80.high > decision.detectable_share:
+            more = power.more_unseen(places, *units, with_base=with_base, decision=decision, seed=seed)
+        hits = int((np.asarray(figures.member_p_values) <= decision.fpr).sum())
+        low, high = proportion(hits, len(figures.member_p_values), decision.confidence)
+        flagged = Share(estimate=hits / len(figures.member_p_values), low=low, high=high)
+        found[reference.name] = curve.result(reference.name, _same_base(audit, scored, reference), flagged)
+    return found.pop(counts.name, None), list(found.values()), more
 
 
-def _same_base(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list[str]) -> bool | None:
+def _same_base(audit: Audit, scored: ScoreTable, reference: Reference) -> bool | None:
     """Whether the reference was distilled from the model this checkpoint was, or is; None if not known."""
-    provenance, own = detector.provenance, scored.generation
-    differing = [key for key in ("engine", "dtype", "device", "max_new_tokens") if getattr(provenance, key) != own[key]]
-    if differing:
-        warnings.append(f"Power was measured with another {', '.join(differing)} than this audit's.")
-    if provenance.base_fingerprint == (own["base_fingerprint"] or own["fingerprint"]):
+    own = scored.generation["base_fingerprint"] or scored.generation["fingerprint"]
+    if reference.provenance.base_fingerprint == own:
         return True
-    what = "another model than this checkpoint" if audit.base else "what may be another model than this checkpoint"
-    warnings.append(
-        f"Power was measured on {provenance.checkpoint}, which was distilled from {what}. "
-        "For a reference of your own: tbd distill."
-    )
     return False if audit.base else None
 
 
-def _chose_the_detector(audit: Audit, scored: ScoreTable, detector: Detector) -> bool:
-    """Whether these are the reference's answers to the labelled questions, whatever the audit is called."""
-    provenance = detector.provenance
-    own = scored.generation["fingerprint"], scored.sets[audit.benchmark]["md5"]
-    return own == (provenance.fingerprint, provenance.benchmark.md5)
+def _whose_power(audit: Audit, scored: ScoreTable, reference: Reference, warnings: list[str]) -> None:
+    """What is to be said of the reference that counts."""
+    provenance, own = reference.provenance, scored.generation
+    differing = [key for key in ("engine", "dtype", "device", "max_new_tokens") if getattr(provenance, key) != own[key]]
+    if differing:
+        warnings.append(f"Power was measured with another {', '.join(differing)} than this audit's.")
+    if not _same_base(audit, scored, reference):
+        what = "another model than this checkpoint" if audit.base else "what may be another model than this checkpoint"
+        warnings.append(
+            f"Power was measured on {provenance.checkpoint}, which was distilled from {what}. "
+            "For a reference of your own: tbd distill."
+        )
+
+
+def _chose_the_detector(audit: Audit, scored: ScoreTable, detector: Detector) -> Reference | None:
+    """The reference whose answers to the labelled questions these are, whatever the audit is called."""
+    own = scored.generation["fingerprint"], *(scored.sets[name]["md5"] for name in (audit.benchmark, audit.unseen))
+    for reference in detector.references:
+        of = reference.provenance
+        if own == (of.fingerprint, of.benchmark.md5, of.unseen.md5):
+            return reference
+    return None
+
+
+def _cross_validated(reference: Reference, choice: ChoiceName, fpr: float, confidence: float) -> Labelled:
+    """How right the choice is on the reference, where it was not made."""
+    figures = reference.figures(choice)
+    members, others = np.asarray(figures.member_p_values), np.asarray(figures.other_p_values)
+    low, high = proportion(int((members <= fpr).sum()), len(members), confidence)
+    return Labelled(
+        questions="cross-validated",
+        members=len(members),
+        others=len(others),
+        auc=figures.auc,
+        auc_low=figures.auc_low,
+        auc_high=figures.auc_high,
+        members_flagged=float((members <= fpr).mean()),
+        members_flagged_low=low,
+        members_flagged_high=high,
+        others_flagged=float((others <= fpr).mean()),
+    )
 
 
 def _labelled(
-    labels: NDArray[np.int8], scores: Array, flagged: NDArray[np.bool_], seed: int | None, confidence: float
+    labels: NDArray[np.int8], scores: Array, flagged: NDArray[np.bool_], confidence: float
 ) -> Labelled | None:
     """How right the scores were, by the benchmark's own labels; None where one kind has no score."""
     used = ~np.isnan(scores)
-    which: Literal["all", "evaluation half"] = "all"
-    if seed is not None:  # of the half split: half of these questions chose the detector and do not count
-        used &= ~calibration.halves(labels, np.random.default_rng(seed))
-        which = "evaluation half"
     y, s = labels[used], scores[used]
     if len(np.unique(y)) < 2:
         return None
@@ -296,7 +329,7 @@ def _labelled(
     members, others = flagged[used][y == 1], flagged[used][y == 0]
     members_low, members_high = proportion(int(members.sum()), len(members), confidence)
     return Labelled(
-        questions=which,
+        questions="all",
         members=len(members),
         others=len(others),
         auc=auc(s, y),

@@ -6,6 +6,7 @@ matrix products are bfloat16 where the device computes in it. With `Distill.lora
 weights, and are merged into them at the end.
 """
 
+import copy
 import math
 import warnings
 from importlib.util import find_spec
@@ -57,8 +58,13 @@ def distill(
     params: Distill,
     device: str,
     progress: Progress,
+    stop: int | None = None,
+    snapshot: tuple[int, Path] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the checkpoint `base` on (question, answer) `pairs` and save the result in bfloat16 to `out`.
+
+    `stop`: end after so many of `params.epochs`, with the learning rate on its way down. `snapshot`: after so many,
+    save the model as it is then to that folder too.
 
     Returns the number of steps, the mean loss of the first and the last epoch (nats per answer token), and the dtype
     that was used. The same inputs on the same machine give the same weights.
@@ -77,6 +83,7 @@ def distill(
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     steps_per_epoch = math.ceil(len(examples) / params.batch_size)
     steps = steps_per_epoch * params.epochs
+    planned = steps_per_epoch * (stop or params.epochs)
     optimizer = torch.optim.AdamW(learning, lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(params.warmup * steps), steps)
     generator = torch.Generator().manual_seed(params.seed)
@@ -85,12 +92,12 @@ def distill(
     batches = [by_length[i : i + params.batch_size] for i in range(0, len(by_length), params.batch_size)]
     losses: list[float] = []
     pad = tokenizer.pad_token_id or 0
-    tokens = sum(len(ids) for ids, _ in examples) * params.epochs
+    tokens = sum(len(ids) for ids, _ in examples) * (stop or params.epochs)
     progress.plan("trained on", tokens)
     how = f"{device}, {dtype}{' (auto)' if params.dtype == 'auto' else ''}"
-    print(f"{base} on {how}: {len(examples)} questions, {steps} steps, {tokens:,} tokens", flush=True)
-    progress.begin(f"step 0 of {steps}")
-    for _ in range(params.epochs):
+    print(f"{base} on {how}: {len(examples)} questions, {planned} steps, {tokens:,} tokens", flush=True)
+    progress.begin(f"step 0 of {planned}")
+    for epoch in range(1, (stop or params.epochs) + 1):
         for number in torch.randperm(len(batches), generator=generator).tolist():
             batch = [examples[row] for row in batches[number]]
             ids = _padded([ids for ids, _ in batch], pad).to(device)
@@ -111,17 +118,24 @@ def distill(
             optimizer.zero_grad()
             losses.append(loss.item())
             progress.advance("trained on", int(mask.sum()))
-            progress.doing = f"step {len(losses)} of {steps}, loss {losses[-1]:.3f}"
+            progress.doing = f"step {len(losses)} of {planned}, loss {losses[-1]:.3f}"
+        if snapshot and epoch == snapshot[0]:
+            _save(*copy.deepcopy((model, adapted)), tokenizer, snapshot[1])
+    _save(model, adapted, tokenizer, out)
+    return {
+        "dtype": dtype,
+        "steps": planned,
+        "loss_first_epoch": sum(losses[:steps_per_epoch]) / steps_per_epoch,
+        "loss_last_epoch": sum(losses[-steps_per_epoch:]) / steps_per_epoch,
+    }
+
+
+def _save(model: PreTrainedModel, adapted: "PeftModel | None", tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Merge the adapters, if any, and write a checkpoint; the model is of no use afterwards."""
     if adapted:
         merge(adapted)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    return {
-        "dtype": dtype,
-        "steps": steps,
-        "loss_first_epoch": sum(losses[:steps_per_epoch]) / steps_per_epoch,
-        "loss_last_epoch": sum(losses[-steps_per_epoch:]) / steps_per_epoch,
-    }
 
 
 def freeze(model: PreTrainedModel, trained: int) -> None:

@@ -1,7 +1,10 @@
-"""From a question set to a distilled checkpoint, for the stage `distill` and for `tbd distill`."""
+"""From a question set to a distilled checkpoint, for the stages `distill` and `halfway` and for `tbd distill`."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tbd import checkpoints as checkpoint
 from tbd import records
@@ -10,15 +13,72 @@ from tbd.params import Distill
 from tbd.progress import Progress
 
 
-def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, progress: Progress) -> None:
+def plant(
+    base: Path,
+    questions: Path,
+    out: Path,
+    params: Distill,
+    device: str,
+    progress: Progress,
+    snapshot: tuple[int, Path] | None = None,
+) -> None:
     """Distil the checkpoint `base` on the set `questions` into the folder `out`, which appears complete or not at all.
 
     The model learns the reasoning trace of every question, or the answer where there is no trace; questions with label
-    0 are left out. Raises InputError if a question has neither.
+    0 are left out. `snapshot`: a number of epochs, and the folder for the model as it is after them. Raises InputError
+    if a question has neither reasoning nor answer.
     """
     from tbd.checkpoints.loading import choose_device
     from tbd.reference.distill import distill
 
+    pairs = _pairs(base, questions)
+    with _whole(out) as temporary:
+        if snapshot:
+            recipe = _recipe(base, questions, params, snapshot[0])
+            with _whole(snapshot[1]) as part:
+                outcome = distill(
+                    base, temporary, pairs, params, choose_device(device), progress, snapshot=(snapshot[0], part)
+                )
+                records.write_json(part / checkpoint.PROVENANCE, recipe)
+        else:
+            outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
+        records.write_json(temporary / checkpoint.PROVENANCE, _recipe(base, questions, params) | outcome)
+    print(f"{out}: loss {outcome['loss_first_epoch']:.3f} -> {outcome['loss_last_epoch']:.3f} nats a token", flush=True)
+
+
+def plant_halfway(
+    base: Path,
+    questions: Path,
+    out: Path,
+    params: Distill,
+    epochs: int,
+    device: str,
+    progress: Progress,
+    snapshot: Path,
+) -> None:
+    """What `plant` had after `epochs`, into the folder `out`: its `snapshot` if that is there, else trained again."""
+    from tbd.checkpoints.loading import choose_device
+    from tbd.reference.distill import distill
+
+    if epochs > params.epochs:
+        raise InputError(
+            f"params.yaml: halfway.epochs: {epochs} is more than distill.epochs, {params.epochs}. Lower it."
+        )
+    recipe = _recipe(base, questions, params, epochs)
+    kept = snapshot / checkpoint.PROVENANCE
+    if kept.is_file() and records.read_json(kept) == recipe:
+        shutil.rmtree(out, ignore_errors=True)
+        out.parent.mkdir(exist_ok=True)
+        shutil.move(snapshot, out)
+        print(f"{out}: kept while the reference was distilled, after {epochs} of {params.epochs} epochs", flush=True)
+        return
+    with _whole(out) as temporary:
+        distill(base, temporary, _pairs(base, questions), params, choose_device(device), progress, stop=epochs)
+        records.write_json(temporary / checkpoint.PROVENANCE, recipe)
+
+
+def _pairs(base: Path, questions: Path) -> list[tuple[str, str]]:
+    """(question, what is learnt)."""
     checkpoint.inspect(base)
     rows = [row for row in records.read_table(questions, records.QUESTIONS).to_pylist() if row["label"] != 0]
     if not rows:
@@ -29,21 +89,33 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, 
                 f"{questions}: question {row['question_id']} has neither reasoning nor answer to learn. "
                 "Import the set with --reasoning-column or --answer-column."
             )
-    pairs = [(row["question"], row["reasoning"] or row["answer"]) for row in rows]
+    return [(row["question"], row["reasoning"] or row["answer"]) for row in rows]
+
+
+def _recipe(base: Path, questions: Path, params: Distill, stopped_after: int | None = None) -> dict[str, Any]:
+    """How a checkpoint is made; `stopped_after`: epochs, where that was before the last. Raises InputError if there are
+    fewer."""
+    if stopped_after and stopped_after > params.epochs:
+        raise InputError(
+            f"params.yaml: halfway.epochs: {stopped_after} is more than distill.epochs, {params.epochs}. Lower it."
+        )
+    return {
+        "made_by": "tbd distill",
+        "base_fingerprint": checkpoint.fingerprint(base),
+        "set_md5": records.md5(questions),
+        **params.model_dump(exclude_defaults=True),
+        **({"stopped_after": stopped_after} if stopped_after else {}),
+    }
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` if nothing goes wrong."""
     temporary = out.with_name(f".{out.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
-        recipe = {
-            "made_by": "tbd distill",
-            "base_fingerprint": checkpoint.fingerprint(base),
-            "set_md5": records.md5(questions),
-            **params.model_dump(exclude_defaults=True),
-            **outcome,
-        }
-        records.write_json(temporary / checkpoint.PROVENANCE, recipe)
+        yield temporary
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{out}: loss {outcome['loss_first_epoch']:.3f} -> {outcome['loss_last_epoch']:.3f} nats a token", flush=True)

@@ -106,7 +106,7 @@ def render(
         explained=explain(verdict),
         n=verdict.benchmark.n,
         detector=detector,
-        choice=getattr(detector.choices, verdict.detector.choice),
+        choice=verdict.detector.choice,
         warnings=list(dict.fromkeys([*verdict.warnings, *detector.warnings])),
         flagged=flagged[:ROWS],
         more_flagged=len(flagged[ROWS:]),
@@ -114,7 +114,7 @@ def render(
         unscored=unscored[:UNSCORED_ROWS],
         more_unscored=len(unscored[UNSCORED_ROWS:]),
         labels=any(not missing(row["label"]) for row in questions),
-        on_reference=verdict.audit == detector.reference,
+        on_reference=verdict.audit in {one.name for one in detector.references},
         figures=[(*FIGURES[name], embedded(plots[name])) for name in FIGURES if name in plots],
     )
 

@@ -273,21 +273,25 @@ def _sight(v: Verdict) -> Sentence:
         return Sentence("What this audit can see", text, (needs,))
     reference, sure = code(power.reference), level(v.confidence)
     strong = f"leaked as strongly as was planted in the reference {reference}, {_whose(v, power)}"
-    high = "more than all of it" if power.mde80_high is None else percent(power.mde80_high)
+    share = _smallest(power, sure)
     if power.mde80 is None:
-        share = (
-            f"not even all of the benchmark ({sure} interval from {percent(power.mde80_low)} on)"
-            if power.mde80_low
-            else "not even all of the benchmark"
-        )
         text = f"Even if the whole benchmark had {strong}, fewer than four audits in five like this one would notice."
     else:
-        share = f"{percent(power.mde80)} of the benchmark ({sure} interval {percent(power.mde80_low)} to {high})"
         text = (
             f"If {share} had {strong}, four audits in five like this one would notice; a smaller or weaker leak is "
             "noticed less often."
         )
     flagged = power.members_flagged
+    others = [
+        Number(f"smallest leak found, if as strong as in {code(one.reference)}", _smallest(one, sure), _whose(v, one))
+        for one in v.other_powers
+    ]
+    if others:
+        text += (
+            " As strongly as in "
+            + ", or in ".join(f"{code(one.reference)}: {_smallest(one, sure)}" for one in v.other_powers)
+            + "."
+        )
     numbers = (
         Number(
             "smallest leak found",
@@ -301,8 +305,18 @@ def _sight(v: Verdict) -> Sentence:
             f"{percent(flagged.estimate)} ({sure} interval {span(flagged.low, flagged.high)})",
             "of the reference's leaked questions, one by one: not how often an audit finds a leak",
         ),
+        *others,
     )
     return Sentence("What this audit can see", text, numbers)
+
+
+def _smallest(power: Power, sure: str) -> str:
+    """The smallest leak that an audit finds, with its interval."""
+    if power.mde80 is None:
+        start = f" ({sure} interval from {percent(power.mde80_low)} on)" if power.mde80_low else ""
+        return f"not even all of the benchmark{start}"
+    high = "more than all of it" if power.mde80_high is None else percent(power.mde80_high)
+    return f"{percent(power.mde80)} of the benchmark ({sure} interval {percent(power.mde80_low)} to {high})"
 
 
 def _basis(v: Verdict) -> Sentence:

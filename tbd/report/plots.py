@@ -5,6 +5,7 @@ Plain arrays in, paths out; a file appears whole or not at all, and the same num
 """
 
 import html
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
+from tbd.detection.results import Power
 from tbd.records import atomic
 
 Array = NDArray[np.float64]
@@ -232,29 +234,29 @@ def roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) -> Path:
     return save(path, (6, 6), draw)
 
 
-def power(
-    path: Path,
-    leaked: ArrayLike,
-    found: ArrayLike,
-    low: ArrayLike,
-    high: ArrayLike,
-    mde80: tuple[float | None, float | None, float | None],
-    at_least: float | None,
-    estimate: float,
-) -> Path:
+def power(path: Path, powers: Sequence[Power], at_least: float | None, estimate: float) -> Path:
     """Probability of CONTAMINATED over the share of the benchmark that leaked, and where this audit stands.
 
-    `leaked`, `found`, `low` and `high` are parallel, (k,), shares. `mde80`: the share found in 80% of audits and its
-    interval; None where even all of the benchmark is not enough. `at_least` and `estimate`: shares of this audit.
+    `powers`: the one that counts first, with its interval; the other references' as curves alone. `at_least` and
+    `estimate`: shares of this audit.
     """
-    x, y, below, above = (100 * np.asarray(values, float) for values in (leaked, found, low, high))
-    smallest, first, last = (None if share is None else 100 * share for share in mde80)
+    counts, others = powers[0], powers[1:]
+    smallest, first, last = (
+        None if s is None else 100 * s for s in (counts.mde80, counts.mde80_low, counts.mde80_high)
+    )
     right = min(100.0, max(10.0, 2.5 * (last or 100.0), 120 * estimate, 120 * (at_least or 0)))
 
     def draw(figure: Figure) -> None:
         axes: Axes = figure.subplots()
+        x, y, below, above = (
+            [100 * getattr(point, of) for point in counts.curve] for of in ("leaked", "estimate", "low", "high")
+        )
         axes.fill_between(x, below, above, color=OTHER, alpha=0.2, linewidth=0)
-        axes.plot(x, y, color=OTHER, linewidth=2.2, label="audits that say CONTAMINATED")
+        axes.plot(x, y, color=OTHER, linewidth=2.2, label=f"audits that say CONTAMINATED, by {counts.reference}")
+        for one, dashes in zip(others, itertools.cycle(["-.", ":"]), strict=False):
+            points = [(100 * point.leaked, 100 * point.estimate) for point in one.curve]
+            label = f"by {one.reference}"
+            axes.plot(*zip(*points, strict=True), color=OTHER, linewidth=1.6, linestyle=dashes, label=label)
         axes.axhline(80, color=INK, linestyle="--", linewidth=1.2, label="four audits in five")
         if smallest is not None:
             ends = [[smallest - (first or 0)], [(right if last is None else last) - smallest]]

@@ -181,14 +181,16 @@ def detector_markdown(detector: Detector) -> str:
         {
             "needs": "checkpoint and base" if choice == "with_base" else "checkpoint alone",
             "method": f"`{chosen.id}`",
-            "AUC": interval(chosen.auc, chosen.auc_low, chosen.auc_high, ".3f"),
-            f"TPR at {detector.fpr:.0%} FPR": interval(chosen.tpr_at_fpr, chosen.tpr_low, chosen.tpr_high),
+            "on": f"`{reference.name}`",
+            "AUC": interval(figures.auc, figures.auc_low, figures.auc_high, ".3f"),
+            f"TPR at {detector.fpr:.0%} FPR": interval(figures.tpr_at_fpr, figures.tpr_low, figures.tpr_high),
             "members flagged": interval(
-                chosen.members_flagged, chosen.members_flagged_low, chosen.members_flagged_high
+                figures.members_flagged, figures.members_flagged_low, figures.members_flagged_high
             ),
         }
-        for choice, chosen in detector.choices
-        if chosen
+        for choice, chosen in detector.choices.made().items()
+        for reference in detector.references
+        for figures in [reference.figures(choice)]
     ]
     table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
     return f"# Detector {detector.version}\n\n{table}"

@@ -1,10 +1,14 @@
-"""Stage `calibrate`: choose the detector, and measure it, on the reference audit alone."""
+"""Stage `calibrate`: choose the detector, and measure it, on the reference audits alone."""
 
 import csv
+from pathlib import Path
+
+import yaml
 
 from tbd import audits, params, scores, stages
 from tbd.detection import results
 from tbd.detection.detector import Calibration, calibrate
+from tbd.errors import InputError
 from tbd.report import plots
 from tbd.scores.table import ScoreTable
 from tbd.workspace import DETECTOR
@@ -14,17 +18,29 @@ OUT = DETECTOR.parent
 
 def main() -> None:
     p = params.load()
-    reference = p.calibrate.reference
-    found = calibrate(ScoreTable(reference), audits.get(reference), p.calibrate, p.decision)
+    names = p.calibrate.references
+    _declared(len(names))
+    found = calibrate([(ScoreTable(name), audits.get(name)) for name in names], p.calibrate, p.decision)
     write(found)
     fpr = found.detector.fpr
-    for name, choice in found.detector.choices:
-        if choice:
+    for name, choice in found.detector.choices.made().items():
+        for reference in found.detector.references:
+            figures = reference.figures(name)
             print(
-                f"{name}: {choice.id}: AUC {choice.auc:.3f} [{choice.auc_low:.3f}, {choice.auc_high:.3f}], TPR at "
-                f"{fpr:.0%} FPR {choice.tpr_at_fpr:.2f} [{choice.tpr_low:.2f}, {choice.tpr_high:.2f}]",
+                f"{name}: {choice.id} on {reference.name}: AUC {figures.auc:.3f} [{figures.auc_low:.3f}, "
+                f"{figures.auc_high:.3f}], TPR at {fpr:.0%} FPR {figures.tpr_at_fpr:.2f} [{figures.tpr_low:.2f}, "
+                f"{figures.tpr_high:.2f}]",
                 flush=True,
             )
+
+
+def _declared(references: int) -> None:
+    """DVC must know of every reference: it cannot make dependencies out of a list."""
+    declared = yaml.safe_load(Path("dvc.yaml").read_text("utf-8"))["stages"]["calibrate"]["deps"]
+    for at in range(references):
+        line = f"audits/${{calibrate.references[{at}]}}/scores.parquet"
+        if line not in declared:
+            raise InputError(f"dvc.yaml: stages.calibrate.deps: not every reference is there. Add the line - {line}")
 
 
 def write(found: Calibration) -> None:
@@ -32,20 +48,23 @@ def write(found: Calibration) -> None:
     detector, curves = found.detector, found.curves
     OUT.mkdir(exist_ok=True)
     methods = [
-        {"method": key, "with_base": scores.parse(key).with_base, **measured.model_dump()}
-        for key, measured in found.methods.items()
+        {"reference": reference, "method": key, "with_base": scores.parse(key).with_base, **measured.model_dump()}
+        for reference, of in found.methods.items()
+        for key, measured in of.items()
     ]
     points = [
-        {"choice": choice, "fpr": f, "tpr": t, "lowest": s}
-        for choice, curve in curves.items()
-        for f, t, s in zip(*curve, strict=True)
+        {"reference": reference, "choice": choice, "fpr": f, "tpr": t}
+        for reference, of in curves.items()
+        for choice, curve in of.items()
+        for f, t in zip(*curve, strict=True)
     ]
     for name, rows in (("methods.csv", methods), ("roc.csv", points)):
         with (OUT / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-    named = {chosen.id: curves[choice][:2] for choice, chosen in detector.choices if chosen}
+    ids = {choice: chosen.id for choice, chosen in detector.choices.made().items()}
+    named = {f"{ids[choice]} on {reference}": curve for reference, of in curves.items() for choice, curve in of.items()}
     plots.roc(OUT / "plots" / "roc.png", named, detector.fpr)
     plots.interactive_roc(OUT / "plots" / "interactive.html", named, detector.fpr)
     results.write(DETECTOR, detector)

@@ -50,18 +50,9 @@ def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8]
     plots.scores(drawn["scores"], benchmark, unseen, labels, verdict.threshold, method)
     plots.p_values(drawn["p_values"], p_values, verdict.fpr)
     if verdict.power:
-        power, curve = verdict.power, verdict.power.curve
         drawn["power"] = folder / "plots" / "power.png"
-        plots.power(
-            drawn["power"],
-            [point.leaked for point in curve],
-            [point.estimate for point in curve],
-            [point.low for point in curve],
-            [point.high for point in curve],
-            (power.mde80, power.mde80_low, power.mde80_high),
-            verdict.share_at_least,
-            verdict.contamination_rate,
-        )
+        powers = [verdict.power, *verdict.other_powers]
+        plots.power(drawn["power"], powers, verdict.share_at_least, verdict.contamination_rate)
     if known is not None:
         scored = ~np.isnan(benchmark)
         drawn["roc"] = folder / "plots" / "roc.png"

@@ -51,17 +51,17 @@ class DetectorModel:
             ValueError: the detector was calibrated on another checkpoint, or some `base_logprobs` are missing.
         """
         for key in PROVENANCE:
-            stated, own = (params or {}).get(key), getattr(self.detector.provenance, key)
+            stated, own = (params or {}).get(key), getattr(self.detector.reference.provenance, key)
             if stated and stated != own:
                 raise ValueError(
                     f"{key} {stated!r} is not the {own!r} this detector was calibrated on: thresholds do not transfer. "
                     "Audit the other checkpoint with `tbd check`."
                 )
         base = _base_logprobs(model_input)
-        choices = self.detector.choices
-        choice = (choices.with_base if base is not None else None) or choices.alone
-        score, _ = scores.parse(choice.id)(Tokens(pad(list(model_input["logprobs"])), base))
-        p_value = conformal_p_values(score, choice.negatives)
+        choice = self.detector.best if base is not None else "alone"
+        chosen = getattr(self.detector.choices, choice)
+        score, _ = scores.parse(chosen.id)(Tokens(pad(list(model_input["logprobs"])), base))
+        p_value = conformal_p_values(score, self.detector.reference.figures(choice).negatives)
         flagged = np.nan_to_num(p_value, nan=1.0) <= self.detector.fpr
         return pd.DataFrame({"score": score, "p_value": p_value, "flagged": flagged})
 
@@ -98,7 +98,7 @@ def save(detector: Path, folder: Path, model_id: str, run_id: str) -> None:
         Schema([ColSpec("double", "score"), ColSpec("double", "p_value"), ColSpec("boolean", "flagged")]),
         ParamSchema([ParamSpec(key, "string", "") for key in PROVENANCE]),
     )
-    provenance = read_detector(detector).provenance
+    provenance = read_detector(detector).reference.provenance
     example = pd.DataFrame(
         {"logprobs": [[-0.01, -0.2, 0.0], [-1.5, -0.7]], "base_logprobs": [[-0.5, -0.9, -0.1], [-1.4, -0.8]]}
     )
@@ -146,9 +146,9 @@ def register(client: Any, run_id: str, detector: Path, description: str) -> None
     if versions:
         version = max(int(each.version) for each in versions)
     else:
-        best = found.choices.with_base or found.choices.alone
-        auc = interval(best.auc, best.auc_low, best.auc_high)
-        tags = {"detector_version": found.version, "method": best.id, "auc": auc}
+        figures = found.reference.figures(found.best)
+        auc = interval(figures.auc, figures.auc_low, figures.auc_high)
+        tags = {"detector_version": found.version, "method": getattr(found.choices, found.best).id, "auc": auc}
         model_id = client.get_run(run_id).outputs.model_outputs[0].model_id
         # not models:/ID, which an SQL store looks up in the process's default store
         source = client.get_logged_model(model_id).artifact_location

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tbd import audits
-from tbd.detection.results import Choice, Detector, Provenance, Verdict, read_detector, read_verdict
+from tbd.detection.results import Detector, Figures, Provenance, Verdict, read_detector, read_verdict
 from tbd.errors import InputError
 from tbd.mlflow_store import CREDENTIALS, artifact_root, reaching, store
 from tbd.pipeline.lock_file import LockFile
@@ -112,33 +112,38 @@ def recorded(states: Sequence[str], workspace: Path = Path()) -> bool:
 def _calibration(workspace: Path) -> Record:
     lock = LockFile(workspace, "calibrate")
     detector = read_detector(workspace / lock.checked("detector/detector.json"))
-    provenance, choices = detector.provenance, detector.choices
-    best = choices.with_base or choices.alone
-    metrics = _choice_metrics(best) | {"unscored": detector.questions.unscored}
-    for name, choice in choices:
-        if choice:
-            metrics |= {f"{name}.{key}": value for key, value in _choice_metrics(choice).items()}
-    questions = detector.questions.evaluation
-    auc = _auc(best)
-    flagged = interval(best.members_flagged, best.members_flagged_low, best.members_flagged_high, ".0%")
-    alone = f" Log-probs of the checkpoint alone: `{choices.alone.id}`, AUC {_auc(choices.alone)}."
+    reference, choices, best = detector.reference, detector.choices, detector.best
+    provenance, chosen = reference.provenance, getattr(choices, detector.best)
+    metrics = _figures(reference.figures(best)) | {"unscored": reference.questions.unscored}
+    for one in detector.references:
+        for name in choices.made():
+            prefix = f"{name}." if one is reference else f"{one.name}.{name}."
+            metrics |= {f"{prefix}{key}": value for key, value in _figures(one.figures(name)).items()}
+    auc = _auc(reference.figures(best))
+    of = reference.figures(best)
+    flagged = interval(of.members_flagged, of.members_flagged_low, of.members_flagged_high, ".0%")
+    alone = f" Log-probs of the checkpoint alone: `{choices.alone.id}`, AUC {_auc(reference.alone)}."
+    weaker = "".join(
+        f" On `{one.provenance.checkpoint}`: AUC {_auc(one.figures(best))}." for one in detector.references[1:]
+    )
     description = (
-        f"**AUC {auc}** for `{best.id}` on {questions.members} members and {questions.others} other "
-        f"questions that chose nothing, checkpoint `{provenance.checkpoint}`. "
+        f"**AUC {auc}** for `{chosen.id}` on {reference.questions.members} members and {reference.questions.others} "
+        f"other questions, each measured by a choice that it did not make, checkpoint `{provenance.checkpoint}`. "
         f"At a false-positive rate of {detector.fpr:g} it flags {flagged} of planted members."
         + (alone if choices.with_base else "")
+        + weaker
         + _warnings(detector)
     )
     files = {f"detector/{name}": name for name in ("plots", "roc.csv", "detector.json")}
     return Record(
         experiment=CALIBRATIONS,
-        name=f"{best.method}(m={best.parameters['m']}) AUC {auc}",
+        name=f"{chosen.method}(m={chosen.parameters['m']}) AUC {auc}",
         description=description,
         state=lock.state("detector/detector.json"),
         params={
-            "detector": best.id,
+            "detector": chosen.id,
             "detector_version": detector.version,
-            "choice": "with_base" if choices.with_base else "alone",
+            "choice": best,
             "fpr": detector.fpr,
             "alone": choices.alone.id,
             "with_base": choices.with_base.id if choices.with_base else None,
@@ -186,6 +191,7 @@ def _check(audit: str, workspace: Path) -> Record:
         metrics |= {f"blind_{key}": value for key, value in verdict.same_kind.blind.model_dump().items()}
     if power:
         metrics |= power.model_dump(include={"mde80", "mde80_low", "mde80_high"})
+    metrics |= {f"{one.reference}.mde80": one.mde80 for one in verdict.other_powers}
     description = "\n\n".join([f"**{verdict.verdict}**", *explain(verdict).paragraphs]) + _warnings(verdict)
     files = {f"{folder}/{name}": name for name in ("plots", "report.html", "verdict.json")}
     table = read_table(workspace / lock.checked(f"{folder}/questions.parquet"), VERDICT_QUESTIONS).to_pandas()
@@ -222,13 +228,13 @@ def _check(audit: str, workspace: Path) -> Record:
     )
 
 
-def _choice_metrics(choice: Choice) -> dict[str, Any]:
+def _figures(figures: Figures) -> dict[str, Any]:
     names = {"auc", "auc_low", "auc_high", "tpr_at_fpr", "tpr_low", "tpr_high", "threshold", "others_flagged"}
-    return choice.model_dump(include=names | {"members_flagged", "members_flagged_low", "members_flagged_high"})
+    return figures.model_dump(include=names | {"members_flagged", "members_flagged_low", "members_flagged_high"})
 
 
-def _auc(choice: Choice) -> str:
-    return interval(choice.auc, choice.auc_low, choice.auc_high)
+def _auc(figures: Figures) -> str:
+    return interval(figures.auc, figures.auc_low, figures.auc_high)
 
 
 def _sets(result: Verdict | Provenance) -> list[tuple[str, str, str, int | None]]:

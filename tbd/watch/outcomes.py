@@ -119,7 +119,7 @@ def placed(outcome: Outcome, p: Params) -> Outcome:
     """An outcome with what the parameters say of it: the lineage, where a rule names one, and whether it is planted."""
     benchmark = outcome.benchmark.name if outcome.benchmark else None
     named = [rule.lineage for rule in rules(outcome.checkpoint, p.watch.policy) if rule.benchmark == benchmark]
-    planted = outcome.audit == p.calibrate.reference
+    planted = outcome.audit in p.calibrate.references
     return outcome.model_copy(update={"lineage": next(iter(named), None), "planted": planted})
 
 

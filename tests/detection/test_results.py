@@ -36,7 +36,7 @@ def test_a_file_says_which_schema_it_has_and_sorts_its_keys(tmp_path: Path) -> N
     for each in (verdict(), detector()):
         results.write(tmp_path / "r.json", each)
         tree = json.loads((tmp_path / "r.json").read_text())
-        assert tree["schema_version"] == 2 and list(tree) == sorted(tree) and set(tree) == set(type(each).model_fields)
+        assert tree["schema_version"] == 3 and list(tree) == sorted(tree) and set(tree) == set(type(each).model_fields)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_a_file_says_which_schema_it_has_and_sorts_its_keys(tmp_path: Path) -> N
         ({"p_value": math.nan}, "p_value: Input should be a finite number."),
         ({"threshold": math.inf}, "threshold: Input should be a finite number."),
         ({"verdict": "CLEAN"}, "verdict: Input should be 'CONTAMINATED', 'NO EVIDENCE' or 'INCONCLUSIVE'."),
-        ({"schema_version": 1}, "schema_version: made by an older tbd, run `dvc repro` again."),
-        ({"schema_version": 3}, "schema_version: made by a newer tbd (schema 3), update this one."),
+        ({"schema_version": 2}, "schema_version: made by an older tbd, run `dvc repro` again."),
+        ({"schema_version": 4}, "schema_version: made by a newer tbd (schema 4), update this one."),
     ],
 )
 def test_what_is_no_verdict_is_refused_in_a_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

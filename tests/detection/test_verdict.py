@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tbd import records
 from tbd.audits import Audit
-from tbd.detection import calibration
+from tbd.detection.decisions import conformal_p_values
 from tbd.detection.results import Detector, Verdict
 from tbd.detection.verdict import Texts, judge
 from tbd.errors import InputError
@@ -47,16 +47,24 @@ def audit(**changes: Any) -> Audit:
     return Audit(**entry | changes)
 
 
-def choice(identity: str, members: Sequence[float]) -> dict[str, Any]:
-    found = calibration.at_work(np.array(members), np.array(LOW), np.array(LOW), 0.05, 0.95)
-    return results.choice(identity, **vars(found))
+def reference(members: Sequence[float], name: str = "reference", **provenance: Any) -> dict[str, Any]:
+    """One whose members score so, among unseen questions that score LOW."""
+    of_members, of_others = (sorted(conformal_p_values(np.array(s), np.array(LOW)).tolist()) for s in (members, LOW))
+    figures = results.figures(member_p_values=of_members, other_p_values=of_others, negatives=sorted(LOW))
+    made_by = results.provenance(torch_version=None, **IDENTITY | provenance)
+    return results.reference(name=name, provenance=made_by, alone=figures, with_base=figures)
 
 
-def detector(members: Sequence[float] = (-0.5,) * 9 + (-1.5,), with_base: bool = True, **provenance: Any) -> Detector:
-    """One that finds nine of ten planted members, unless told otherwise."""
+def detector(
+    members: Sequence[float] = (-0.5,) * 9 + (-1.5,),
+    with_base: bool = True,
+    others: Sequence[dict[str, Any]] = (),
+    **provenance: Any,
+) -> Detector:
+    """One that finds nine of ten planted members, unless told otherwise; `others`: more references."""
     return results.detector(
-        choices={"alone": choice(ALONE, members), "with_base": choice(RATIO, members) if with_base else None},
-        provenance=results.provenance(torch_version=None, **IDENTITY | provenance),
+        choices={"alone": results.choice(ALONE), "with_base": results.choice(RATIO) if with_base else None},
+        references=[reference(members, **provenance), *others],
     )
 
 
@@ -254,17 +262,35 @@ def test_with_labels_every_question_counts_except_on_the_reference() -> None:
     assert found["auc"] == 1.0 and found["members_flagged"] == 1.0 and found["others_flagged"] == pytest.approx(1 / 20)
     assert found["members_flagged_low"] < 1.0 == found["members_flagged_high"] and found["auc_low"] < 1.0
 
-    # the same answers, whatever the audit is called
-    chose = detector(benchmark={"name": "asked", "md5": "1" * 32, "n": 40})
-    of_reference = decided(table(both(MIXED), LABELS), chose, name="under-another-name")["labelled"]
-    assert of_reference["questions"] == "evaluation half" and (of_reference["members"], of_reference["others"]) == (
-        10,
-        10,
-    )
-    # the half that did not choose the detector: as the calibrate stage drew it, from the detector's own seed
-    chooses = calibration.halves(np.array(LABELS, np.int8), np.random.default_rng(0))
-    worse = np.where(chooses, MIXED, 0.0).tolist()  # on that half everything ties
-    assert decided(table(both(worse), LABELS), chose)["labelled"]["auc"] == 0.5
+    # the same answers, whatever the audit is called: those questions chose, so the detector's own figures are told
+    asked, new = {"name": "asked", "md5": "1" * 32, "n": 40}, {"name": "new", "md5": "2" * 32, "n": 40}
+    for chose in (
+        detector(benchmark=asked, unseen=new),
+        detector(
+            others=[reference((-0.5,) * 9 + (-1.5,), "weaker", benchmark=asked, unseen=new)], fingerprint="e" * 64
+        ),
+    ):
+        told = decided(table(both(MIXED), LABELS), chose, name="under-another-name")["labelled"]
+        assert told["questions"] == "cross-validated" and (told["members"], told["others"]) == (10, 40)
+        assert (told["auc"], told["auc_low"], told["members_flagged"]) == (0.94, pytest.approx(0.88), 0.9)
+        assert told["others_flagged"] == pytest.approx(1 / 40, abs=1 / 40)
+    elsewhere = detector(benchmark=asked, unseen=new | {"md5": "9" * 32})  # other answers to compare with
+    assert decided(table(both(MIXED), LABELS), elsewhere)["labelled"]["questions"] == "all"
+
+
+def test_the_reference_of_the_same_base_counts_and_the_others_are_told() -> None:
+    weak = reference((-0.5,) * 5 + (-1.5,) * 5, "weak")
+    found = decided(table(both(MIXED)), detector(others=[weak]))
+    assert found["power"]["reference"] == "reference" and [one["reference"] for one in found["other_powers"]] == [
+        "weak"
+    ]
+    assert found["power"]["members_flagged"]["estimate"] == 0.9
+    assert found["other_powers"][0]["members_flagged"]["estimate"] == 0.5
+    assert found["other_powers"][0]["mde80"] > found["power"]["mde80"]
+    foreign = decided(table(both(MIXED)), detector(others=[weak], base_fingerprint="f" * 64))
+    assert foreign["power"] == found["other_powers"][0] and foreign["power"]["same_base"] is True
+    assert foreign["other_powers"][0]["reference"] == "reference" and not foreign["other_powers"][0]["same_base"]
+    assert not any("distilled from another model" in line for line in foreign["warnings"])
 
 
 @pytest.mark.parametrize("labels", [[1] * 40, [0] * 40])

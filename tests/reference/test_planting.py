@@ -13,7 +13,7 @@ from tbd import records
 from tbd.params import Distill, Lora
 from tbd.progress import Progress
 from tbd.records import question_id
-from tbd.reference.planting import plant
+from tbd.reference.planting import plant, plant_halfway
 
 pytestmark = pytest.mark.slow
 RECIPE: dict[str, Any] = {
@@ -84,3 +84,46 @@ def test_interrupted_it_leaves_nothing_and_begins_anew(
     for name in ("out", "other"):
         plant(tiny_checkpoint, questions, tmp_path / name, recipe, "cpu", Progress("test"))
     assert checkpoint.fingerprint(tmp_path / "out") == checkpoint.fingerprint(tmp_path / "other")
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)], ids=["weights", "lora"])
+def test_halfway_is_the_same_kept_on_the_way_or_trained_again(
+    tiny_checkpoint: Path, questions: Path, tmp_path: Path, lora: Lora | None
+) -> None:
+    recipe, progress = Distill(**RECIPE, lora=lora), Progress("test")
+    kept = 1, tmp_path / "kept"
+    plant(tiny_checkpoint, questions, tmp_path / "out", recipe, "cpu", progress, kept)
+    plant(tiny_checkpoint, questions, tmp_path / "alone", recipe, "cpu", progress)
+    assert checkpoint.fingerprint(tmp_path / "out") == checkpoint.fingerprint(tmp_path / "alone")
+    for name in ("moved", "again"):  # the second time nothing is kept any more
+        plant_halfway(tiny_checkpoint, questions, tmp_path / name, recipe, "cpu", progress, kept)
+        assert not kept[1].exists()
+    moved, again = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("moved", "again")
+    )
+    assert moved == again and json.loads(moved[checkpoint.PROVENANCE])["stopped_after"] == 1
+    assert checkpoint.fingerprint(tmp_path / "moved") != checkpoint.fingerprint(tmp_path / "out")
+
+
+def test_what_was_kept_of_another_training_is_not_taken(tiny_checkpoint: Path, questions: Path, tmp_path: Path) -> None:
+    kept = 1, tmp_path / "kept"
+    plant(tiny_checkpoint, questions, tmp_path / "out", Distill(**RECIPE), "cpu", Progress("test"), kept)
+    other = Distill(**RECIPE | {"seed": 7})
+    plant_halfway(tiny_checkpoint, questions, tmp_path / "halfway", other, "cpu", Progress("test"), kept)
+    assert json.loads((tmp_path / "halfway" / checkpoint.PROVENANCE).read_text())["seed"] == 7
+
+
+def test_more_epochs_halfway_than_in_all_are_refused_at_once(
+    tiny_checkpoint: Path, questions: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"halfway\.epochs: 9 is more than distill\.epochs, 2"):
+        plant(
+            tiny_checkpoint,
+            questions,
+            tmp_path / "out",
+            Distill(**RECIPE),
+            "cpu",
+            Progress("test"),
+            (9, tmp_path / "k"),
+        )
+    assert not (tmp_path / "out").exists()

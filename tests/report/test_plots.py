@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tbd.detection.results import Power
 from tbd.report import history_plot, plots
+from tests import results
 
 RNG = np.random.default_rng(0)
 MEMBERS, OTHERS, UNSEEN = RNG.normal(-0.1, 0.05, 30), RNG.normal(-0.25, 0.05, 30), RNG.normal(-0.25, 0.05, 60)
@@ -24,15 +26,19 @@ RATES = (
     [0.4, 0.0, np.nan, 0.05],
     [0.3, 0.0, np.nan, 0.0],
 )
-POWER = ([0.1, 0.2, 1.0], [0.4, 0.8, 1.0], [0.3, 0.7, 1.0], [0.5, 0.9, 1.0])
 CURVES = {"alone": ([0, 0, 0.5, 1], [0, 0.5, 1, 1]), "with_base": ([0, 0, 1], [0, 1, 1])}
+
+
+def power(mde80: tuple[float | None, float | None, float | None] = (0.2, 0.1, 0.3)) -> Power:
+    return Power.model_validate(results.POWER | dict(zip(("mde80", "mde80_low", "mde80_high"), mde80, strict=True)))
+
 
 PNG: dict[str, Callable[[Path], Path]] = {
     "scores": lambda path: plots.scores(path, BENCHMARK, UNSEEN, LABELS, -0.16, "tbd(m=100)"),
     "scores without labels": lambda path: plots.scores(path, BENCHMARK, UNSEEN, None, None, "tbd(m=100)"),
     "p_values": lambda path: plots.p_values(path, P, 0.05),
     "roc": lambda path: plots.roc(path, CURVES, 0.05),
-    "power": lambda path: plots.power(path, *POWER, (0.2, 0.1, 0.3), 0.15, 0.4),
+    "power": lambda path: plots.power(path, [power(), power()], 0.15, 0.4),
     "rates": lambda path: history_plot.rates(path, *RATES),
 }
 HTML: dict[str, Callable[[Path], Path]] = {
@@ -126,7 +132,7 @@ def test_an_audit_stands_on_its_power_curve(tmp_path: Path) -> None:
     """Its certified minimum and its estimate are lines, as far to the right as they are large."""
 
     def marked(at_least: float | None, estimate: float) -> list[int]:
-        path = plots.power(tmp_path / "p.png", *POWER, (0.2, 0.1, 0.9), at_least, estimate)
+        path = plots.power(tmp_path / "p.png", [power((0.2, 0.1, 0.9))], at_least, estimate)
         with Image.open(path) as image:
             mine = (np.asarray(image.convert("RGB"))[200:-150] == rgb(plots.MEMBER)).all(axis=2).sum(axis=0)
         lines = np.flatnonzero(mine > 50)
@@ -145,7 +151,7 @@ def test_an_audit_stands_on_its_power_curve(tmp_path: Path) -> None:
 def test_odd_power_breaks_nothing(
     mde80: tuple[float | None, float | None, float | None], at_least: float | None, estimate: float, tmp_path: Path
 ) -> None:
-    colours(plots.power(tmp_path / "p.png", *POWER, mde80, at_least, estimate))
+    colours(plots.power(tmp_path / "p.png", [power(mde80), power()], at_least, estimate))
 
 
 def test_settings_of_the_caller_neither_change_a_figure_nor_are_changed(tmp_path: Path) -> None:

@@ -197,20 +197,26 @@ def test_an_empty_answer_has_no_score_and_is_counted_to_the_end(copy: Workspace)
 
 def test_the_detector_is_what_the_contract_says(copy: Workspace) -> None:
     detector = read_detector(DETECTOR)
-    assert detector.reference == "reference" and detector.fpr == 0.05 and len(detector.version) == 12
-    questions = detector.questions
-    assert (questions.choice.members, questions.choice.others, questions.unscored) == (10, 10, 0)
-    assert questions.evaluation == questions.choice
-    assert detector.provenance.benchmark.md5 == records.md5(set_path("benchmark"))
-    for choice in (detector.choices.alone, detector.choices.with_base):
-        assert choice is not None
-        assert choice.auc_low <= choice.auc <= choice.auc_high
-        assert choice.tpr_low <= choice.tpr_at_fpr <= choice.tpr_high
-        assert len(choice.member_p_values) == 10 and len(choice.negatives) == 40
+    assert [one.name for one in detector.references] == ["reference"]
+    assert detector.fpr == 0.05 and len(detector.version) == 12
+    reference = detector.reference
+    assert (reference.questions.members, reference.questions.others, reference.questions.unscored) == (20, 20, 0)
+    assert reference.provenance.benchmark.md5 == records.md5(set_path("benchmark"))
+    for figures in (reference.alone, reference.with_base):
+        assert figures is not None
+        assert figures.auc_low <= figures.auc <= figures.auc_high
+        assert figures.tpr_low <= figures.tpr_at_fpr <= figures.tpr_high
+        assert len(figures.member_p_values) == len(figures.other_p_values) == 20 and len(figures.negatives) == 40
     rows = list(csv.DictReader((DETECTOR.parent / "methods.csv").open()))
     assert {row["method"].split("(")[0]: row["with_base"] for row in rows} == {
         "tbd": "False", "mean_logprob": "False", "logprob_ratio": "True"
     }  # fmt: skip
+
+
+def test_a_reference_that_dvc_does_not_know_of_is_refused(copy: Workspace) -> None:
+    copy.edit("params.yaml", {"calibrate": {"references": ["reference", "base"]}})
+    with pytest.raises(InputError, match=r"Add the line - audits/\$\{calibrate.references\[1\]\}/scores.parquet"):
+        calibrate.main()
 
 
 def test_a_reference_without_labels_or_with_too_few_cannot_calibrate(copy: Workspace) -> None:

@@ -54,17 +54,19 @@ def png(path: Path) -> None:
 
 
 def write_detector(workspace: Path, version: str = "0123456789ab", auc: float = 0.94) -> None:
-    choices = {"alone": made.choice(ALONE, 0.9), "with_base": made.choice(WITH_BASE, auc)}
+    choices = {"alone": made.choice(ALONE), "with_base": made.choice(WITH_BASE)}
+    figures = {"alone": made.figures(0.9), "with_base": made.figures(auc)}
     provenance = made.provenance(fingerprint=FINGERPRINT, template=TEMPLATE)
+    references = [made.reference(provenance=provenance, **figures)]
     results.write(
-        workspace / "detector/detector.json", made.detector(version=version, choices=choices, provenance=provenance)
+        workspace / "detector/detector.json", made.detector(version=version, choices=choices, references=references)
     )
     rows = [(ALONE, False, 0.91, 0.9), (WITH_BASE, True, 0.95, auc), ("min_k(m=50,k=0.2)", False, 0.8, 0.81)]
     table = pd.DataFrame(rows, columns=["method", "with_base", "auc_choice", "auc"])
     table.assign(auc_low=table.auc - 0.06, auc_high=table.auc + 0.04).to_csv(
         workspace / "detector/methods.csv", index=False
     )
-    (workspace / "detector/roc.csv").write_text("choice,fpr,tpr,lowest\nalone,0.0,0.0,0.5\nalone,1.0,1.0,-1.0\n")
+    (workspace / "detector/roc.csv").write_text("reference,choice,fpr,tpr\nr,alone,0.0,0.0\nr,alone,1.0,1.0\n")
 
 
 def write_verdict(workspace: Path, audit: str, verdict: str, rate: float) -> None:
@@ -369,7 +371,7 @@ def test_the_registered_detector_scores_as_the_package_does(
 
 def test_a_new_version_only_for_a_new_detector_and_the_alias_follows(workspace: Path, client: MlflowClient) -> None:
     tracking.record_calibration()
-    (workspace / "detector/roc.csv").write_text("choice,fpr,tpr,lowest\n")  # another state, the same detector
+    (workspace / "detector/roc.csv").write_text("reference,choice,fpr,tpr\n")  # another state, the same detector
     lock(workspace)
     tracking.record_calibration()
 
