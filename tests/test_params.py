@@ -28,7 +28,8 @@ TREE: dict[str, Any] = {
     },
     "generate": {"engine": "fake", "device": "cpu", "dtype": "float32", "max_new_tokens": 10, "batch_size": 4},
     "score": {"methods": {"tbd": {"m": [8, 100]}}},
-    "calibrate": {"reference": "reference", "bootstrap": 100, "seed": 0},
+    "halfway": {"epochs": 2},
+    "calibrate": {"references": ["reference"], "repeats": 3, "bootstrap": 100, "seed": 0},
     "decision": {
         "fpr": 0.05,
         "level": 0.05,

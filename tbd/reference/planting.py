@@ -51,25 +51,22 @@ def plant_halfway(
     questions: Path,
     out: Path,
     params: Distill,
-    epochs: int,
     device: str,
     progress: Progress,
-    snapshot: Path,
+    snapshot: tuple[int, Path],
 ) -> None:
-    """What `plant` had after `epochs`, into the folder `out`: its `snapshot` if that is there, else trained again."""
+    """What `plant` had after so many epochs, into the folder `out`: its `snapshot` if that is there, else trained
+    again."""
     from tbd.checkpoints.loading import choose_device
     from tbd.reference.distill import distill
 
-    if epochs > params.epochs:
-        raise InputError(
-            f"params.yaml: halfway.epochs: {epochs} is more than distill.epochs, {params.epochs}. Lower it."
-        )
+    epochs, folder = snapshot
     recipe = _recipe(base, questions, params, epochs)
-    kept = snapshot / checkpoint.PROVENANCE
+    kept = folder / checkpoint.PROVENANCE
     if kept.is_file() and records.read_json(kept) == recipe:
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(exist_ok=True)
-        shutil.move(snapshot, out)
+        shutil.move(folder, out)
         print(f"{out}: kept while the reference was distilled, after {epochs} of {params.epochs} epochs", flush=True)
         return
     with _whole(out) as temporary:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tbd.detection import results
 from tbd.detection.results import Verdict, read_detector, read_verdict
 from tbd.errors import InputError
-from tests.results import LABELLED, WITH_BASE, choice, detector, verdict
+from tests.results import LABELLED, WITH_BASE, choice, detector, figures, reference, verdict
 from tests.workspace import REPOSITORY
 
 
@@ -80,7 +80,7 @@ def test_nan_makes_no_result() -> None:
     with pytest.raises(ValidationError, match="finite number"):
         verdict(p_value=math.nan)
     with pytest.raises(ValidationError, match="finite number"):
-        detector(choices={"alone": choice(negatives=[math.nan]), "with_base": None})
+        detector(references=[reference(alone=figures(negatives=[math.nan]))])
 
 
 def test_the_schema_in_the_docs_is_that_of_the_model() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tbd import checkpoints as checkpoint
 from tbd import records
+from tbd.errors import InputError
 from tbd.params import Distill, Lora
 from tbd.progress import Progress
 from tbd.records import question_id

@@ -166,7 +166,7 @@ def test_the_policy_may_name_the_lineage(p: Params) -> None:
     assert [placed(name, "exam").lineage for name in ("llama-step7", "qwen-step7")] == ["llama", "rest"]
     derived = placed("qwen-step7", "quiz", outcome="NO EVIDENCE", p_value=0.5)
     assert derived.lineage is None and note(derived).lineage == "incoming/qwen"
-    assert placed("qwen-step7", "quiz", audit=p.calibrate.reference).planted and not placed("qwen", "quiz").planted
+    assert placed("qwen-step7", "quiz", audit=p.calibrate.references[0]).planted and not placed("qwen", "quiz").planted
     source = outcomes.other("source", "incoming", None)
     assert outcomes.placed(source, policy) == source  # is no checkpoint
 
