@@ -125,6 +125,17 @@ class Calibrate(Section):
     """splits the labelled questions and draws the resamples"""
 
 
+class Blind(Section):
+    """The blind control: a text classifier that sees no model."""
+
+    folds: int = Field(ge=2)
+    """of its cross-validation"""
+    permutations: int = Field(ge=100)
+    """behind its p-value"""
+    questions: int = Field(ge=2)
+    """of each set that it reads at most, drawn at random: time and memory"""
+
+
 class Decision(Section):
     """Every number the verdict turns on."""
 
@@ -146,6 +157,9 @@ class Decision(Section):
     """behind the global test's p-value"""
     simulations: int = Field(ge=100)
     """audits simulated at each share of the power curve"""
+    fewest_units: int = Field(ge=2)
+    """NO EVIDENCE needs so many independent questions, or sources where they repeat, in either set"""
+    blind: Blind
 
 
 class Rule(Section):

@@ -40,6 +40,8 @@ TREE: dict[str, Any] = {
         "storey_lambda": 0.5,
         "permutations": 1000,
         "simulations": 100,
+        "fewest_units": 10,
+        "blind": {"folds": 5, "permutations": 500, "questions": 2000},
     },
     "watch": {
         "sources": ["incoming"],

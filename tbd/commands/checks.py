@@ -211,7 +211,7 @@ def verify(name: str) -> list[str]:
         kept = records.read_table(folder / "scores.parquet", records.SCORES)
         if not table.to_pandas().equals(kept.to_pandas()):
             differences.append(f"{folder}/scores.parquet: other scores than its generations give")
-        texts = blind.texts(sets[audit.benchmark], sets[audit.unseen], p.calibrate.seed)
+        texts = blind.texts(sets[audit.benchmark], sets[audit.unseen], p.decision.blind, p.calibrate.seed)
         scored, detector = ScoreTable(name, table), read_detector(DETECTOR)
         judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed, texts)
     except (InputError, KeyError, ValueError) as error:

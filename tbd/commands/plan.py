@@ -251,7 +251,7 @@ def _no_evidence(reference: Reference, measured: Strength, benchmark: Asked, uns
         high is not None
         and high <= decision.detectable_share
         and (reference.same_base is True or decision.allow_foreign_power)
-        and min(benchmark.units, unseen.units) >= decisions.FEWEST_UNITS
+        and min(benchmark.units, unseen.units) >= decision.fewest_units
         and unseen.questions >= decisions.negatives_needed(decision.fpr)
     )
 

@@ -16,9 +16,6 @@ from tbd.params import Decision
 
 Array = NDArray[np.float64]
 
-FEWEST_UNITS = 10
-"""independent units a set needs, below which it is not known whether the sets are exchangeable"""
-
 
 def _known(scores: ArrayLike) -> Array:
     found = np.asarray(scores, float)
@@ -148,10 +145,10 @@ def _higher(higher: str, checks: SameKind, rule: Decision) -> tuple[Ruling, list
 def _blind_spot(evidence: Evidence, rule: Decision) -> str | None:
     """Why finding nothing says nothing here; None if it does say something."""
     power = evidence.power
-    if evidence.units < FEWEST_UNITS:
+    if evidence.units < rule.fewest_units:
         return (
             f"Questions, or sources where they repeat, that are independent in the smaller set: {evidence.units}. "
-            f"At least {FEWEST_UNITS} are needed."
+            f"At least {rule.fewest_units} are needed."
         )
     if power is None:
         return "How much an audit like this would have found is not known: no labelled reference for its detector."

@@ -22,7 +22,7 @@ def main(name: str) -> None:
     detector = results.read_detector(DETECTOR)
     scored = ScoreTable(name)
     asked, unseen = (records.read_table(set_path(name), records.QUESTIONS) for name in (audit.benchmark, audit.unseen))
-    texts = blind.texts(asked, unseen, p.calibrate.seed)
+    texts = blind.texts(asked, unseen, p.decision.blind, p.calibrate.seed)
     judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed, texts)
     write(name, audit, judgement, scored.labels(audit.benchmark), detector)
     print(f"{name}: {judgement.verdict.verdict}. {' '.join(judgement.verdict.reasons)}", flush=True)

@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu
 
 from tbd.detection.decisions import Evidence, conformal_p_values, contamination_rate, decide, differs, negatives_needed
 from tbd.detection.results import Power, SameKind
-from tbd.params import Decision
+from tbd.params import Blind, Decision
 from tests.results import POWER, SAME_KIND
 
 DECISION = Decision(
@@ -22,6 +22,8 @@ DECISION = Decision(
     storey_lambda=0.5,
     permutations=1000,
     simulations=100,
+    fewest_units=10,
+    blind=Blind(folds=5, permutations=500, questions=2000),
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 from tbd.detection import decisions
 from tbd.detection.decisions import Evidence
 from tbd.detection.results import Power, SameKind, Verdict
-from tbd.params import Decision
+from tbd.params import Blind, Decision
 from tbd.report.explain import Explanation, explain
 from tests.results import NO_BASE, POWER, SAME_KIND, verdict
 
@@ -113,7 +113,8 @@ def test_inconclusive_says_why(p_value: float, changes: dict[str, Any], why: str
 
 RULE = Decision(
     fpr=0.05, level=0.05, exchangeability=0.01, detectable_share=0.3, allow_foreign_power=False, confidence=0.95,
-    storey_lambda=0.5, permutations=1000, simulations=100,
+    storey_lambda=0.5, permutations=1000, simulations=100, fewest_units=10,
+    blind=Blind(folds=5, permutations=500, questions=2000),
 )  # fmt: skip
 OPEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"p_value": 0.3}, {"base_p_value": 0.001}, "Use unseen questions of the same kind."),
