@@ -353,7 +353,7 @@ def test_a_question_longer_than_the_context(engine: TransformersEngine, tiny_che
     assert room >= 0
     longest = prompt("1 " * ((256 - NEW - 4) // 2) + "%" * room)
     assert len(longest) + NEW == 256
-    ((_, found),) = engine.generate([longest])
+    ((_, found),) = engine.generate([longest], NEW)
     assert len(found.token_ids) == NEW and np.isfinite(found.logprobs).all()
     with pytest.raises(InputError, match=f"{256 - NEW + 1} tokens and {NEW} new ones exceed the 256") as error:
         prompt("1 " * ((256 - NEW - 4) // 2) + "%" * (room + 1))
