@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,9 @@ def main() -> None:
 
     asked = json.load(sys.stdin)
     limit(resource.RLIMIT_AS, asked["limits"][2])
-    json.dump(answer(asked), sys.stdout)
+    with redirect_stdout(sys.stderr):  # where a library prints
+        found = answer(asked)
+    json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,17 @@ def test_a_head_that_is_tied_and_saved_as_well(make_checkpoint: Callable[..., Pa
     load_model(folder, "cpu", torch.float32)
 
 
+def test_what_the_text_part_of_a_model_does_without(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    sizes = {"head_dim": 8, "num_key_value_heads": 2, "num_local_experts": 2, "intermediate_size_mlp": 32}
+    folder = make_checkpoint(tmp_path / "c", architecture="llama4_text", **sizes)
+    weights = load_file(folder / "model.safetensors") | {"vision_model.x.weight": torch.ones(2)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "vision_model.x.weight" in refusal(lambda: load_model(folder, "cpu", torch.float32))
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama4", "text_config": text}))
+    load_model(folder, "cpu", torch.float32)
+
+
 # -- text that structures a chat
 
 
