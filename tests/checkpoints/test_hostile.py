@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tbd import checkpoints
+from tbd.checkpoints import prompting
 from tbd.checkpoints.loading import load_model, load_tokenizer
 from tbd.checkpoints.prompting import prompts
 from tbd.errors import InputError, TransientFault
@@ -184,14 +185,13 @@ def test_the_time_is_the_same_on_every_day(copy: Path) -> None:
         ("{{ ''.__class__.__mro__ }}", "chat template does not work"),
     ],
 )
-def test_a_template_that_is_no_template(copy: Path, template: str, says: str) -> None:
+def test_a_template_that_is_no_template(copy: Path, monkeypatch: pytest.MonkeyPatch, template: str, says: str) -> None:
+    monkeypatch.setattr(prompting, "EACH", 1)
     (copy / "chat_template.jinja").write_text(template)
     assert says in refusal(lambda: prompts(copy, ["Hm?"], 8, "text"))
 
 
 def test_a_template_has_no_secrets_to_tell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tbd.checkpoints import prompting
-
     started: list[dict[str, str]] = []
     run = prompting.subprocess.run
 
