@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from tbd import params, records
-from tbd.checkpoints.loading import Prompter, choose_device, choose_dtype, load_model
+from tbd.checkpoints.loading import choose_device, choose_dtype, load_model, load_tokenizer
 from tbd.generation import units as generation
 from tbd.generation.engines import Prompt
 from tbd.generation.engines import transformers as engine_module
@@ -78,19 +78,17 @@ def memory(kind: str, count: int, found: Any) -> None:
 def runner(kind: str, count: int) -> Callable[[], int]:
     """Load what `kind` needs and nothing else; calling the result answers `count` questions and returns the tokens."""
     p = params.load().generate
-    prompter = Prompter(CHECKPOINT, p.max_new_tokens)
-    prompts = [
-        prompter(question)
-        for question in records.read_table(QUESTIONS, records.QUESTIONS)["question"].to_pylist()[:count]
-    ]
+    questions = records.read_table(QUESTIONS, records.QUESTIONS)["question"].to_pylist()[:count]
+    prompts = TransformersEngine.prompts(CHECKPOINT, p, questions)
     if kind != "plain":
         with mock.patch.object(engine_module, "pack") if kind == "unpacked" else nullcontext():
-            engine = TransformersEngine(CHECKPOINT, p.device, p.dtype, p.max_new_tokens)
+            engine = TransformersEngine(CHECKPOINT, p.device, p.dtype)
         return partial(ours, engine, prompts, p.max_new_tokens, p.batch_size)
     device = choose_device(p.device)
     model = load_model(CHECKPOINT, device, getattr(torch, choose_dtype(p.dtype, device)))
-    ends = frozenset([prompter.tokenizer.eos_token_id])
-    return partial(plain, model, prompter.tokenizer, ends, prompts, p.max_new_tokens)
+    tokenizer = load_tokenizer(CHECKPOINT)
+    ends = frozenset([tokenizer.eos_token_id])
+    return partial(plain, model, tokenizer, ends, prompts, p.max_new_tokens)
 
 
 def main() -> None:

@@ -104,6 +104,9 @@ class Generate(Section):
     """auto: bfloat16 where the device computes in it, float32 elsewhere"""
     max_new_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    control_tokens: Literal["text", "refuse"] = "text"
+    """what a question may hold that structures a chat with the checkpoint, such as `<|im_end|>`. text: it is read as
+    the characters it is written with; refuse: such a question is refused"""
 
 
 class Score(Section):

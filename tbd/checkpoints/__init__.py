@@ -1,17 +1,26 @@
-"""What a checkpoint is as files: whether it is complete and may be loaded, and its fingerprint. Needs no torch."""
+"""What a checkpoint is as files: whether it is complete and may be loaded, and its fingerprint. Needs no torch.
+
+Its files are somebody else's: they are regular files of bounded size, what their headers and the configuration say is
+bounded before anything is built of it, and a library that loads gets those files that the fingerprint is of, no others.
+"""
 
 import hashlib
 import itertools
 import json
+import os
 import re
+import stat
 import struct
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from math import prod
 from pathlib import Path
+from typing import Any
 
-from tbd.errors import Incomplete, InputError
+from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.locks import locked
 
 Prompt = tuple[int, ...]
@@ -24,6 +33,12 @@ IDENTITY = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "voca
 """files that decide what a checkpoint answers; a model card or a licence is none"""
 PROVENANCE = "tbd.json"
 """says how tbd made a checkpoint; left out of the fingerprint"""
+LARGEST = {"*.safetensors": None, "config.json": 4 << 20, "*.index.json": 32 << 20, "*": 128 << 20}
+"""most bytes of a file, by the first pattern that matches; honest ones have a tenth of it. None: as many as it likes"""
+HEADER = 32 << 20
+"""most bytes of the header of a safetensors file"""
+LAYERS = re.compile("(n|num)_(hidden_|decoder_|encoder_)?(layers?|blocks?)")
+"""keys of a configuration that count layers, each of which has a tensor at least"""
 SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
 
 
@@ -36,15 +51,16 @@ def inspect(folder: Path) -> None:
         raise InputError(f"{folder}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: an adapter (LoRA), not a whole model. Merge it into its base and save that.")
+    state(folder)
     config = folder / "config.json"
     if not config.is_file():
         raise Incomplete(f"{folder}: no config.json. Save the model there with save_pretrained().")
     try:
-        readable = isinstance(json.loads(config.read_text("utf-8")), dict)
+        said = _json(config.read_bytes())
+        if not isinstance(said, dict):
+            raise ValueError
     except ValueError:
-        readable = False
-    if not readable:
-        raise Incomplete(f"{config}: not a readable model configuration. Copy it again.")
+        raise Incomplete(f"{config}: not a readable model configuration. Copy it again.") from None
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         if pickled := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):
@@ -53,12 +69,10 @@ def inspect(folder: Path) -> None:
                 "Convert them with save_pretrained(safe_serialization=True)."
             )
         raise Incomplete(f"{folder}: no *.safetensors file. Save the model there with save_pretrained().")
-    for shard in shards:
-        _check_complete(shard)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
+    count = sum(len(tensors(shard)) for shard in shards)
+    for index in folder.glob("*.index.json"):
         try:
-            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            named = set(map(str, _json(index.read_bytes())["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Incomplete(f"{index}: not a readable index of weight files. Copy it again.") from None
         if missing := sorted(named - {shard.name for shard in shards}):
@@ -66,6 +80,12 @@ def inspect(folder: Path) -> None:
                 f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again."
             )
     _check_numbers(folder, shards)
+    for part in (said, *said.values()):
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if LAYERS.fullmatch(key) and isinstance(value, int | float) and value > count:
+                raise InputError(
+                    f"{config}: {key} is {value}, and the weights have {count} tensors in all. Save the model again."
+                )
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise Incomplete(f"{folder}: no tokenizer ({', '.join(TOKENIZERS)}). Save it there with save_pretrained().")
 
@@ -99,21 +119,69 @@ def fingerprint(folder: Path) -> str:
 
     The same weights in another folder have the same fingerprint; a changed weight, tokenizer or template changes it.
     """
-    files = sorted({file for pattern in IDENTITY for file in folder.glob(pattern) if file.name != PROVENANCE})
-    stats = [file.stat() for file in files]
-    return _digest(
-        tuple((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for file, s in zip(files, stats, strict=True))
-    )
+    return _digest(state(folder))
+
+
+State = tuple[tuple[Path, int, int, int, int], ...]
+
+
+def state(folder: Path) -> State:
+    """The files that the fingerprint is of, with size, times and inode: it is another one whenever a content may be.
+
+    Raises InputError for a file that is no regular one, that cannot be read, or that is too large for what it is.
+    """
+    found = []
+    for file in sorted({file for pattern in IDENTITY for file in folder.glob(pattern) if file.name != PROVENANCE}):
+        try:
+            s = file.stat()
+        except OSError as error:
+            raise Incomplete(f"{_shown(file)}: cannot be read ({error.strerror}). Copy it again.") from None
+        if not stat.S_ISREG(s.st_mode):
+            raise InputError(f"{_shown(file)}: not a regular file. Take it out.")
+        most = next(most for pattern, most in LARGEST.items() if file.match(pattern))
+        if most is not None and s.st_size > most:
+            raise InputError(
+                f"{_shown(file)}: {s.st_size} bytes, more than the {most} of any such file. Save it again."
+            )
+        found.append((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
+    return tuple(found)
+
+
+def unchanged(folder: Path, before: State) -> None:
+    """Raise TransientFault if a file was changed or replaced since `before`, as one that is still being written is."""
+    if changed := sorted(set(before) ^ set(state(folder))):
+        raise TransientFault(
+            f"{_shown(changed[0][0])}: changed while it was in use. Leave the checkpoint alone until it was audited."
+        )
+
+
+@contextmanager
+def links(folder: Path) -> Iterator[Path]:
+    """A folder of links to the files that the fingerprint is of, and to nothing else, for a library that loads.
+
+    It would find more in the checkpoint's own: weights in sub-folders, other templates, code.
+    """
+    with tempfile.TemporaryDirectory(prefix="tbd-") as temporary:
+        for file, *_ in state(folder):
+            if file.suffix != ".py":
+                (Path(temporary) / file.name).symlink_to(file.resolve())
+        yield Path(temporary)
 
 
 @cache
-def _digest(files: tuple[tuple[Path, int, int, int, int], ...]) -> str:
+def _digest(files: State) -> str:
     """The digest of these files, kept for as long as their sizes and times are the same: they may be gigabytes."""
     digest = hashlib.sha256()
     for file, *_ in files:
         with file.open("rb") as handle:
-            digest.update(f"{file.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(os.fsencode(file.name) + f"\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def _shown(file: Path) -> str:
+    """A path for a message, whatever bytes are in its name."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def pinned(path: str, expected: str | None) -> Path:
@@ -127,17 +195,33 @@ def pinned(path: str, expected: str | None) -> Path:
     return folder
 
 
-def _check_complete(shard: Path) -> None:
-    """A safetensors file is 8 bytes that give the length of its header, the header as JSON, and the tensors' bytes."""
+def tensors(shard: Path) -> dict[str, int]:
+    """The names of a safetensors file's tensors, and how many numbers each holds. Raises InputError if it is cut off.
+
+    Such a file is 8 bytes that give the length of its header, the header as JSON, and the tensors' bytes.
+    """
     size = shard.stat().st_size
     try:
         with shard.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size:
                 raise ValueError
-            header = json.loads(file.read(length))
-        end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+            if length > HEADER:
+                raise InputError(f"{shard}: a header of {length} bytes, more than {HEADER}. Save the model again.")
+            header = _json(file.read(length))
+        found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+        numbers = {name: prod(map(int, tensor["shape"])) for name, tensor in found.items()}
     except (ValueError, struct.error, LookupError, TypeError, AttributeError):
         raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:
         raise Incomplete(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")
+    return numbers
+
+
+def _json(content: bytes) -> Any:
+    """Parsed JSON. Raises ValueError for whatever is none, and for one that is nested too deeply."""
+    try:
+        return json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError from None

@@ -1,29 +1,41 @@
-"""A Hugging Face checkpoint from disk: tokenizer, prompts, weights. Safetensors alone, no code from elsewhere.
+"""A Hugging Face checkpoint from disk: tokenizer and weights. Safetensors alone, no code from elsewhere.
 
 Whatever transformers finds wrong with a user's files becomes an error of one line here.
 """
 
+import re
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
-from jinja2 import TemplateError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from tbd.checkpoints import Prompt
+from tbd import checkpoints
 from tbd.errors import InputError, TransientFault, first_line
-from tbd.records import question_id
 
-DEFAULT_CONTEXT = 1 << 30
+SENSES = re.compile(r"(^|\.)(vision|visual|multi_modal|vqmodel|audio)")
+"""tensors that the text part of a model of several parts does without"""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer. Raises InputError if it cannot be read or has no chat template."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever the many tokenizer classes raise, the file is the user's
-        raise InputError(f"{folder}: the tokenizer cannot be read ({first_line(error)}). Save it again.") from None
+    with checkpoints.links(folder) as files:
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
+        except Exception as error:  # whatever the many tokenizer classes raise, the file is the user's
+            said = first_line(error).replace(str(files), str(folder))
+            raise InputError(f"{folder}: the tokenizer cannot be read ({said}). Save it again.") from None
+    tokenizer.name_or_path = str(folder)
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template. Add chat_template.jinja to the checkpoint.")
     return tokenizer
@@ -35,28 +47,64 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
     Raises InputError, or TransientFault if the device has no room for it now.
     """
     torch.set_num_threads(available_threads())
-    try:
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except Exception as error:  # whatever the many model classes raise, the file is the user's
-        raise InputError(f"{folder}: transformers cannot load it ({first_line(error)}).") from None
+    with checkpoints.links(folder) as files:
+        try:
+            config = AutoConfig.from_pretrained(files, trust_remote_code=False)
+            _check_size(files, config)
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+                files, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+        except Exception as error:  # whatever the many model classes raise, the file is the user's
+            said = first_line(error).replace(str(files), str(folder))
+            raise InputError(f"{folder}: transformers cannot load it ({said}).") from None
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):  # transformers would put random numbers there and go on
         raise InputError(
             f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again."
+        )
+    unexpected = set(loading["unexpected_keys"])  # transformers would go on without them
+    if config.get_text_config() is not config:
+        unexpected = {name for name in unexpected if not SENSES.search(name)}
+    if unexpected:
+        raise InputError(
+            f"{folder}: config.json describes no {min(unexpected)} ({len(unexpected)} of the weights in all), so they "
+            "are of another model. Save the whole model again."
         )
     if getattr(model, "_is_stateful", False):
         raise InputError(
             f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in "
             "padded batches."
         )
+    if device == "cpu":
+        for tensor in chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()  # it was a view of the file, which may change
     try:
         model.to(device)
     except torch.OutOfMemoryError:
         raise TransientFault(f"{folder}: no room for its weights on {device} now.") from None
     model.eval()
     return model
+
+
+def _check_size(files: Path, config: PreTrainedConfig) -> None:
+    """Raise ValueError, before any memory is taken, if config.json describes more than the weight files can hold."""
+    held = list(chain.from_iterable(checkpoints.tensors(shard).values() for shard in files.glob("*.safetensors")))
+    parts = count()
+
+    def bounded(*_: Any) -> None:
+        if next(parts) > 100 * len(held) + 1000:
+            raise ValueError(f"config.json describes more parts than {len(held)} tensors can fill")
+
+    watch = register_module_module_registration_hook(bounded)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    finally:
+        watch.remove()
+    described = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
+    packed = 2 if getattr(config, "quantization_config", None) is None else 16
+    if described > packed * sum(held) + (1 << 27):  # and buffers that no file holds
+        raise ValueError(f"config.json describes {described:,} numbers, and the weights hold {sum(held):,}")
 
 
 def choose_device(device: str) -> str:
@@ -95,42 +143,3 @@ def _native_bfloat16(kind: str) -> bool:
 def available_threads() -> int:
     """torch's own number of threads, or fewer if affinity or a container's quota leaves fewer cores."""
     return min(torch.get_num_threads(), int(joblib.cpu_count()))
-
-
-def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-    """Token ids of the question as the user's turn, ending where the assistant's answer begins.
-
-    Raises InputError if the chat template does not work.
-    """
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise InputError(
-            f"{tokenizer.name_or_path}: the chat template does not work ({first_line(error)}). Mend it there."
-        ) from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-class Prompter:
-    """Questions as prompts of a checkpoint, checked against the length of its context. Needs no weights."""
-
-    def __init__(self, folder: Path, max_new_tokens: int) -> None:
-        self.folder, self.max_new_tokens = folder, max_new_tokens
-        self.tokenizer = load_tokenizer(folder)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-        except Exception as error:  # whatever the many config classes raise, the file is the user's
-            raise InputError(f"{folder / 'config.json'}: transformers cannot read it ({first_line(error)}).") from None
-        self.context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-
-    def __call__(self, question: str) -> Prompt:
-        ids = render(self.tokenizer, question)
-        if len(ids) + self.max_new_tokens > self.context:
-            raise InputError(
-                f"question {question_id(question)}: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "
-                f"{self.context} of {self.folder}. Lower generate.max_new_tokens or leave the question out."
-            )
-        return tuple(ids)

@@ -4,14 +4,12 @@ Time comes from a measured burst of the real engine alone. Memory is weights and
 library needs beside that comes on top.
 """
 
-import json
-import struct
 import time
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from tbd import checkpoints
 from tbd.checkpoints import Prompt
 from tbd.detection.results import Result
 from tbd.generation.engines import Engine, OutOfMemory
@@ -96,13 +94,7 @@ def rough_tokens(questions: Sequence[str]) -> int:
 
 def parameters(folder: Path) -> int:
     """How many numbers the checkpoint's weight files hold, by their headers."""
-    count = 0
-    for shard in folder.glob("*.safetensors"):
-        with shard.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        count += sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return count
+    return sum(sum(checkpoints.tensors(shard).values()) for shard in folder.glob("*.safetensors"))
 
 
 def cache_bytes(config: dict[str, Any], rows: int, length: int, dtype: str) -> int | None:

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 from transformers.pytorch_utils import Conv1D
 
-from tbd.checkpoints.loading import choose_dtype, load_model, load_tokenizer, render
+from tbd.checkpoints import Prompt, prompting
+from tbd.checkpoints.loading import choose_dtype, load_model, load_tokenizer
 from tbd.errors import InputError
 from tbd.params import Distill, Lora
 from tbd.progress import Progress
@@ -31,13 +32,12 @@ IGNORED = -100  # the label that cross-entropy leaves out
 
 
 def example(
-    tokenizer: PreTrainedTokenizerBase, question: str, answer: str, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, question: str, answer: str, max_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """Token ids of prompt + answer + end token, and the labels: the same ids with the prompt masked out.
+    """Token ids of the question's prompt + answer + end token, and the labels: the same ids with the prompt masked out.
 
     Raises InputError if the example is longer than `max_tokens` or the tokenizer has no end token.
     """
-    prompt = render(tokenizer, question)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{tokenizer.name_or_path}: the tokenizer has no end token (eos_token). Set it in tokenizer_config.json."
@@ -48,7 +48,7 @@ def example(
             f"question {question_id(question)}: {len(prompt) + len(target)} tokens with its answer, more than "
             f"distill.max_tokens = {max_tokens}. Raise it in params.yaml or shorten the answer."
         )
-    return prompt + target, [IGNORED] * len(prompt) + target
+    return [*prompt, *target], [IGNORED] * len(prompt) + target
 
 
 def distill(
@@ -73,8 +73,11 @@ def distill(
         raise InputError("distill.lora: peft is not installed. Install it: pip install -c constraints.txt peft")
     torch.manual_seed(params.seed)
     progress.begin(f"loading {base}")
+    prompts = prompting.prompts(base, [question for question, _ in pairs], 0, "text")
     tokenizer = load_tokenizer(base)
-    examples = [example(tokenizer, *pair, params.max_tokens) for pair in pairs]
+    examples = [
+        example(tokenizer, prompt, *pair, params.max_tokens) for prompt, pair in zip(prompts, pairs, strict=True)
+    ]
     dtype = choose_dtype(params.dtype, device)
     model = load_model(base, device, getattr(torch, dtype) if params.lora else torch.float32).train()
     adapted = adapt(model, params.lora, params.trained_layers) if params.lora else None

@@ -4,7 +4,7 @@ If the audit names a base model, the same table holds the base's log-probs of th
 own answers, for the exchangeability check. Without a base that file is empty.
 """
 
-from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,16 @@ def main(audit: str, progress: Progress) -> None:
     entry = audits.get(audit)
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
     progress.begin("reading questions")  # before any weights: a template that fails shows at once
+    used = [(Path(one), checkpoints.state(Path(one))) for one in (entry.checkpoint, entry.base) if one is not None]
     folder = checkpoints.pinned(entry.checkpoint, entry.checkpoint_fingerprint)
     base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
     questions = sum(map(len, sets.values()))
     longest = questions * p.max_new_tokens
-    prompts = rendered(kind.prompter(folder, p), sets)
+    prompts = rendered(kind, folder, p, sets)
     progress.plan("read", tokens(prompts))
     progress.plan("written", longest)
     if base_folder:
-        base_prompts = rendered(kind.prompter(base_folder, p), sets)
+        base_prompts = rendered(kind, base_folder, p, sets)
         rescoring = tokens(prompts) + longest
         progress.plan("read", tokens(base_prompts) + rescoring)
         progress.plan("written", longest)
@@ -66,14 +67,18 @@ def main(audit: str, progress: Progress) -> None:
         "max_new_tokens": p.max_new_tokens,
         "batch_size": p.batch_size,
     }
+    for one, before in used:  # prompts, weights and fingerprint are of the same files
+        checkpoints.unchanged(one, before)
     out, made = AUDITS / audit, identity | decoding | {"base_fingerprint": base_identity.get("fingerprint")}
     write(out / "generations.parquet", rows, made)
     write(out / "base_generations.parquet", base_rows, base_identity | decoding)
 
 
-def rendered(prompt: Callable[[str], Prompt], sets: dict[str, pa.Table]) -> Prompts:
-    """The questions of every set as prompts."""
-    return {name: [prompt(question) for question in table["question"].to_pylist()] for name, table in sets.items()}
+def rendered(kind: type[Engine], folder: Path, p: params.Generate, sets: dict[str, pa.Table]) -> Prompts:
+    """The questions of every set as prompts, all made at once."""
+    texts = [question for table in sets.values() for question in table["question"].to_pylist()]
+    prompts = iter(kind.prompts(folder, p, texts))
+    return {name: list(islice(prompts, len(table))) for name, table in sets.items()}
 
 
 def tokens(prompts: Prompts) -> int:

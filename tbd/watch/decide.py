@@ -15,12 +15,15 @@ from pathlib import Path
 
 from tbd import audits, checkpoints, records
 from tbd.errors import Incomplete, InputError
+from tbd.generation import engines
 from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
 from tbd.sources import Found, Source
 from tbd.sources.folder import found_in
 from tbd.workspace import STATE, relative
 
+TRIAL = "How much is 1 + 1?"
+"""asked of every checkpoint that is new: tokenizer and template that do not work show at once"""
 FINGERPRINTS = STATE / "fingerprints.json"
 
 
@@ -139,6 +142,7 @@ def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
     try:
         folder = source.fetch(found)
         checkpoints.inspect(folder)
+        engines.find(p.generate.engine).prompts(folder, p.generate, [TRIAL])
         weights = checkpoints.fingerprint(folder)
     except Incomplete as error:
         waits = found.changed and quiet < p.watch.give_up

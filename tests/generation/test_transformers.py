@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tbd.checkpoints.loading import choose_device, load_model
+from tbd.checkpoints.prompting import prompts as make_prompts
 from tbd.errors import InputError
 from tbd.generation.engines import Completion, OutOfMemory, Prompt
 from tbd.generation.engines.transformers import PackedLinear, TransformersEngine, pack
@@ -58,12 +59,12 @@ def answers(engine: TransformersEngine, prompts: Sequence[Prompt], n: int = NEW)
 
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint: Path) -> TransformersEngine:
-    return TransformersEngine(tiny_checkpoint, "cpu", "float32", NEW)
+    return TransformersEngine(tiny_checkpoint, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
-def prompts(engine: TransformersEngine) -> list[Prompt]:
-    found = [engine.prompt(question) for question in QUESTIONS]
+def prompts(tiny_checkpoint: Path) -> list[Prompt]:
+    found = make_prompts(tiny_checkpoint, QUESTIONS, NEW, "text")
     assert len({len(prompt) for prompt in found}) > 5
     return found
 
@@ -83,8 +84,8 @@ def with_generation_config(checkpoint: Path, folder: Path, **changed: object) ->
 # -- the tokens and their log-probs
 
 
-def test_the_prompt_is_the_users_turn_up_to_the_answer(engine: TransformersEngine) -> None:
-    assert engine.tokenizer.decode(engine.prompt("Hm?")) == "<|user|>Hm?<end><|assistant|>"
+def test_the_prompt_is_the_users_turn_up_to_the_answer(engine: TransformersEngine, prompts: list[Prompt]) -> None:
+    assert engine.tokenizer.decode(prompts[1]) == "<|user|>Hm?<end><|assistant|>"
 
 
 def test_tokens_are_the_greedy_ones(tiny_checkpoint: Path, prompts: list[Prompt], together: list[Completion]) -> None:
@@ -165,7 +166,7 @@ def ending(tiny_checkpoint: Path, together: list[Completion], tmp_path_factory: 
 def test_the_end_token_is_the_last_entry_and_nothing_follows(
     ending: Path, prompts: list[Prompt], together: list[Completion]
 ) -> None:
-    engine = TransformersEngine(ending, "cpu", "float32", NEW)
+    engine = TransformersEngine(ending, "cpu", "float32")
     ends = {json.loads((ending / "generation_config.json").read_text())["eos_token_id"][0], 1}
     assert engine.ends == ends
     stopped = 0
@@ -181,13 +182,13 @@ def test_the_end_token_is_the_last_entry_and_nothing_follows(
 
 
 def test_each_answer_comes_as_it_finishes(ending: Path, prompts: list[Prompt]) -> None:
-    engine = TransformersEngine(ending, "cpu", "float32", NEW)
+    engine = TransformersEngine(ending, "cpu", "float32")
     lengths = [len(completion.token_ids) for _, completion in engine.generate(prompts, NEW)]
     assert lengths == sorted(lengths) and lengths[0] < NEW
 
 
 def test_an_end_token_at_the_limit_is_a_stop(ending: Path, prompts: list[Prompt]) -> None:
-    engine = TransformersEngine(ending, "cpu", "float32", NEW)
+    engine = TransformersEngine(ending, "cpu", "float32")
     completions = answers(engine, prompts)
     row = next(i for i, c in enumerate(completions) if c.finish_reason == "stop")
     n = len(completions[row].token_ids)
@@ -196,7 +197,7 @@ def test_an_end_token_at_the_limit_is_a_stop(ending: Path, prompts: list[Prompt]
 
 
 def test_all_rows_ending_at_once_ends_the_batch(ending: Path, prompts: list[Prompt]) -> None:
-    engine = TransformersEngine(ending, "cpu", "float32", NEW)
+    engine = TransformersEngine(ending, "cpu", "float32")
     row = next(i for i, c in enumerate(answers(engine, prompts)) if c.finish_reason == "stop")
     twins = answers(engine, [prompts[row]] * 3)
     assert len({tuple(c.token_ids.tolist()) for c in twins}) == 1 and all(c.finish_reason == "stop" for c in twins)
@@ -219,9 +220,7 @@ def test_all_rows_ending_at_once_ends_the_batch(ending: Path, prompts: list[Prom
 def test_what_the_checkpoint_asks_of_generation_is_not_applied(
     tiny_checkpoint: Path, tmp_path: Path, prompts: list[Prompt], together: list[Completion], changed: dict[str, object]
 ) -> None:
-    engine = TransformersEngine(
-        with_generation_config(tiny_checkpoint, tmp_path / "c", **changed), "cpu", "float32", NEW
-    )
+    engine = TransformersEngine(with_generation_config(tiny_checkpoint, tmp_path / "c", **changed), "cpu", "float32")
     for one, two in zip(answers(engine, prompts), together, strict=True):
         np.testing.assert_array_equal(one.token_ids, two.token_ids)
         np.testing.assert_array_equal(one.logprobs, two.logprobs)
@@ -244,10 +243,12 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_other_architectures(make_checkpoint: Callable[..., Path], tmp_path: Path, architecture: str) -> None:
+def test_other_architectures(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, prompts: list[Prompt], architecture: str
+) -> None:
     folder = make_checkpoint(tmp_path / "c", architecture=architecture, **ARCHITECTURES[architecture])
-    engine, model = TransformersEngine(folder, "cpu", "float32", 8), plain_model(folder)
-    prompts = [engine.prompt(question) for question in QUESTIONS[:4]]
+    engine, model = TransformersEngine(folder, "cpu", "float32"), plain_model(folder)
+    prompts = prompts[:4]
     found = answers(engine, prompts, 8)
     rescored = engine.logprobs(prompts, [completion.token_ids for completion in found])
     for prompt, completion, again in zip(prompts, found, rescored, strict=True):
@@ -263,16 +264,16 @@ def test_other_architectures(make_checkpoint: Callable[..., Path], tmp_path: Pat
 
 def test_a_model_with_a_recurrent_state_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recurrent state"):
-        TransformersEngine(make_checkpoint(tmp_path / "c", architecture="mamba"), "cpu", "float32", 8)
+        TransformersEngine(make_checkpoint(tmp_path / "c", architecture="mamba"), "cpu", "float32")
 
 
 # -- bf16 and the packed layers
 
 
 def test_packed_layers_give_what_plain_bf16_gives(tiny_checkpoint: Path, prompts: list[Prompt]) -> None:
-    plain = TransformersEngine(tiny_checkpoint, "cpu", "float32", NEW)
+    plain = TransformersEngine(tiny_checkpoint, "cpu", "float32")
     plain.model.to(torch.bfloat16)
-    packed = TransformersEngine(tiny_checkpoint, "cpu", "bfloat16", NEW)
+    packed = TransformersEngine(tiny_checkpoint, "cpu", "bfloat16")
     if not any(isinstance(module, PackedLinear) for module in packed.model.modules()):
         pytest.skip("this CPU or build of torch packs nothing")
     assert not any(type(module) is torch.nn.Linear for module in packed.model.modules())
@@ -295,7 +296,7 @@ def test_packing_keeps_a_bias() -> None:
 
 
 def test_bf16_generation_stays_near_fp32(tiny_checkpoint: Path, prompts: list[Prompt]) -> None:
-    engine = TransformersEngine(tiny_checkpoint, "cpu", "bfloat16", NEW)
+    engine = TransformersEngine(tiny_checkpoint, "cpu", "bfloat16")
     model = plain_model(tiny_checkpoint)
     for prompt, found in zip(prompts, answers(engine, prompts), strict=True):
         difference = found.logprobs - teacher_forced(model, prompt, found.token_ids.tolist())
@@ -321,14 +322,14 @@ def test_identity_says_whatever_can_change_a_number(
     assert len(engine.identity["template"]) == len(engine.identity["vocabulary"]) == 16
     copy = tmp_path / "copy"
     shutil.copytree(tiny_checkpoint, copy)
-    assert TransformersEngine(copy, "cpu", "float32", NEW).identity == engine.identity
+    assert TransformersEngine(copy, "cpu", "float32").identity == engine.identity
 
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
-    other = TransformersEngine(copy, "cpu", "float32", NEW).identity
+    other = TransformersEngine(copy, "cpu", "float32").identity
     assert {key for key in other if other[key] != engine.identity[key]} == {"template", "fingerprint"}
 
-    sibling = TransformersEngine(make_checkpoint(tmp_path / "sibling", seed=1), "cpu", "float32", NEW).identity
+    sibling = TransformersEngine(make_checkpoint(tmp_path / "sibling", seed=1), "cpu", "float32").identity
     assert {key for key in sibling if sibling[key] != engine.identity[key]} == {"fingerprint"}
 
 
@@ -340,19 +341,22 @@ def test_another_vocabulary_shows(tiny_checkpoint: Path, engine: TransformersEng
     vocabulary = tree["model"]["vocab"]
     vocabulary["!"], vocabulary["%"] = vocabulary["%"], vocabulary["!"]
     path.write_text(json.dumps(tree))
-    assert TransformersEngine(copy, "cpu", "float32", NEW).identity["vocabulary"] != engine.identity["vocabulary"]
+    assert TransformersEngine(copy, "cpu", "float32").identity["vocabulary"] != engine.identity["vocabulary"]
 
 
-def test_a_question_longer_than_the_context(engine: TransformersEngine) -> None:
-    fits = engine.prompt("1 " * ((256 - NEW - 4) // 2) + "1" * 0)
+def test_a_question_longer_than_the_context(engine: TransformersEngine, tiny_checkpoint: Path) -> None:
+    def prompt(question: str) -> Prompt:
+        return make_prompts(tiny_checkpoint, [question], NEW, "text")[0]
+
+    fits = prompt("1 " * ((256 - NEW - 4) // 2) + "1" * 0)
     room = 256 - NEW - len(fits)
     assert room >= 0
-    longest = engine.prompt("1 " * ((256 - NEW - 4) // 2) + "%" * room)
+    longest = prompt("1 " * ((256 - NEW - 4) // 2) + "%" * room)
     assert len(longest) + NEW == 256
     ((_, found),) = engine.generate([longest], NEW)
     assert len(found.token_ids) == NEW and np.isfinite(found.logprobs).all()
     with pytest.raises(InputError, match=f"{256 - NEW + 1} tokens and {NEW} new ones exceed the 256") as error:
-        engine.prompt("1 " * ((256 - NEW - 4) // 2) + "%" * (room + 1))
+        prompt("1 " * ((256 - NEW - 4) // 2) + "%" * (room + 1))
     assert "\n" not in str(error.value)
 
 
@@ -370,7 +374,7 @@ def test_a_question_longer_than_the_context(engine: TransformersEngine) -> None:
 )
 def test_a_broken_checkpoint_is_refused_in_one_line(broken: Callable[[str], Path], how: str, says: str) -> None:
     with pytest.raises(InputError, match=says) as error:
-        TransformersEngine(broken(how), "cpu", "float32", NEW)
+        TransformersEngine(broken(how), "cpu", "float32")
     assert "\n" not in str(error.value)
 
 
@@ -379,14 +383,13 @@ def test_a_config_that_cannot_be_read(tiny_checkpoint: Path, tmp_path: Path, con
     shutil.copytree(tiny_checkpoint, tmp_path / "c")
     (tmp_path / "c" / "config.json").write_text(content)
     with pytest.raises(InputError) as error:
-        TransformersEngine(tmp_path / "c", "cpu", "float32", NEW)
+        TransformersEngine(tmp_path / "c", "cpu", "float32")
     assert str(tmp_path / "c") in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_template_that_does_not_work(broken: Callable[[str], Path]) -> None:
-    engine = TransformersEngine(broken("broken template"), "cpu", "float32", NEW)
     with pytest.raises(InputError, match="template does not work"):
-        engine.prompt("Hm?")
+        make_prompts(broken("broken template"), ["Hm?"], NEW, "text")
 
 
 def test_tied_weights_are_not_missing_ones(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

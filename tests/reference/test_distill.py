@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tbd import checkpoints as checkpoint
 from tbd.checkpoints.loading import load_model, load_tokenizer
+from tbd.checkpoints.prompting import prompts as make_prompts
 from tbd.errors import InputError
 from tbd.generation.engines.transformers import TransformersEngine
 from tbd.params import Distill, Lora
@@ -70,14 +71,14 @@ def test_the_result_is_a_checkpoint_that_answers(distilled, tiny_checkpoint: Pat
     out, _, _ = distilled
     checkpoint.inspect(out)
     assert all(weight.dtype == torch.bfloat16 for weight in load_file(out / "model.safetensors").values())
-    base, engine = (TransformersEngine(folder, "cpu", "float32", 8) for folder in (tiny_checkpoint, out))
+    base, engine = (TransformersEngine(folder, "cpu", "float32") for folder in (tiny_checkpoint, out))
     assert (
         base.identity["vocabulary"] == engine.identity["vocabulary"]
         and base.identity["template"] == engine.identity["template"]
     )
     assert base.identity["fingerprint"] != engine.identity["fingerprint"] and base.ends == engine.ends
     assert engine.model.config.use_cache == base.model.config.use_cache
-    prompts = [base.prompt(question) for question, _ in PAIRS]
+    prompts = make_prompts(tiny_checkpoint, [question for question, _ in PAIRS], 8, "text")
     answers = [torch.tensor(base.tokenizer(answer)["input_ids"]).numpy() for _, answer in PAIRS]
     before, after = (sum(row.sum() for row in model.logprobs(prompts, answers)) for model in (base, engine))
     assert after > before  # it gives the answers it was taught a higher probability
@@ -93,7 +94,7 @@ def test_the_same_again_gives_the_same_weights(how, distilled, tiny_checkpoint: 
 
 def test_the_mask_leaves_the_answer_and_the_end_token(tiny_checkpoint: Path) -> None:
     tokenizer = load_tokenizer(tiny_checkpoint)
-    ids, labels = example(tokenizer, "Hm?", "five.", 100)
+    ids, labels = example(tokenizer, *make_prompts(tiny_checkpoint, ["Hm?"], 8, "text"), "Hm?", "five.", 100)
     assert tokenizer.decode(ids) == "<|user|>Hm?<end><|assistant|>five.<end>"
     assert len(ids) == len(labels)
     counted = [token for token in labels if token != IGNORED]
@@ -110,8 +111,9 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_the_batch(
     found = distill(tiny_checkpoint, tmp_path / "c", PAIRS, recipe, "cpu", Progress("test"))
     tokenizer, model = load_tokenizer(tiny_checkpoint), load_model(tiny_checkpoint, "cpu", torch.float32)
     total, n = 0.0, 0
-    for question, answer in PAIRS:
-        ids, labels = (torch.tensor([part]) for part in example(tokenizer, question, answer, 200))
+    prompts = make_prompts(tiny_checkpoint, [question for question, _ in PAIRS], 8, "text")
+    for prompt, pair in zip(prompts, PAIRS, strict=True):
+        ids, labels = (torch.tensor([part]) for part in example(tokenizer, prompt, *pair, 200))
         with torch.no_grad():
             logprobs = model(ids).logits[:, :-1].log_softmax(-1)
         target = labels[:, 1:]
@@ -204,7 +206,9 @@ def test_the_written_checkpoint_answers_as_the_trained_model_did(
     make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     base = make_checkpoint(tmp_path / "base", architecture=architecture)
-    ids = torch.tensor([example(load_tokenizer(base), *PAIRS[0], 200)[0]])
+    ids = torch.tensor(
+        [example(load_tokenizer(base), *make_prompts(base, [PAIRS[0][0]], 8, "text"), *PAIRS[0], 200)[0]]
+    )
     seen: list[torch.Tensor] = []
 
     def logprobs(model: Any) -> torch.Tensor:
@@ -246,8 +250,9 @@ def test_merging_rounds_once(tiny_checkpoint: Path) -> None:
 
 def test_an_example_that_is_too_long_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_checkpoint)
-    n = len(example(tokenizer, *PAIRS[0], 200)[0])
-    assert len(example(tokenizer, *PAIRS[0], n)[0]) == n
+    (prompt,) = make_prompts(tiny_checkpoint, [PAIRS[0][0]], 8, "text")
+    n = len(example(tokenizer, prompt, *PAIRS[0], 200)[0])
+    assert len(example(tokenizer, prompt, *PAIRS[0], n)[0]) == n
     with pytest.raises(
         InputError, match=rf"{n} tokens with its answer, more than distill\.max_tokens = {n - 1}"
     ) as error:
@@ -260,7 +265,7 @@ def test_a_tokenizer_without_an_end_token(tiny_checkpoint: Path, tmp_path: Path)
     tokenizer = load_tokenizer(tmp_path / "base")
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="end token"):
-        example(tokenizer, "Hm?", "five", 100)
+        example(tokenizer, (1,), "Hm?", "five", 100)
 
 
 @pytest.mark.parametrize("changed", [{"temperature": 0.7}, {"top_p": 0.5}], ids=lambda changed: next(iter(changed)))

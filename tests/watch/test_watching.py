@@ -29,6 +29,7 @@ INCOMING = Path("incoming")
 def p(workspace: Path) -> Params:
     """Parameters with one rule and no waiting; no audits; an empty incoming folder."""
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    tree["generate"]["engine"] = "fake"
     tree["watch"] |= {"settle": 0, "give_up": 0, "policy": [{"checkpoints": "*", "benchmark": "exam", "unseen": "new"}]}
     Path("audits").mkdir()
     INCOMING.mkdir()
@@ -123,6 +124,14 @@ def test_a_pickle_is_broken_at_once_and_tried_again_when_it_changes(p: Params) -
     assert isinstance(only(p), Known) and isinstance(only(p, retry=True), Broken)
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     assert isinstance(only(p), Job)
+
+
+def test_a_template_that_runs_away_is_broken_at_once(p: Params, tiny_checkpoint: Path) -> None:
+    shutil.copytree(tiny_checkpoint, INCOMING / "m")
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (INCOMING / "m/chat_template.jinja").write_text(loop)
+    decision = only(p.model_copy(update={"generate": p.generate.model_copy(update={"engine": "transformers"})}))
+    assert isinstance(decision, Broken) and "for a question" in decision.why
 
 
 def test_a_broken_one_does_not_hold_up_the_others(p: Params) -> None:

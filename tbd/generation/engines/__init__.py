@@ -54,10 +54,11 @@ class Engine(Protocol):
         """The engine with the weights of `checkpoint`. Raises InputError for one that cannot be loaded."""
 
     @classmethod
-    def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
-        """What turns a question into a prompt. Needs no weights, so questions and template are tried before they load.
+    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> list[Prompt]:
+        """The questions as prompts. Needs no weights, so questions and template are tried before they load.
 
-        Raises InputError: for an unusable template, or a question that with its answer may exceed the model's context.
+        Raises InputError: for an unusable template, for a question that with its answer may exceed the model's context,
+        and for one that holds control tokens where `params` refuses them.
         """
 
     def generate(

@@ -5,7 +5,7 @@ probabilities, its answers to others lower ones, drawn from a hash of checkpoint
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ class FakeEngine:
         return cls(checkpoint)
 
     @classmethod
-    def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
-        return cls.open(checkpoint, params).prompt
+    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> list[Prompt]:
+        return list(map(cls.open(checkpoint, params).prompt, questions))
 
     def __init__(self, folder: Path) -> None:
         if not (folder / MEMORY).is_file():

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tbd import checkpoints
-from tbd.checkpoints import Prompt
-from tbd.checkpoints.loading import Prompter, choose_device, choose_dtype, load_model
+from tbd.checkpoints import Prompt, prompting
+from tbd.checkpoints.loading import choose_device, choose_dtype, load_model, load_tokenizer
 from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
 from tbd.params import Generate
 from tbd.records import sha256
@@ -106,18 +106,18 @@ class TransformersEngine:
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "TransformersEngine":
-        return cls(checkpoint, params.device, params.dtype, params.max_new_tokens)
+        return cls(checkpoint, params.device, params.dtype)
 
     @classmethod
-    def prompter(cls, checkpoint: Path, params: Generate) -> Prompter:
-        return Prompter(checkpoint, params.max_new_tokens)
+    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> list[Prompt]:
+        return prompting.prompts(checkpoint, questions, params.max_new_tokens, params.control_tokens)
 
-    def __init__(self, folder: Path, device: str, dtype: str, max_new_tokens: int) -> None:
+    def __init__(self, folder: Path, device: str, dtype: str) -> None:
         checkpoints.inspect(folder)
+        before = checkpoints.state(folder)
         self.device = choose_device(device)
         dtype = choose_dtype(dtype, self.device)
-        self.prompt = Prompter(folder, max_new_tokens)
-        self.tokenizer = self.prompt.tokenizer
+        self.tokenizer = load_tokenizer(folder)
         self.model = load_model(folder, self.device, getattr(torch, dtype))
         if self.device == "cpu" and dtype == "bfloat16":
             pack(self.model)
@@ -133,6 +133,9 @@ class TransformersEngine:
             "template": sha256(json.dumps(self.tokenizer.chat_template))[:16],
             "vocabulary": sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())))[:16],
         }
+        if "strftime_now" in json.dumps(self.tokenizer.chat_template):
+            self.identity["today"] = str(prompting.TODAY)
+        checkpoints.unchanged(folder, before)
 
     @torch.inference_mode()
     def generate(

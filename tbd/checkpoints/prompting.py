@@ -1,0 +1,87 @@
+"""Questions as prompts of a checkpoint, made in a process of its own: chat template and tokenizer are somebody else's.
+
+That process (`tbd.checkpoints.rendering`) is limited in time and memory, and its environment holds no secrets. One does
+all questions of an audit; it takes about a second, because it does without torch.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from tbd import checkpoints
+from tbd.checkpoints import Prompt
+from tbd.errors import InputError, TransientFault
+from tbd.records import question_id
+
+TODAY = date(2026, 1, 1)
+"""what a template is told that asks for the time, at any time: the same question is the same prompt on every day"""
+LOADING, EACH = 30, 5
+"""seconds of processor for the tokenizer, and for each question"""
+MEMORY = 2 << 30
+"""bytes"""
+PATIENCE = 600
+"""seconds until it counts as stuck, and one more for each question"""
+KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
+"""of the environment"""
+ENDED = {-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)}
+"""exit codes of one that was ended from outside"""
+
+
+def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int, control_tokens: str) -> list[Prompt]:
+    """The questions as prompts, checked against the length of the checkpoint's context.
+
+    `control_tokens`: as in `tbd.params.Generate`.
+
+    Raises:
+        InputError: tokenizer or template do not work or exceed the limits, or a question cannot be asked.
+        TransientFault: the process was ended, or is stuck.
+    """
+    with checkpoints.links(folder) as files:
+        asked = {
+            "folder": str(folder),
+            "files": str(files),
+            "questions": [(question_id(question), question) for question in questions],
+            "max_new_tokens": max_new_tokens,
+            "control_tokens": control_tokens,
+            "today": TODAY.isoformat(),
+            "limits": [LOADING, EACH, MEMORY],
+        }
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        own = {
+            "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path),
+            "LC_ALL": "C.UTF-8",
+            "HOME": str(files),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "critical",
+        }
+        try:
+            # -P: no code from where it runs
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", "tbd.checkpoints.rendering"],
+                input=json.dumps(asked).encode(),
+                capture_output=True,
+                env=kept | own,
+                cwd="/",
+                timeout=PATIENCE + len(questions),
+            )
+        except subprocess.TimeoutExpired:
+            raise TransientFault(f"{folder}: its questions were no prompts after {PATIENCE} s.") from None
+    if done.returncode in ENDED:
+        raise TransientFault(f"{folder}: the process that makes its prompts was ended ({-done.returncode}).")
+    if done.returncode < 0:
+        raise InputError(
+            f"{folder}: tokenizer and chat template take more than {LOADING} s to load, {EACH} s for a question or "
+            f"{MEMORY >> 30} GiB. Mend them there."
+        )
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace"))
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        raise InputError(answer["error"].replace(str(files), str(folder)))
+    return [tuple(prompt) for prompt in answer["prompts"]]

@@ -1,0 +1,67 @@
+"""The stage `generate` while somebody touches the checkpoint."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from tbd import audits, checkpoints, records
+from tbd.audits import Audit
+from tbd.checkpoints import Prompt
+from tbd.errors import TransientFault
+from tbd.generation.engines import Completion, Tick, unheard
+from tbd.generation.engines.fake import FakeEngine
+from tbd.progress import Progress
+from tbd.stages import generate
+from tbd.workspace import set_path
+from tests.workspace import REPOSITORY, fake_checkpoint
+
+
+@pytest.fixture
+def asked(workspace: Path) -> Audit:
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    tree["generate"] |= {"engine": "fake", "max_new_tokens": 4}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    for name in ("exam", "new"):
+        question = f"How much is 1 + 1, {name}?"
+        row = {"question_id": records.question_id(question), "question": question, "source": name}
+        set_path(name).parent.mkdir(parents=True, exist_ok=True)
+        records.write_table(set_path(name), pa.Table.from_pylist([row], records.QUESTIONS), {})
+    folder = fake_checkpoint(Path("model"), "a question")
+    entry = Audit(
+        checkpoint="model",
+        base=None,
+        benchmark="exam",
+        unseen="new",
+        fpr=None,
+        checkpoint_fingerprint=checkpoints.fingerprint(folder),
+        base_fingerprint=None,
+    )
+    audits.write("a", entry)
+    return entry
+
+
+def test_a_file_that_is_swapped_and_swapped_back_leaves_no_answers(
+    asked: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, other = Path("model/model.safetensors"), Path("other")
+    answers = FakeEngine.generate
+
+    def swapping(
+        self: FakeEngine, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
+        other.write_bytes(weights.read_bytes())
+        weights.rename("kept")
+        other.rename(weights)
+        yield from answers(self, prompts, max_new_tokens, tick)
+        Path("kept").rename(weights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeEngine, "generate", swapping)
+        with pytest.raises(TransientFault, match=r"model\.safetensors: changed while it was in use"):
+            generate.main("a", Progress("generate"))
+    assert not Path("audits/a/generations.parquet").exists()
+    generate.main("a", Progress("generate"))
+    assert len(records.read_table(Path("audits/a/generations.parquet"), records.GENERATIONS)) == 2
