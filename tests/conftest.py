@@ -1,5 +1,6 @@
 """What every test shares: a home of its own, and tiny checkpoints that are real in everything but size."""
 
+import gc
 import json
 import os
 import re
@@ -65,6 +66,7 @@ SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.slow", re.MULTILINE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # while every module is imported: what that makes, stays
     if not hasattr(config, "workerinput"):
         shared.begin()
 
@@ -78,6 +80,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Where slow tests are not wanted, a file of them is not even imported: that takes seconds."""
     unwanted = config.option.markexpr == "not slow" and collection_path.suffix == ".py"
     return True if unwanted and SLOW.search(collection_path.read_text("utf-8")) else None
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

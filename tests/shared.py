@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 
 from tbd.locks import locked
@@ -21,6 +22,9 @@ def begin() -> None:
 
 
 def end() -> None:
+    for file in Path(os.environ[ROOT]).glob("*/pid"):  # of a server
+        with suppress(ProcessLookupError):
+            os.killpg(int(file.read_text()), signal.SIGTERM)
     shutil.rmtree(os.environ[ROOT], ignore_errors=True)
 
 

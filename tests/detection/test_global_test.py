@@ -129,7 +129,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("benchmark", "unseen"), [(20, 100), (128, 100), (40, 400)])
 def test_an_unseen_benchmark_is_rarely_called_contaminated(kind: str, benchmark: int, unseen: int) -> None:
-    rng, runs = np.random.default_rng(benchmark), 400
+    rng, runs = np.random.default_rng(benchmark), 200
     test = GlobalTest(benchmark, unseen, permutations=1000, seed=benchmark)
     found = [test.p_value(KINDS[kind](rng, benchmark), KINDS[kind](rng, unseen)) <= 0.05 for _ in range(runs)]
     assert np.mean(found) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)

@@ -58,7 +58,7 @@ def test_clear_members_are_counted() -> None:
 @pytest.mark.parametrize("strength", [0.95, 2.0])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 1.0])
 def test_it_is_rarely_above_the_truth(share: float, strength: float) -> None:
-    rng, runs, m = np.random.default_rng(int(100 * share)), 200, 128
+    rng, runs, m = np.random.default_rng(int(100 * share)), 100, 128
     members = round(share * m)
     found, above = np.zeros(runs), 0
     for run in range(runs):

@@ -357,10 +357,11 @@ def test_silence_of_few_sources_is_inconclusive() -> None:
 @pytest.mark.parametrize("shift", [0.0, 0.1, 0.2, 0.3])
 def test_an_equal_shift_of_checkpoint_and_base_is_rarely_called_contamination(shift: float) -> None:
     """Benchmark questions easier for both: what the base sees, the checkpoint may see too."""
-    rng, runs, made = np.random.default_rng(int(10 * shift)), 150, detector()
+    rng, runs, made = np.random.default_rng(int(10 * shift)), 100, detector()
+    quick = DECISION.model_copy(update={"permutations": 200, "simulations": 20})  # the second: of power, not asked here
     found = 0
     for _ in range(runs):
         checkpoint, base = rng.normal(size=(2, 128)) + shift
         scored = table(both(checkpoint, rng.normal(size=100), base.tolist()))
-        found += judge("a", audit(), scored, made, DECISION, 0).verdict.verdict == "CONTAMINATED"
+        found += judge("a", audit(), scored, made, quick, 0).verdict.verdict == "CONTAMINATED"
     assert found / runs <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)

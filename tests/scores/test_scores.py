@@ -124,7 +124,7 @@ def test_an_infinite_mean_is_no_score() -> None:
 
 
 @pytest.mark.parametrize("method", EVERY, ids=lambda method: method.id)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(rows=answers, data=st.data())
 def test_a_question_scores_the_same_alone_in_a_batch_and_in_any_order(method: Method, rows: Any, data: Any) -> None:
     mine, base = ([[pair[i] for pair in row] for row in rows] for i in (0, 1))
