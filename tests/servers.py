@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from tests.shared import mlflow_store, prefect_store, shared
+from tests.shared import mlflow_store, prefect_store
 
 PATIENCE = 300.0
 """seconds that anything here may take before it is given up: many on a busy machine, and none where all is well"""
@@ -101,18 +101,6 @@ def prefect(home: Path) -> Server:
     shutil.copy(prefect_store(), home)
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", "PORT"]
     return Server(home, command, "/api/health", {"PREFECT_HOME": "HOME", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"})
-
-
-def prefect_for_all() -> dict[str, str]:
-    """The environment of a Prefect server that lives until the end of the test run, for commands that would start one
-    each. Others use it at the same time."""
-    return {"PREFECT_API_URL": (shared("prefect-for-all", _prefect_for_all) / "url").read_text()}
-
-
-def _prefect_for_all(folder: Path) -> None:
-    server = prefect(folder / "home").launch()
-    (folder / "pid").write_text(str(server.process.pid))
-    (folder / "url").write_text(f"{server.ready().url}/api")
 
 
 def mlflow(home: Path) -> Server:

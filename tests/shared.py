@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import chdir, suppress
+from contextlib import chdir
 from pathlib import Path
 
 from tbd.locks import locked
@@ -22,9 +21,6 @@ def begin() -> None:
 
 
 def end() -> None:
-    for file in Path(os.environ[ROOT]).glob("*/pid"):  # of a server
-        with suppress(ProcessLookupError):
-            os.killpg(int(file.read_text()), signal.SIGTERM)
     shutil.rmtree(os.environ[ROOT], ignore_errors=True)
 
 

@@ -16,7 +16,6 @@ import yaml
 from tbd import gates
 from tbd.gates import Gates
 from tbd.history import FAILED
-from tests import servers
 from tests.outcomes import verdict
 from tests.workspace import REPOSITORY, Workspace, fake_checkpoint, finished
 
@@ -68,7 +67,7 @@ def test_one_outcome_is_enough_gates_add_up_and_what_nobody_knows_is_required_aw
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return finished()[0].copy(tmp_path / "workspace")
+    return finished()[0].copy(tmp_path / "workspace").used_before()
 
 
 def questions(workspace: Workspace) -> list[str]:
@@ -104,7 +103,7 @@ def test_every_gate_in_every_state_on_the_first_run_and_on_the_second(workspace:
     every = [word for gate in list(GATES)[1:] for word in gate.split()]
     said = {state: [gate for gate, (code, _) in row.items() if code] for state, row in table().items()}
     for run in ("first", "second"):
-        done = workspace.tbd("watch", *sources, *every, "--json", code=1, **servers.prefect_for_all())
+        done = workspace.tbd("watch", *sources, *every, "--json", code=1)
         found = json.loads(done.stdout)
         assert found["exit_code"] == 1 and {one["outcome"]: one["fired"] for one in found["results"]} == said, run
         assert len(found["results"]) == len(states)
@@ -127,7 +126,7 @@ def clone(workspace: Workspace, tmp_path: Path) -> Workspace:
     workspace.dvc("push", "--quiet")
     workspace.commit()
     workspace.run("git", "clone", "--quiet", str(workspace.root), str(tmp_path / "clone"))
-    clone = Workspace(tmp_path / "clone")
+    clone = Workspace(tmp_path / "clone").used_before()
     environment(clone)
     return clone
 
@@ -139,7 +138,7 @@ def job(which: int) -> Any:
 
 def shell(clone: Workspace, script: str, **variables: str) -> int:
     """As a runner runs it; its exit code."""
-    with clone.start("bash", "-eo", "pipefail", "-c", script, **servers.prefect_for_all(), **variables) as process:
+    with clone.start("bash", "-eo", "pipefail", "-c", script, **variables) as process:
         process.communicate()
     return process.returncode
 
@@ -200,11 +199,12 @@ def test_the_gitlab_job_lets_pass_what_was_judged_and_nothing_else(clone: Worksp
     folder = tmp_path / "candidates"
     assert gitlab(clone, folder) == 2  # no such folder
     fake_checkpoint(folder / "alpha", "something else")
-    assert gitlab(clone, folder) == 0
-    assert list(cases(clone).values()) == ["system-out"]
-    assert (clone.root / "tbd.md").read_text().startswith("# tbd: no gate fired")
+    for _ in ("first", "second"):
+        assert gitlab(clone, folder) == 0
+        assert list(cases(clone).values()) == ["system-out"]
+        assert (clone.root / "tbd.md").read_text().startswith("# tbd: no gate fired")
     (fake_checkpoint(folder / "beta") / WEIGHTS).unlink()
-    assert gitlab(clone, folder) == 1  # what was judged in the first run stands in the second
+    assert gitlab(clone, folder) == 1
     assert (
         sorted(cases(clone).values()) == ["failure", "system-out"] and "WAITING" in (clone.root / "tbd.md").read_text()
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests import servers
 from tests.workspace import REPOSITORY, fake_checkpoint, finished
 
 pytestmark = pytest.mark.slow
@@ -17,13 +16,13 @@ PAGE = REPOSITORY / "docs/disputed-verdict.md"
 
 def test_the_page_as_it_stands(tmp_path: Path) -> None:
     """A look audits a checkpoint; whoever has the run, the repository and the DVC remote comes to the same verdict."""
-    workspace = finished()[0].copy(tmp_path / "workspace")
+    workspace = finished()[0].copy(tmp_path / "workspace").used_before()
     workspace.dvc("remote", "add", "--default", "store", str(tmp_path / "remote"))
     workspace.edit("params.yaml", {"watch": {"settle": 0, "sources": [str(tmp_path / "incoming")]}})
     workspace.commit()
     workspace.edit("params.yaml", {"decision": {"fpr": 0.1}})  # a state that no commit has
     fake_checkpoint(tmp_path / "incoming/model-7", "something else")
-    workspace.tbd("watch", **servers.prefect_for_all())
+    workspace.tbd("watch")
     workspace.dvc("push", "--quiet")
     client = MlflowClient(f"sqlite:///{workspace.root}/mlflow.db")
     experiment = client.get_experiment_by_name("tbd checks")

@@ -14,7 +14,6 @@ import pytest
 
 from tbd import records, scores
 from tbd.reference import world
-from tests import servers
 from tests.workspace import Workspace, create
 
 pytestmark = pytest.mark.slow
@@ -45,8 +44,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) ->
     return workspace.used_before()
 
 
-def tbd(workspace: Workspace, *arguments: str, code: int = 0, **environment: str) -> str:
-    return workspace.tbd(*arguments, code=code, OMP_NUM_THREADS="1", **environment).stdout
+def tbd(workspace: Workspace, *arguments: str, code: int = 0) -> str:
+    return workspace.tbd(*arguments, code=code, OMP_NUM_THREADS="1").stdout
 
 
 def runs(workspace: Workspace) -> dict[str, list[Any]]:
@@ -68,7 +67,7 @@ def test_from_nothing_to_verdicts_and_again(workspace: Workspace) -> None:
     assert strong["with_base"]["auc"] > 0.7 and strong["alone"]["auc"] > weak["alone"]["auc"]
     assert weak["provenance"]["engine"] == "transformers" and weak["questions"]["unscored"] == 0
 
-    out = tbd(workspace, "check", "--all", **servers.prefect_for_all())
+    out = tbd(workspace, "check", "--all")
     assert re.search(r"reference +CONTAMINATED", out) and re.search(r"base +NO EVIDENCE", out)
     assert (
         workspace.verdict("reference")["verdict"] == "CONTAMINATED"
@@ -151,7 +150,7 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
     assert ": 10 questions, " in out  # label 0 is left out
 
     check = ["check", "models/mine", "--base", "checkpoints/base", "--benchmark", "exam", "--unseen", "unseen"]
-    tbd(workspace, *check, "--fail-on", "contaminated", code=1, **servers.prefect_for_all())
+    tbd(workspace, *check, "--fail-on", "contaminated", code=1)
     verdict = workspace.verdict("mine-exam")
     assert verdict["verdict"] == "CONTAMINATED" and verdict["benchmark"]["name"] == "exam"
     assert verdict["power"]["same_base"]

@@ -234,7 +234,7 @@ def test_calibrate(workspace: Workspace, start: Callable[..., Started]) -> None:
     second.runs("tbd.stages.calibrate")
     assert second.end(TERM, group=True) == 143
     assert "error: interrupted; the same command goes on" in second.log.read_text()
-    workspace.tbd("calibrate", **servers.prefect_for_all())
+    workspace.tbd("calibrate")
 
 
 def test_serve(workspace: Workspace, start: Callable[..., Started]) -> None:

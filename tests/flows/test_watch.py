@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,13 @@ from tests import servers
 from tests.workspace import Workspace, fake_checkpoint, finished
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def prefect(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A server for all the looks: one of its own takes each some seconds to start."""
+    with servers.prefect(tmp_path / "prefect") as server:
+        yield {"PREFECT_API_URL": f"{server.url}/api"}
 
 
 @pytest.fixture
@@ -43,9 +51,8 @@ def register(workspace: Workspace, checkpoint: Path) -> MlflowClient:
 
 
 def test_two_looks_at_once_audit_each_benchmark_once_and_generate_the_unseen_answers_once(
-    workspace: Workspace,
+    workspace: Workspace, prefect: dict[str, str]
 ) -> None:
-    prefect = servers.prefect_for_all()
     alpha = fake_checkpoint(workspace.root / "checkpoints/incoming/alpha", "How much is 3 + 4?")
     (fake_checkpoint(workspace.root / "checkpoints/incoming/broken") / "model.safetensors").rename(
         workspace.root / "checkpoints/incoming/broken/pytorch_model.bin"
