@@ -1,8 +1,10 @@
 """tbd: was this benchmark in the data a reasoning model was distilled on?"""
 
+import atexit
 import gc
 
 __version__ = "0.2.0"
-# the large libraries make a million objects while they are imported; with Python's 700, looking for cycles among them
-# takes a sixth of the time, and every stage is a process
-gc.set_threshold(10_000)
+# the large libraries make a million objects while they are imported: with Python's 700, looking for cycles among them
+# takes a sixth of the time, and a second more where a process ends; every stage is one
+gc.set_threshold(100_000)
+atexit.register(gc.freeze)  # the interpreter looks once more before it ends, for what ends with it anyway

@@ -7,8 +7,6 @@ maximum.
 """
 
 import copy
-import functools
-import gc
 import os
 import re
 import shutil
@@ -246,21 +244,9 @@ def _logprob_counts(column: pa.ChunkedArray) -> tuple[Any, Any, Any]:
     return lengths, odd, positive
 
 
-@functools.cache
-def _load() -> None:
-    """Import Great Expectations, whose objects all stay: the garbage collector took a quarter of a stage's time to look
-    at them again and again."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import
-    gc.disable()
-    import great_expectations  # noqa: F401
-
-    gc.enable()
-    gc.freeze()
-
-
 def _context() -> Any:
     """A context in memory, without analytics, progress bars and temporary folders."""
-    _load()
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
