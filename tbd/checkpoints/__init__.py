@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from tbd.checkpoints.files import scan
 from tbd.errors import Incomplete, InputError
 from tbd.locks import locked
 
@@ -34,6 +35,7 @@ def inspect(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
+    scan(folder)
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: an adapter (LoRA), not a whole model. Merge it into its base and save that.")
     config = folder / "config.json"
