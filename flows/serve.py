@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tbd import audits, environment, params, scores, sources
+from tbd import audits, ending, environment, params, scores, sources
 from tbd.commands import checks
 from tbd.errors import InputError, StageFailed
 from tbd.history import webhook
@@ -171,11 +171,11 @@ def _server(port: int) -> Iterator[None]:
     os.environ["PREFECT_API_URL"] = address
     # a server that answers there is the user's, or of a `tbd serve` that was killed
     process = None if _answers(address) else _launch(port)
-    ending = threading.Event()
+    over = threading.Event()
 
     def keep() -> None:
         nonlocal process
-        while not ending.wait(2):
+        while not over.wait(2):
             if process.poll() is not None if process else not _answers(address):
                 print("the Prefect server ended: starting it again", flush=True)
                 process = _launch(port)
@@ -186,10 +186,9 @@ def _server(port: int) -> Iterator[None]:
         threading.Thread(target=keep, daemon=True).start()
         yield
     finally:
-        ending.set()
+        over.set()
         if process:
-            process.terminate()
-            process.wait(30)
+            ending.end_group(process)
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", port: int, address: str) -> None:

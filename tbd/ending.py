@@ -10,12 +10,14 @@ import json
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -116,6 +118,16 @@ def end_descendants(also: Iterable[psutil.Process] = ()) -> None:
         end = time.monotonic() + LAST
         while any(_runs(process) for process in processes) and time.monotonic() < end:
             time.sleep(0.05)
+
+
+def end_group(leader: "subprocess.Popen[Any]", patience: float = 10.0) -> None:
+    """Tell a process group to end, and kill it if its leader has not ended after `patience` seconds."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(leader.pid, how)
+        with suppress(subprocess.TimeoutExpired):  # not even killed, where its disk hangs: it is not waited for
+            leader.wait(patience)
+            return
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -1,5 +1,6 @@
 """From a question set to a distilled checkpoint, for the stage `distill` and for `tbd distill`."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tbd import records
 from tbd.errors import InputError
 from tbd.params import Distill
 from tbd.progress import Progress
+from tbd.workspace import room
 
 
 def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, progress: Progress) -> None:
@@ -30,8 +32,9 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, 
                 "Import the set with --reasoning-column or --answer-column."
             )
     pairs = [(row["question"], row["reasoning"] or row["answer"]) for row in rows]
-    temporary = out.with_name(f".{out.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    room(out.parent, 2 * weights, "the distilled checkpoint")  # and DVC's copy of it
+    temporary = records.beside(out)
     try:
         outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
         recipe = {
@@ -43,6 +46,7 @@ def plant(base: Path, questions: Path, out: Path, params: Distill, device: str, 
         }
         records.write_json(temporary / checkpoint.PROVENANCE, recipe)
         shutil.rmtree(out, ignore_errors=True)
+        os.sync()
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
