@@ -143,10 +143,10 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
             logger.info("%s: %s", checkpoint.name, got.why)
             if isinstance(got, Broken):
                 add(outcomes.failure(checkpoint, None, got.why))
-                deliver()
             return Counter(waiting=1) if isinstance(got, Wait) else Counter(failed=1)
         here = got
     done: Counter[str] = Counter()
+    deliver()  # before what may take hours
     # nobody else is at work here now; another look may have dealt with it before
     with workspace(logger.info, p.watch.patience):
         for decision in decide.decide(here, p, Standing(), retry):

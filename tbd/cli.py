@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _stopped(error: InputError | StageFailed | TransientFault) -> tuple[str, int]:
     """What is said of an error, and the exit code."""
-    if isinstance(error, TransientFault):
+    if isinstance(error, TransientFault) or (isinstance(error, InputError) and is_fault(error)):
         return f"{error} Try again later.", 3
     return str(error), 2 if isinstance(error, InputError) or error.bad_input else 3
 

@@ -56,7 +56,8 @@ def scan(folder: Path, parts: tuple[str, ...] = ("*",)) -> list[tuple[str, os.st
         raise
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        text = f"{shown(str(folder / name))}: {why}. Mend it, or take it away."
+        file = shown(str(folder / name))
+        text = f"{file[:200]}{'...' if len(file) > 200 else ''}: {why}. Mend it, or take it away."
         raise (TransientFault if is_fault(error) else InputError)(text) from None
     return sorted(found.items())
 

@@ -258,8 +258,10 @@ def _remember(found: Found, fingerprint: str, folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a checkpoint folder; computed only once while its files stay as they are."""
+    """Of a checkpoint folder; computed only once while its files stay as they are. Raises what `Found.trouble` is."""
     found = found_in(folder)
+    if found and found.trouble:
+        raise found.trouble
     entry = remembered().get(found.place) if found else None
     if found and entry and entry[0] == found.version:
         return entry[1]

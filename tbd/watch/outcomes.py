@@ -106,7 +106,7 @@ def fault(found: Found, fingerprint: str | None, why: str, p: Params, benchmark:
     times = tries.count(found, benchmark, p)
     last = times >= p.watch.tries
     if last:
-        why = f"{why.rstrip()} So at {times} looks: given up. Try again: tbd watch --retry."
+        why = f"{why.rstrip('. ')}. So at {times} looks: given up. Try again: tbd watch --retry."
     return failure(found, fingerprint, why, benchmark, transient=not last)
 
 

@@ -308,4 +308,4 @@ def test_a_look_waits_for_an_end_lets_others_look_meanwhile_and_counts_its_tries
     for _ in range(3):
         watch(["failing"])
     assert [one.transient for one in History().outcomes[1:]] == [True, False]
-    assert "So at 2 looks: given up" in History().outcomes[-1].reason
+    assert "Input/output error. Mend it, or take it away. So at 2 looks: given up" in History().outcomes[-1].reason
