@@ -16,7 +16,7 @@ from tbd.params import Params, Rule
 from tbd.sources import FETCHED, Found
 from tbd.watch import decide, outcomes
 from tbd.watch.decide import Fetched, Job, Known, Standing
-from tests.workspace import REPOSITORY, fake_checkpoint
+from tests.workspace import REPOSITORY, fake_checkpoint, two_stages
 
 JOURNAL = Path(".tbd/journal")
 NAMES = ["judged", "second", "waiting", "base", "unknown"]
@@ -152,3 +152,24 @@ def test_a_kill_leaves_no_half_download(p: Params, monkeypatch: pytest.MonkeyPat
     os.utime(half, (1e9, 1e9))
     list(prune.prune(0))
     assert not half.exists() and records.known(prune.PRUNED).keys() >= {"checkpoints/hub/judged"}
+
+
+@pytest.mark.slow
+def test_dvcs_cache_loses_what_nothing_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = two_stages(tmp_path / "small")
+    monkeypatch.chdir(workspace.root)
+    for name, value in workspace.environment.items():
+        monkeypatch.setenv(name, value)
+    for content in ("committed", "of nothing", "of the workspace"):
+        Path("data.txt").write_text(content)
+        workspace.dvc("add", "--quiet", "data.txt")
+        if content == "committed":
+            workspace.commit()
+
+    def cached() -> set[str]:
+        return {file.read_text() for file in Path(".dvc/cache/files").rglob("*") if file.is_file()}
+
+    prune.collect(dry=True)
+    assert cached() == {"committed", "of nothing", "of the workspace"}
+    assert prune.collect().startswith("DVC's cache: ")
+    assert cached() == {"committed", "of the workspace"}

@@ -27,6 +27,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import serve
 from flows.check import check_all
 from flows.deliver import add, deliver
 from flows.stages import walk
@@ -309,3 +310,29 @@ def test_a_look_waits_for_an_end_lets_others_look_meanwhile_and_counts_its_tries
         watch(["failing"])
     assert [one.transient for one in History().outcomes[1:]] == [True, False]
     assert "Input/output error. Mend it, or take it away. So at 2 looks: given up" in History().outcomes[-1].reason
+
+
+def test_a_clock_that_is_put_back_has_the_looks_scheduled_anew(toy: Workspace, monkeypatch: MonkeyPatch) -> None:
+    made = watch.to_deployment("looks", interval=3600, tags=["tbd", serve._tag()]).apply()
+    ours = FlowRunFilter.model_validate({"tags": {"all_": [serve._tag()]}})
+
+    def scheduled() -> set[Any]:
+        with get_client(sync_client=True) as client:
+            return {run.id for run in client.read_flow_runs(flow_run_filter=ours)}
+
+    with get_client(sync_client=True) as client:  # what its scheduler asks once a minute
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": made}, json={"min_runs": 3})
+    first = scheduled()
+    assert len(first) >= 3
+    real, shifts = time.time, [0.0, -7200.0]
+
+    def nap(_: float) -> None:
+        if not shifts:
+            raise StopIteration
+        shift = shifts.pop(0)
+        monkeypatch.setattr(time, "time", lambda: real() + shift)
+
+    monkeypatch.setattr(serve.time, "sleep", nap)
+    with pytest.raises(StopIteration):
+        serve._keep_time()
+    assert not first & scheduled()
