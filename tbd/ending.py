@@ -121,13 +121,25 @@ def end_descendants(also: Iterable[psutil.Process] = ()) -> None:
 
 
 def end_group(leader: "subprocess.Popen[Any]", patience: float = 10.0) -> None:
-    """Tell a process group to end, and kill it if its leader has not ended after `patience` seconds."""
+    """Tell a process group to end, and kill what of it has not ended after `patience` seconds."""
+    group: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(leader.pid)
+        group = [one for one in (process, *process.children(recursive=True)) if _group(one) == leader.pid]
     for how in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(leader.pid, how)
-        with suppress(subprocess.TimeoutExpired):  # not even killed, where its disk hangs: it is not waited for
-            leader.wait(patience)
-            return
+        end = time.monotonic() + patience
+        while any(_runs(one) for one in group) and time.monotonic() < end:
+            time.sleep(0.05)
+    leader.poll()  # None where not even that helps, as where its disk hangs: it is not waited for
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -97,22 +97,22 @@ def test_room_is_asked_for_before_it_is_needed(tmp_path: Path) -> None:
         room(tmp_path / "not/there", 2 * free, "answers")
 
 
-STUBBORN = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
-subprocess.run([sys.executable, "-c", code])
+IGNORES = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+STUBBORN = f"""
+import subprocess, sys
+{{}}
+subprocess.run([sys.executable, "-c", {IGNORES + "print('ready', flush=True); import time; time.sleep(300)"!r}])
 """
 
 
-def test_what_ignores_sigterm_is_killed_with_its_children() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+@pytest.mark.parametrize(("leader", "code"), [(IGNORES, -9), ("", -15)], ids=["with its leader", "without"])
+def test_what_ignores_sigterm_is_killed(leader: str, code: int) -> None:
+    command = [sys.executable, "-c", STUBBORN.format(leader)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         end_group(process, patience=0.5)
-        assert process.returncode == -9
-        assert process.stdout.read() == ""  # the child has let go of it
+        assert process.wait() == code
+        assert process.stdout.read() == ""  # the other has let go of it
 
 
 def test_who_waits_for_a_lock_says_so_and_stops_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
