@@ -1,13 +1,12 @@
 """The flow `calibrate`: the pipeline up to the detector, recorded in MLflow."""
 
-import math
-
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.hooks import TOLD
 from flows.stages import walk
+from tbd import params
 from tbd.detection.results import read_detector
 from tbd.mlflow_store import TrackingDown
 from tbd.pipeline.workspace_lock import workspace
@@ -19,7 +18,7 @@ from tbd.workspace import DETECTOR
 @flow(name="calibrate", flow_run_name="calibrate", **TOLD)
 def calibrate() -> None:
     """Plant contamination in the reference, choose the detector on it and measure it. Only what is stale runs."""
-    with workspace(get_run_logger().info, math.inf):
+    with workspace(get_run_logger().info, params.load().watch.patience):
         walk("calibrate")
         record_calibration()
         detector = read_detector(DETECTOR)

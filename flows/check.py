@@ -1,6 +1,5 @@
 """The flows `check` and `check-all`: verdicts on a checkpoint, and on every audit."""
 
-import math
 import shutil
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from pydantic import Field
 from flows.deliver import add, deliver
 from flows.hooks import TOLD
 from flows.stages import walk
-from tbd import audits, history
+from tbd import audits, history, params
 from tbd.audits import Audit
 from tbd.commands import checks
 from tbd.errors import InputError, StageFailed, TransientFault
@@ -43,7 +42,7 @@ def check(
         audit: Name of the audit; made of the checkpoint and the benchmark if left empty.
         fpr: A question is flagged at this false-positive rate; decision.fpr of params.yaml if left empty.
     """
-    with workspace(get_run_logger().info, math.inf):
+    with workspace(get_run_logger().info, params.load().watch.patience):
         name, entry = checks.prepare(checkpoint, benchmark, unseen, base, audit, fpr)
         judge(name, entry)
     deliver()
@@ -53,7 +52,7 @@ def check(
 @flow(name="check-all", flow_run_name="check-all", **TOLD)
 def check_all(names: list[str]) -> None:
     """Bring the verdicts on these audits up to date. Only what is stale runs."""
-    with workspace(get_run_logger().info, math.inf):
+    with workspace(get_run_logger().info, params.load().watch.patience):
         walk(*(f"verdict@{name}" for name in names))
         for name in names:
             _noted(name, None)

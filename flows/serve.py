@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tbd import audits, environment, params, scores, sources
+from tbd import audits, ending, environment, params, scores, sources
 from tbd.commands import checks
 from tbd.errors import InputError, StageFailed
 from tbd.history import webhook
@@ -60,6 +60,7 @@ def serve(name: str, port: int, pool: str | None) -> None:
         if pool is None:
             _tidy()
             print(f"Prefect UI: {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
+            threading.Thread(target=_keep_time, daemon=True).start()
             print("Stop with Ctrl-C; what was under way goes on at the next start.", flush=True)
             prefect.serve(*made, print_starting_message=False)
         else:
@@ -158,6 +159,33 @@ def _tidy() -> None:
                 client.set_flow_run_state(run.id, Cancelled(message="tbd serve was not running then"), force=True)
 
 
+def _keep_time() -> None:
+    """Where the clock is put back, the runs that are scheduled already lie too far ahead: have them scheduled anew."""
+    ahead = time.time() - time.monotonic()
+    while True:
+        time.sleep(10)
+        before, ahead = ahead, time.time() - time.monotonic()
+        if ahead < before - 60:
+            print("the clock was put back: scheduling anew", flush=True)
+            try:
+                _reschedule()
+            except Exception as error:  # its server is away: tried again
+                print(f"not scheduled anew yet ({type(error).__name__})", flush=True)
+                ahead = before
+
+
+def _reschedule() -> None:
+    """Take this workspace's scheduled runs off the server, which then schedules others, from now on."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    scheduled = {"tags": {"all_": [_tag()]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(scheduled), limit=200):
+            if run.auto_scheduled:
+                client.delete_flow_run(run.id)
+
+
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
@@ -171,11 +199,11 @@ def _server(port: int) -> Iterator[None]:
     os.environ["PREFECT_API_URL"] = address
     # a server that answers there is the user's, or of a `tbd serve` that was killed
     process = None if _answers(address) else _launch(port)
-    ending = threading.Event()
+    over = threading.Event()
 
     def keep() -> None:
         nonlocal process
-        while not ending.wait(2):
+        while not over.wait(2):
             if process.poll() is not None if process else not _answers(address):
                 print("the Prefect server ended: starting it again", flush=True)
                 process = _launch(port)
@@ -186,10 +214,9 @@ def _server(port: int) -> Iterator[None]:
         threading.Thread(target=keep, daemon=True).start()
         yield
     finally:
-        ending.set()
+        over.set()
         if process:
-            process.terminate()
-            process.wait(30)
+            ending.end_group(process)
 
 
 def _wait_for(process: "subprocess.Popen[bytes]", port: int, address: str) -> None:

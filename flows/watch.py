@@ -1,8 +1,9 @@
 """The flow `watch`: look at the sources once, and audit every checkpoint that was not audited yet."""
 
-import math
 import time
 from collections import Counter
+from contextlib import suppress
+from functools import partial
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -14,11 +15,12 @@ from flows.deliver import add, deliver
 from flows.hooks import TOLD
 from flows.stages import UNREACHABLE, retrying
 from tbd import params, sources
-from tbd.commands import checks
-from tbd.errors import InputError, StageFailed, TransientFault
+from tbd.commands import checks, prune
+from tbd.errors import InputError, StageFailed, TransientFault, is_fault
 from tbd.history import FAILED, History
 from tbd.locks import locked
 from tbd.pipeline.workspace_lock import workspace
+from tbd.progress import clock
 from tbd.sources import Found
 from tbd.watch import decide, outcomes
 from tbd.watch.decide import Broken, Fetched, Job, Known, Same, Standing, Wait
@@ -39,14 +41,31 @@ def watch(addresses: list[str] | None = None, retry: bool = False, wait: bool = 
         retry: Try again what failed. Otherwise a broken checkpoint is tried again when it changes.
         wait: Look again until nothing is left that is still being written; for a place that no schedule looks at.
     """
-    with locked(LOCK, wait=addresses is not None) as free:
-        if free is None:
-            return Completed(message="skipped: another look is under way")
-        done = _look(addresses, retry)
-        while wait and done.pop("waiting", 0):
-            time.sleep(max(params.load().watch.settle, 1.0))
+    p, done = params.load(), Counter[str]()
+    end = time.monotonic() + p.watch.patience
+    while True:
+        with locked(LOCK, p.watch.patience if addresses is not None else None, get_run_logger().info) as free:
+            if free is None:
+                return Completed(message="skipped: another look is under way")
             done += _look(addresses, retry)
+        if not (wait and done.pop("waiting", 0)):
+            break
+        if time.monotonic() > end:
+            _give_up(addresses or p.watch.sources, p)
+            break
+        time.sleep(max(p.watch.settle, 1.0))  # others may look meanwhile
     return Completed(message=f"{done['audited']} audited, {done['failed']} failed")
+
+
+def _give_up(addresses: list[str], p: params.Params) -> None:
+    """Say of what is still waited for that it is not any more."""
+    for address in addresses:
+        for checkpoint in sources.source(address).look():
+            for one in decide.peek(checkpoint, p, Standing()) or []:
+                if isinstance(one, Wait):
+                    why = f"not waited for after {clock(p.watch.patience)}: {one.why}"
+                    add(outcomes.failure(checkpoint, None, why, transient=True))
+    deliver()
 
 
 def _look(addresses: list[str] | None, retry: bool) -> Counter[str]:
@@ -69,13 +88,23 @@ def _look(addresses: list[str] | None, retry: bool) -> Counter[str]:
         here: Counter[str] = Counter()
         standing = Standing()
         for checkpoint in found.result():
-            done = _take(address, checkpoint, p, retry, standing)
+            try:
+                done = _take(address, checkpoint, p, retry, standing)
+            except UNREACHABLE:
+                raise
+            except Exception as error:  # whatever it was, the others go on
+                logger.exception("%s: not dealt with", checkpoint.name)
+                add(outcomes.fault(checkpoint, None, str(error) or type(error).__name__, p))
+                done = Counter(failed=1)
             if done.keys() - {"known", "waiting"}:
                 standing = Standing()
             here += done
         logger.info("%s: %d checkpoints, %d dealt with before", address, len(found.result()), here["known"])
         total += here
     deliver(patient=True)
+    with suppress(InputError), workspace(logger.info, 0.0):  # somebody at work there: the next look does it
+        for line in [*prune.prune(p.watch.keep * 1e9)][:-1]:
+            logger.info(line)
     logger.info("%d audited, %d failed", total["audited"], total["failed"])
     return total
 
@@ -102,23 +131,24 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
             logger.info("%s: %s", checkpoint.name, one.why)
         return Counter(waiting=1) if waits else Counter(known=1)
     here = standing.fetched(checkpoint)
-    if here is None:
+    if seen is None or here is None:
         state = retrying(fetch)(address, checkpoint, p, return_state=True)
         if not state.is_completed():
             fault = state.result(raise_on_failure=False)
-            add(outcomes.failure(checkpoint, None, str(fault), transient=not isinstance(fault, InputError)))
+            of = outcomes.failure if isinstance(fault, InputError) else partial(outcomes.fault, p=p)
+            add(of(checkpoint, None, str(fault)))
             return Counter(failed=1)
         got = state.result()
         if isinstance(got, Wait | Broken):
             logger.info("%s: %s", checkpoint.name, got.why)
             if isinstance(got, Broken):
                 add(outcomes.failure(checkpoint, None, got.why))
-                deliver()
             return Counter(waiting=1) if isinstance(got, Wait) else Counter(failed=1)
         here = got
     done: Counter[str] = Counter()
+    deliver()  # before what may take hours
     # nobody else is at work here now; another look may have dealt with it before
-    with workspace(logger.info, math.inf):
+    with workspace(logger.info, p.watch.patience):
         for decision in decide.decide(here, p, Standing(), retry):
             if not isinstance(decision, Known):
                 logger.info("%s: %s", checkpoint.name, decision.why)
@@ -126,6 +156,8 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
                 case Same():
                     add(outcomes.same(decision, History()))
                     done["same"] += 1
+                case Wait():
+                    done["waiting"] += 1
                 case Job():
                     done["audited" if audit(decision, return_state=True).is_completed() else "failed"] += 1
     deliver()
@@ -149,8 +181,8 @@ def audit(job: Job) -> None:
         own = isinstance(error, InputError) or (
             isinstance(error, StageFailed) and any(name in str(error) for name in names)
         )
-        transient = not own
-        add(outcomes.failure(job.found, job.fingerprint, str(error) or type(error).__name__, rule.benchmark, transient))
+        of = outcomes.failure if own and not is_fault(error) else partial(outcomes.fault, p=params.load())
+        add(of(job.found, job.fingerprint, str(error) or type(error).__name__, benchmark=rule.benchmark))
         raise
 
 

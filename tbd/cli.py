@@ -1,18 +1,15 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
-import os
-import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tbd import environment
-from tbd.errors import InputError, StageFailed, TransientFault
+from tbd.errors import InputError, StageFailed, TransientFault, fault, is_fault
 
 if TYPE_CHECKING:
     from tbd.detection.results import Verdict
@@ -180,6 +177,15 @@ def parser() -> argparse.ArgumentParser:
 
     command("record", "Record in MLflow whatever is not there yet, from the files alone (after an outage).")
 
+    prune = command(
+        "prune",
+        "Make room: remove downloaded checkpoints that were judged, and journals of answers, the oldest first.",
+        "Every verdict stands and can be verified: what it is computed from stays. DVC's cache loses what neither a "
+        "commit nor the workspace names. After each look `tbd watch` and `tbd serve` keep watch.keep of params.yaml.",
+    )
+    prune.add_argument("--keep", type=float, metavar="GB", help="of both together (default: watch.keep of params.yaml)")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+
     command(
         "migrate", "Carry a workspace of tbd 0.2.0 over: a folder an audit. Generates nothing anew, deletes nothing."
     )
@@ -226,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if ending.told() or isinstance(error, KeyboardInterrupt):
             code = _complain(ending.WORDS, 3)
+        elif is_fault(error):
+            code = _complain(*_stopped(fault(error)))
         elif isinstance(error, Exception):
             traceback.print_exc()
             code = 3
@@ -236,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _stopped(error: InputError | StageFailed | TransientFault) -> tuple[str, int]:
     """What is said of an error, and the exit code."""
-    if isinstance(error, TransientFault):
+    if isinstance(error, TransientFault) or (isinstance(error, InputError) and is_fault(error)):
         return f"{error} Try again later.", 3
     return str(error), 2 if isinstance(error, InputError) or error.bad_input else 3
 
@@ -249,6 +257,7 @@ def _complain(message: str, code: int) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from tbd.commands import sets
+    from tbd.pipeline.workspace_lock import workspace
 
     columns = {
         "question": options.column,
@@ -257,7 +266,8 @@ def _import(options: argparse.Namespace) -> int:
         "source": options.source_column,
         "answer": options.answer_column,
     }
-    count = sets.import_set(options.name, options.file, columns)
+    with workspace():
+        count = sets.import_set(options.name, options.file, columns)
     print(
         f"{options.name}: {count} questions in data/sets/{options.name}.parquet, under DVC. Commit the .dvc "
         "file beside it."
@@ -541,6 +551,21 @@ def _record(options: argparse.Namespace) -> int:
     return 0
 
 
+def _prune(options: argparse.Namespace) -> int:
+    from tbd import params
+    from tbd.commands import prune
+    from tbd.pipeline.workspace_lock import workspace
+
+    keep = options.keep if options.keep is not None else params.load().watch.keep
+    if not 0 <= keep < float("inf"):
+        raise InputError(f"--keep {keep:g}: a number of GB, 0 or more.")
+    with workspace():
+        for line in prune.prune(keep * 1e9, options.dry_run):
+            print(line, flush=True)
+        print(prune.collect(options.dry_run))
+    return 0
+
+
 def _migrate(options: argparse.Namespace) -> int:
     from tbd.commands.migrate import migrate
     from tbd.pipeline.workspace_lock import workspace
@@ -552,6 +577,7 @@ def _migrate(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
+    from tbd import ending
     from tbd.mlflow_store import artifact_root, store
 
     address = store()
@@ -581,9 +607,7 @@ def _ui(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 0  # how one stops it
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        ending.end_group(server)
 
 
 COMMANDS = {
@@ -598,6 +622,7 @@ COMMANDS = {
     "explain": _explain,
     "verify": _verify,
     "record": _record,
+    "prune": _prune,
     "migrate": _migrate,
     "ui": _ui,
 }

@@ -10,12 +10,14 @@ import json
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -116,6 +118,28 @@ def end_descendants(also: Iterable[psutil.Process] = ()) -> None:
         end = time.monotonic() + LAST
         while any(_runs(process) for process in processes) and time.monotonic() < end:
             time.sleep(0.05)
+
+
+def end_group(leader: "subprocess.Popen[Any]", patience: float = 10.0) -> None:
+    """Tell a process group to end, and kill what of it has not ended after `patience` seconds."""
+    group: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(leader.pid)
+        group = [one for one in (process, *process.children(recursive=True)) if _group(one) == leader.pid]
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(leader.pid, how)
+        end = time.monotonic() + patience
+        while any(_runs(one) for one in group) and time.monotonic() < end:
+            time.sleep(0.05)
+    leader.poll()  # None where not even that helps, as where its disk hangs: it is not waited for
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return None
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -1,10 +1,34 @@
 """The ways tbd stops on purpose; anything else is a bug and keeps its traceback."""
 
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 TRANSIENT = 75
 """exit code of a stage that a transient fault stopped (EX_TEMPFAIL of sysexits.h)"""
+
+
+FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EBUSY),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+    *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+)
+"""errors of the operating system that are the machine's: its disks, its memory, its network"""
+FAULT = re.compile(
+    "|".join(
+        [
+            *(re.escape(os.strerror(code)) for code in FAULTS),
+            r"\b(CUDA|HIP|MPS|NVML|NCCL|cuDNN|CUDNN|cuBLAS|CUBLAS)[\w ]* (error|out of memory)",
+            r"No (CUDA|HIP) GPUs are available|Found no NVIDIA driver",
+            "can't allocate memory|unable to allocate|std::bad_alloc",
+            "database or disk is full|disk I/O error",
+        ]
+    ),
+    re.IGNORECASE,
+)
+"""how libraries write that the machine fails, which have exceptions of their own"""
 
 
 class InputError(Exception):
@@ -30,6 +54,35 @@ class StageFailed(Exception):
         self.bad_input = bad_input
         self.transient = transient
         """a `TransientFault` of the stage: worth trying again"""
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether a failing machine is behind an error (a full disk, I/O, memory, GPU): worth trying again.
+
+    What the error was raised from counts as well, for a reader of files blames the file.
+    """
+    return any(
+        isinstance(one, TransientFault | MemoryError)
+        or (isinstance(one, OSError) and one.errno in FAULTS)
+        or FAULT.search(str(one)) is not None
+        for one in _chain(error)
+    )
+
+
+def fault(error: BaseException) -> TransientFault:
+    """The transient fault behind an error of which `is_fault` is true, in one line."""
+    if isinstance(error, TransientFault):
+        return error
+    return TransientFault(f"this machine fails ({type(error).__name__}: {first_line(error)}). Nothing done is lost.")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def first_line(error: BaseException) -> str:

@@ -190,9 +190,17 @@ class Watch(Section):
     give_up: float = Field(ge=0)
     """seconds without a change after which one that still lacks a part counts as broken"""
     retries: int = Field(ge=0)
-    """of a transient fault within one look; the next look tries again anyway"""
+    """of a transient fault within one look; later looks try again, see `tries`"""
     backoff: float = Field(ge=0)
     """seconds before the first retry; each further one waits twice as long"""
+    tries: int = Field(default=24, ge=1)
+    """looks at which a transient fault may stop the same version, which is FAILED for good after the last. The pause
+    between two goes on doubling, up to an hour"""
+    patience: float = Field(default=86400, gt=0)
+    """seconds after which nothing is waited for any more: a folder that still changes is FAILED, a look that waits for
+    another one or for the workspace ends"""
+    keep: float = Field(default=200, ge=0)
+    """GB (10^9 bytes) of downloads and journals that stay after a look, see `tbd.commands.prune`"""
     policy: list[Rule]
     """every rule that matches applies; of two for the same benchmark, the first"""
 

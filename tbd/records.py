@@ -4,12 +4,15 @@ One idea a table: `questions` in, `generations` out of a checkpoint, `scores` ou
 complete or not at all, and a file that lacks a column is refused where it is read.
 """
 
+import errno
 import hashlib
 import json
 import os
+import secrets
+import socket
 import unicodedata
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +89,39 @@ def md5(path: Path) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it replaces `path`, on failure nothing is left."""
+    """Yield a path beside `path` to write to; on success it replaces `path`, on failure nothing is left.
+
+    After a power cut `path` is the old file or the new one, whole.
+    """
+    new = not path.parent.is_dir()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = beside(path)
     try:
         yield temporary
+        on_disk(temporary)
         os.replace(temporary, path)
+        on_disk(path.parent, *([path.parent.parent] if new else []))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def beside(path: Path) -> Path:
+    """A hidden path in the same folder that nobody else takes, on whatever host."""
+    return path.with_name(f".{path.name[:40]}.{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def on_disk(*paths: Path) -> None:
+    """Wait until files, or the names in folders, are on disk; as far as the file system can do that for folders."""
+    for path in paths:
+        with suppress(PermissionError) if path.is_dir() else nullcontext():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            finally:
+                os.close(handle)
 
 
 def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any] | None = None) -> None:
@@ -130,6 +158,15 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(
             json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", "utf-8"
         )
+
+
+def known(path: Path) -> Any:
+    """The parsed JSON object of a file that only spares work; empty if the file is missing or broken."""
+    try:
+        tree = read_json(path)
+    except InputError:
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def read_json(path: Path) -> Any:

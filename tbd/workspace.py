@@ -2,9 +2,10 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
-from tbd.errors import InputError
+from tbd.errors import InputError, TransientFault
 
 SETS = Path("data/sets")
 AUDITS = Path("audits")
@@ -35,3 +36,24 @@ def relative(folder: Path) -> str:
     """`folder` as it is written into files: relative inside the workspace, absolute outside."""
     absolute, root = Path(os.path.abspath(folder)), Path.cwd()
     return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
+
+
+def room(folder: Path, needed: int, what: str) -> None:
+    """Raise TransientFault unless `needed` bytes are free where `folder` is or will be."""
+    absolute = folder.absolute()
+    free = shutil.disk_usage(next(path for path in (absolute, *absolute.parents) if path.exists())).free
+    if free < needed:
+        raise TransientFault(
+            f"{folder}: no room for {what}: about {size(needed)} needed, {size(free)} free. Make room; `tbd prune` "
+            "takes away what tbd can do without."
+        )
+
+
+def size(count: float) -> str:
+    """Bytes in words.
+
+    >>> size(999), size(1.25e6), size(60e9)
+    ('1 kB', '1.2 MB', '60 GB')
+    """
+    unit, scale = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= s or u == "kB")
+    return f"{count / scale:.1f} {unit}" if 1 <= count / scale < 10 else f"{count / scale:.0f} {unit}"

@@ -20,6 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from tbd.checkpoints.files import scan
 from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.locks import locked
 
@@ -49,6 +50,7 @@ def inspect(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
+    scan(folder)
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder}: an adapter (LoRA), not a whole model. Merge it into its base and save that.")
     state(folder)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from tbd import audits, checkpoints, params, records, scores, sources
 from tbd.audits import Audit
+from tbd.commands import prune
 from tbd.commands.sets import pipeline_outputs, questions
 from tbd.detection import decisions
 from tbd.detection.results import read_detector, read_verdict
@@ -99,13 +100,13 @@ def _same(known: Audit, entry: Audit) -> bool:
 
 def present() -> list[str]:
     """The audits, without those that were judged and whose checkpoint is gone or overwritten: their verdicts stand."""
-    names, made = [], pipeline_outputs()
+    names, made, pruned = [], pipeline_outputs(), records.known(prune.PRUNED)
     for name, audit in audits.load().items():
         folder, pin = Path(audit.checkpoint), audit.checkpoint_fingerprint
         if folder.is_dir():
             gone = pin is not None and decide.fingerprint(folder) != pin
         else:
-            gone = audit.origin is None and audit.checkpoint not in made
+            gone = (audit.origin is None and audit.checkpoint not in made) or audit.checkpoint in pruned
         if gone and (AUDITS / name / "verdict.json").is_file():
             what = "holds other weights by now" if folder.is_dir() else "is no longer there"
             print(f"{name}: {folder} {what}; the verdict stands", flush=True)

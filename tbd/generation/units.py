@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbd.checkpoints import Prompt
-from tbd.errors import StageFailed
+from tbd.errors import TransientFault
 from tbd.generation.engines import Completion, Engine, OutOfMemory, Tick
 from tbd.jsonlines import JsonLines
 from tbd.locks import locked
@@ -78,7 +78,7 @@ def answer(
     The caller has planned, in `progress`, to read every prompt and to write `max_new_tokens` for each.
 
     Raises:
-        StageFailed: a single question does not fit into memory.
+        TransientFault: a single question does not fit into memory.
     """
 
     def run(rows: list[int]) -> dict[int, Any]:
@@ -198,7 +198,7 @@ def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> d
             found |= part
             at += len(rows)
         elif len(rows) == 1:
-            raise StageFailed(
+            raise TransientFault(
                 "a single question does not fit into memory: lower generate.max_new_tokens or use another device"
             )
         else:

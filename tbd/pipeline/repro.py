@@ -6,7 +6,6 @@ DVC alone decides which stages there are, their order and which are stale.
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,11 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Self
 
-from tbd.errors import TRANSIENT, InputError, StageFailed, TransientFault
+from tbd.ending import end_group
+from tbd.errors import FAULT, TRANSIENT, InputError, StageFailed, TransientFault
+from tbd.locks import Say
 from tbd.pipeline import workspace_lock
 from tbd.pipeline.markers import BEGIN, END
-from tbd.pipeline.workspace_lock import Say
 
 HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
 """DVC's advice to people who type commands; left out of the log"""
@@ -50,7 +50,8 @@ def dvc(*arguments: str) -> str:
     )
     if done.returncode:
         words = _words(done.stderr.splitlines())
-        raise (TransientFault if BUSY.search(words) else InputError)(f"dvc {' '.join(arguments)}: {words}")
+        passes = BUSY.search(words) or FAULT.search(words)
+        raise (TransientFault if passes else InputError)(f"dvc {' '.join(arguments)}: {words}")
     return done.stdout
 
 
@@ -96,8 +97,7 @@ class Repro:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None and self._process.poll() is None:  # interrupted: the stage goes with us
-            os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait()
+            end_group(self._process)
 
     def __iter__(self) -> Iterator[str]:
         """Raises StageFailed if DVC fails outside of a stage.
@@ -190,8 +190,10 @@ def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: i
         return StageFailed(f"{where}: ended by signal {-code}", transient=True)
     own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     killed = stage is not None and exit_code is None
+    # of DVC itself, or of a stage that did not come as far as to say so
+    broke = exit_code not in (2, 3) and any(FAULT.search(line) for line in lines)
     return StageFailed(
         f"{where}: {own[-1] if own else _words(lines)}",
-        bad_input=exit_code == 2 or (stage is None and exit_code is None and not busy),
-        transient=busy or killed or exit_code == TRANSIENT,
+        bad_input=exit_code == 2 or (stage is None and exit_code is None and not (busy or broke)),
+        transient=busy or killed or exit_code == TRANSIENT or broke,
     )

@@ -7,11 +7,12 @@ Otherwise we wait.
 
 import fcntl
 import json
+import math
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import psutil
 
 from tbd.errors import InputError
-from tbd.locks import locked
+from tbd.locks import Say, locked
 from tbd.records import atomic
 from tbd.workspace import STATE
 
@@ -28,7 +29,8 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 PATIENCE = 30.0
 """seconds to wait for another run"""
 
-Say = Callable[[str], None]
+ENDING = ((5.0, signal.SIGINT), (15.0, signal.SIGTERM), (math.inf, signal.SIGKILL))
+"""up to so many seconds of waiting, how a stage that was left behind is told to end"""
 
 _holding: list[int] = []
 """the lock's file descriptor, while this process holds it"""
@@ -59,11 +61,17 @@ def note(lock: int, dvc: int | None = None) -> None:
 
 
 def _started(process: int | None) -> float | None:
-    """When a process started, in seconds since 1970; None if there is none, or only a zombie."""
+    """When a process started, on a clock that nobody sets; None if there is none, or only a zombie.
+
+    On Linux ticks since the boot that `here` names: psutil counts from a time that moves when the clock is set.
+    """
     try:
+        if Path("/proc/self").exists():
+            state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            return None if state == "Z" else float(fields[18])
         found = psutil.Process(process) if process is not None else None
         return float(found.create_time()) if found is not None and found.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
+    except (OSError, psutil.Error):
         return None
 
 
@@ -125,7 +133,7 @@ def _wait(lock: int, say: Say, patience: float) -> None:
         if group and _killed(holder) and _started(group) == holder["group_started"]:
             say(f"{who} was killed: ending the stage it left behind")
             with suppress(ProcessLookupError):  # an interrupt lets DVC give back its own locks
-                os.killpg(group, signal.SIGINT if waited < 5 else signal.SIGTERM)
+                os.killpg(group, next(how for end, how in ENDING if waited < end))
         elif not told:
             say(f"waiting for {who} to finish with this workspace")
             told = True
@@ -164,5 +172,5 @@ def _mend() -> None:
 
 def idle() -> bool:
     """Whether no living process works in this workspace; a stage that a killed process left behind does not count."""
-    with locked(LOCK, wait=False) as free:
+    with locked(LOCK, None) as free:
         return free is not None or _killed(_holder())

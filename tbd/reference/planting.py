@@ -1,5 +1,6 @@
 """From a question set to a distilled checkpoint, for the stages `distill` and `halfway` and for `tbd distill`."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from tbd import records
 from tbd.errors import InputError
 from tbd.params import Distill
 from tbd.progress import Progress
+from tbd.workspace import room
 
 
 def plant(
@@ -32,6 +34,8 @@ def plant(
     from tbd.reference.distill import distill
 
     pairs = _pairs(base, questions)
+    weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    room(out.parent, 2 * weights * (2 if snapshot else 1), "the distilled checkpoint")  # and DVC's copy of it
     with _whole(out) as temporary:
         if snapshot:
             recipe = _recipe(base, questions, params, snapshot[0])
@@ -108,11 +112,11 @@ def _recipe(base: Path, questions: Path, params: Distill, stopped_after: int | N
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `out` if nothing goes wrong."""
-    temporary = out.with_name(f".{out.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = records.beside(out)
     try:
         yield temporary
         shutil.rmtree(out, ignore_errors=True)
+        os.sync()
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,7 +4,7 @@ A source lists the checkpoints that are there and gets them onto this machine. I
 tells checkpoints apart by their fingerprint, and `tbd.history` knows which were audited.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class Found:
     """cheap to find out, and another one whenever the content may be: a digest of sizes and times, or the commit"""
     changed: float = 0.0
     """last change, in seconds since 1970; 0 if the source lists complete checkpoints alone"""
+    since: float = 0.0
+    """first change, likewise: of what is still being written, about when that began"""
+    trouble: Exception | None = field(default=None, compare=False)
+    """why it cannot even be looked at: InputError or TransientFault; None: it can"""
 
 
 class Source(Protocol):

@@ -3,14 +3,19 @@
 import os
 from pathlib import Path
 
-from tbd.errors import InputError
+from tbd.checkpoints import IDENTITY, PICKLES, files
+from tbd.checkpoints.files import shown
+from tbd.errors import InputError, TransientFault, is_fault
 from tbd.records import sha256
 from tbd.sources import Found
 from tbd.workspace import relative
 
 
 class Folder:
-    """See `tbd.sources.Source`. Every sub-folder that is not hidden is a checkpoint; or the folder itself is one."""
+    """See `tbd.sources.Source`. Every sub-folder that is not hidden is a checkpoint; or the folder itself is one.
+
+    Only files that decide what a checkpoint is count as changes: a log may grow beside them.
+    """
 
     def __init__(self, address: str) -> None:
         self.folder = Path(address)
@@ -20,9 +25,15 @@ class Folder:
             raise InputError(
                 f"{self.folder}: no such folder to look for checkpoints in. Make it, or correct the address."
             )
-        folders = [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
-        if (self.folder / "config.json").is_file():
-            folders = [self.folder]
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [entry.name for entry in entries if entry.name[0] != "." and (_lost(entry) or entry.is_dir())]
+            folders = [self.folder / name for name in names]
+            if (self.folder / "config.json").is_file():
+                folders = [self.folder]
+        except OSError as error:
+            kind = TransientFault if is_fault(error) else InputError
+            raise kind(f"{self.folder}: cannot be looked at ({error.strerror}). Mend it there.") from None
         return sorted(filter(None, map(found_in, folders)), key=lambda found: (found.changed, found.name))
 
     def fetch(self, found: Found) -> Path:
@@ -30,21 +41,26 @@ class Folder:
 
 
 def found_in(folder: Path) -> Found | None:
-    """A checkpoint folder as it is now; None if it was removed meanwhile."""
+    """A checkpoint folder as it is now; None if something in it was removed just now."""
+    there = os.path.exists(folder)
+    name = shown(os.path.basename(os.path.realpath(folder) if there else folder))
+    place = shown(relative(folder))
     try:
-        stats = sorted((str(file.relative_to(folder)), _stat(file)) for file in [folder, *folder.rglob("*")])
+        if shown(folder.name) != folder.name:
+            raise InputError(f"{place}: a name that is not UTF-8. Rename it.")
+        if not there and folder.is_symlink():
+            raise InputError(f"{place}: a link that leads nowhere. Mend it, or take it away.")
+        stats = files.scan(folder, (*IDENTITY, *PICKLES))
     except FileNotFoundError:
         return None
+    except (InputError, TransientFault) as error:
+        return Found(name, place, place, sha256(str(error)), trouble=error)
     # ctime as well as mtime, because a copy may keep the old mtime
     seen = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats]
-    changed = max(stat.st_ctime for _, stat in stats)
-    place = relative(folder)
-    return Found(folder.resolve().name, place, place, sha256(repr(seen)), changed)
+    times = [stat.st_ctime for _, stat in stats]
+    return Found(name, place, place, sha256(repr(seen)), max(times), min(times))
 
 
-def _stat(file: Path) -> os.stat_result:
-    """Of the file that a link points to, or of the link itself if it points to nothing."""
-    try:
-        return file.stat()
-    except FileNotFoundError:
-        return file.lstat()
+def _lost(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a link that leads nowhere, such as one in a circle."""
+    return entry.is_symlink() and not Path(entry.path).exists()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from tbd.checkpoints import HUB_ID, IDENTITY, arriving
 from tbd.errors import InputError, TransientFault, first_line
 from tbd.sources import FETCHED, Found
+from tbd.workspace import room
 
 if TYPE_CHECKING:
     import httpx2
@@ -62,6 +63,7 @@ class Hub:
             if not folder.is_dir():
                 partial.mkdir(exist_ok=True)
                 self._download(found, partial)
+                os.sync()  # else a power cut may leave empty files under the name of complete ones
                 partial.replace(folder)
         return folder
 
@@ -73,11 +75,13 @@ class Hub:
             commit, endpoint = found.version, _endpoint()
             tree = HfApi(endpoint=endpoint).list_repo_tree(self.name, revision=commit, recursive=True)
             sizes = {file.path: file.size for file in tree if isinstance(file, RepoFile)}
+            wanted = {path: size for path, size in sizes.items() if any(fnmatch(path, pattern) for pattern in FILES)}
+            here = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+            room(partial, sum(wanted.values()) - here, f"the download of {found.place}")
             snapshot_download(self.name, revision=commit, local_dir=partial, endpoint=endpoint, allow_patterns=FILES)
         # if the library cannot get the list of files, it takes the folder as it is and says nothing
-        for path, size in sizes.items():
-            wanted = any(fnmatch(path, pattern) for pattern in FILES)
-            if wanted and not ((partial / path).is_file() and (partial / path).stat().st_size == size):
+        for path, size in wanted.items():
+            if not ((partial / path).is_file() and (partial / path).stat().st_size == size):
                 raise TransientFault(f"{found.place}: {path} did not arrive completely.")
         shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own bookkeeping
 

@@ -78,6 +78,7 @@ class Registry:
                 shutil.rmtree(partial, ignore_errors=True)
                 artifacts = self._download(found, partial)
                 shutil.rmtree(folder, ignore_errors=True)
+                os.sync()  # else a power cut may leave empty files under the name of complete ones
                 _checkpoint(artifacts).replace(folder)
                 shutil.rmtree(partial, ignore_errors=True)
         return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tbd import ending, environment, locks, params
-from tbd.errors import TRANSIENT, InputError, StageFailed, TransientFault
+from tbd.errors import TRANSIENT, InputError, StageFailed, fault, is_fault
 from tbd.pipeline.markers import marked
 from tbd.progress import Progress
 
@@ -33,6 +33,12 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
                         main(*arguments, progress)
                 else:
                     main(*arguments)
-        except (InputError, StageFailed, TransientFault) as error:
+        except Exception as error:
+            if is_fault(error):
+                code, error = TRANSIENT, fault(error)
+            elif isinstance(error, InputError | StageFailed):
+                code = 3 if isinstance(error, StageFailed) else 2
+            else:
+                raise
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(3 if isinstance(error, StageFailed) else TRANSIENT if isinstance(error, TransientFault) else 2)
+            sys.exit(code)

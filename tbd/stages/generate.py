@@ -15,7 +15,12 @@ from tbd.checkpoints import Prompt
 from tbd.generation import engines, units
 from tbd.generation.engines import Engine
 from tbd.progress import Progress
-from tbd.workspace import AUDITS, set_path
+from tbd.workspace import AUDITS, room, set_path
+
+BYTES = 60
+"""of a token that is written: in the journal, in the table, and in DVC's copy of that"""
+REST = 50_000_000
+"""bytes that the report, its plots and DVC's copies of them take"""
 
 Prompts = dict[str, list[Prompt]]
 """by question set"""
@@ -32,6 +37,7 @@ def main(audit: str, progress: Progress) -> None:
     base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
     questions = sum(map(len, sets.values()))
     longest = questions * p.max_new_tokens
+    room(AUDITS / audit, REST + BYTES * longest * (3 if base_folder else 1), "its answers and report")
     prompts = rendered(kind, folder, p, sets)
     progress.plan("read", tokens(prompts))
     progress.plan("written", longest)

@@ -14,17 +14,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tbd import audits, checkpoints, records
-from tbd.errors import Incomplete, InputError
+from tbd.errors import Incomplete, InputError, TransientFault, fault, first_line, is_fault
 from tbd.generation import engines
 from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
+from tbd.progress import clock
 from tbd.sources import Found, Source
 from tbd.sources.folder import found_in
+from tbd.watch import tries
 from tbd.workspace import STATE, relative
 
 TRIAL = "How much is 1 + 1?"
 """asked of every checkpoint that is new: tokenizer and template that do not work show at once"""
 FINGERPRINTS = STATE / "fingerprints.json"
+SEEN = STATE / "seen.json"
+"""when a version was first seen whose times lie in the future"""
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,10 @@ class Standing:
     def __init__(self) -> None:
         self.history = History()
         self.audits = audits.load()
-        self.fingerprints = _remembered()
+        self.fingerprints = remembered()
 
     def fetched(self, found: Found) -> Fetched | None:
-        """This version, if it is already here and complete."""
+        """This version, if it was here and complete before; its folder may have been pruned since."""
         version, fingerprint, folder = self.fingerprints.get(found.place, ("", "", ""))
         return Fetched(found, fingerprint, Path(folder)) if version == found.version else None
 
@@ -124,31 +128,43 @@ def peek(found: Found, p: Params, standing: Standing, retry: bool = False) -> li
 
     `retry`: what failed before is tried again.
     """
-    quiet = time.time() - found.changed
-    if found.changed and quiet < p.watch.settle:
-        return [Wait(found, f"changed {max(quiet, 0):.0f} s ago")]
+    late = _late(found, p)
+    if late is None and _unsettled(found, p):
+        return [Wait(found, f"changed {_quiet(found):.0f} s ago")]
     if not rules(found.name, p.watch.policy):
         return [Known(found, "no rule of watch.policy matches its name")]
     failed = standing.history.last(found.place, None)
-    if failed is not None and _stands(failed, found.version, None, retry):
+    if failed is not None and (_stands(failed, found.version, None, retry) or failed.reason == late):
         return [Known(found, f"failed before: {failed.reason}", failed)]
+    if pause := tries.pause(found, None, failed, p, retry):
+        return [Wait(found, pause)]
     fetched = standing.fetched(found)
-    return decide(fetched, p, standing, retry) if fetched else None
+    if fetched is None or late is not None:
+        return None
+    decisions = decide(fetched, p, standing, retry)
+    gone = not fetched.folder.is_dir()
+    return None if gone and any(isinstance(one, Job) for one in decisions) else decisions
 
 
 def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
     """Get a checkpoint onto this machine and look at it. Raises TransientFault if the source cannot give it now."""
-    quiet = time.time() - found.changed
     try:
+        if found.trouble is not None:
+            raise found.trouble
+        if late := _late(found, p):
+            return Broken(found, late)
         folder = source.fetch(found)
         checkpoints.inspect(folder)
         engines.find(p.generate.engine).prompts(folder, p.generate, [TRIAL])
         weights = checkpoints.fingerprint(folder)
-    except Incomplete as error:
-        waits = found.changed and quiet < p.watch.give_up
-        return Wait(found, str(error)) if waits else Broken(found, str(error))
-    except InputError as error:
-        return Broken(found, str(error))
+    except TransientFault:
+        raise
+    except (InputError, OSError, ValueError, RecursionError, MemoryError) as error:  # what reading its files may raise
+        if is_fault(error):
+            raise fault(error) from None
+        why = str(error) if isinstance(error, InputError) else f"{found.place}: cannot be read ({first_line(error)})."
+        waits = isinstance(error, Incomplete) and found.changed and _quiet(found) < p.watch.give_up
+        return Wait(found, why) if waits else Broken(found, why)
     _remember(found, weights, folder)
     return Fetched(found, weights, folder)
 
@@ -157,11 +173,13 @@ def decide(fetched: Fetched, p: Params, standing: Standing, retry: bool = False)
     """What to do about a checkpoint that is here, one decision a benchmark."""
     found, weights = fetched.found, fetched.fingerprint
     return [
-        _decide(found, fetched.folder, weights, rule, standing, retry) for rule in rules(found.name, p.watch.policy)
+        _decide(found, fetched.folder, weights, rule, standing, p, retry) for rule in rules(found.name, p.watch.policy)
     ]
 
 
-def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Standing, retry: bool) -> Decision:
+def _decide(
+    found: Found, folder: Path, weights: str, rule: Rule, standing: Standing, p: Params, retry: bool
+) -> Decision:
     known = standing.history
     same = {
         name: audit
@@ -184,6 +202,8 @@ def _decide(found: Found, folder: Path, weights: str, rule: Rule, standing: Stan
         return Same(found, weights, name)
     if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, retry):
         return Known(found, f"failed before: {last.reason}", last)
+    if pause := tries.pause(found, rule.benchmark, last, p, retry):
+        return Wait(found, pause)
     base = rule.base
     if base is not None and Path(base).is_dir() and fingerprint(Path(base)) == weights:
         base = None
@@ -207,23 +227,46 @@ def audit_name(checkpoint: str, fingerprint: str, rule: Rule) -> str:
     return f"{slug}-x{digest}"
 
 
-def _remembered() -> dict[str, tuple[str, str, str]]:
+def _unsettled(found: Found, p: Params) -> bool:
+    return bool(found.changed) and _quiet(found) < p.watch.settle
+
+
+def _late(found: Found, p: Params) -> str | None:
+    """What is said of a folder that has been changing for too long; None of others."""
+    if not (found.since and _unsettled(found, p) and time.time() - found.since > p.watch.patience):
+        return None
+    return f"{found.place}: still changes after {clock(p.watch.patience)}. Copy the checkpoint to a folder of its own."
+
+
+def _quiet(found: Found) -> float:
+    """Seconds since its last change; since it was first seen as it is, where a clock has its change in the future."""
+    now = time.time()
+    seen: dict[str, tuple[str, float]] = records.known(SEEN)
+    version, first = seen.get(found.place, ("", now))
+    if version != found.version or first > now:  # or the clock was put back since
+        first = now
+        if found.changed > now:
+            records.write_json(SEEN, seen | {found.place: (found.version, now)})
+    return max(now - found.changed, now - first)
+
+
+def remembered() -> dict[str, tuple[str, str, str]]:
     """place -> (version, fingerprint, folder) of complete checkpoints; empty if the file is missing or broken."""
-    try:
-        tree: dict[str, tuple[str, str, str]] = records.read_json(FINGERPRINTS)
-    except InputError:
-        return {}
-    return {place: entry for place, entry in tree.items() if Path(entry[2]).is_dir()}
+    tree: dict[str, tuple[str, str, str]] = records.known(FINGERPRINTS)
+    # the content of what was downloaded never changes, and `tbd prune` may have taken it away since
+    return {place: entry for place, entry in tree.items() if ":/" in place or Path(entry[2]).is_dir()}
 
 
 def _remember(found: Found, fingerprint: str, folder: Path) -> None:
-    records.write_json(FINGERPRINTS, _remembered() | {found.place: (found.version, fingerprint, str(folder))})
+    records.write_json(FINGERPRINTS, remembered() | {found.place: (found.version, fingerprint, str(folder))})
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a checkpoint folder; computed only once while its files stay as they are."""
+    """Of a checkpoint folder; computed only once while its files stay as they are. Raises what `Found.trouble` is."""
     found = found_in(folder)
-    entry = _remembered().get(found.place) if found else None
+    if found and found.trouble:
+        raise found.trouble
+    entry = remembered().get(found.place) if found else None
     if found and entry and entry[0] == found.version:
         return entry[1]
     weights = checkpoints.fingerprint(folder)

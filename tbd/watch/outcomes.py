@@ -10,6 +10,7 @@ from tbd.history import FAILED, History, Outcome, QuestionSet
 from tbd.params import Params
 from tbd.pipeline.lock_file import LockFile
 from tbd.sources import Found
+from tbd.watch import tries
 from tbd.watch.decide import Same, rules
 from tbd.workspace import AUDITS, set_path
 
@@ -98,6 +99,15 @@ def failure(
         benchmark=known_set,
         tbd_version=__version__,
     )
+
+
+def fault(found: Found, fingerprint: str | None, why: str, p: Params, benchmark: str | None = None) -> Outcome:
+    """The outcome of a checkpoint that a transient fault stopped at this look; after `watch.tries`, for good."""
+    times = tries.count(found, benchmark, p)
+    last = times >= p.watch.tries
+    if last:
+        why = f"{why.rstrip('. ')}. So at {times} looks: given up. Try again: tbd watch --retry."
+    return failure(found, fingerprint, why, benchmark, transient=not last)
 
 
 def other(what: str, name: str, why: str | None, transient: bool = False) -> Outcome:

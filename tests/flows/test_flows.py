@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -26,12 +27,15 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import serve
 from flows.check import check_all
 from flows.deliver import add, deliver
 from flows.stages import walk
+from flows.watch import LOCK, watch
 from tbd import cli
 from tbd.errors import InputError, StageFailed
 from tbd.history import History, outbox
+from tbd.locks import locked
 from tbd.pipeline import workspace_lock
 from tbd.watch import outcomes
 from tests import servers
@@ -269,3 +273,70 @@ def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(add
     assert {"verdicts", "verdict-reference"} <= {
         artifact["key"] for artifact in servers.ask(address, "artifacts", flow_runs=of_run)
     }
+
+
+def test_a_look_waits_for_an_end_lets_others_look_meanwhile_and_counts_its_tries(
+    copy: Workspace, monkeypatch: MonkeyPatch
+) -> None:
+    rules = [{"checkpoints": "*", "benchmark": "benchmark", "unseen": "unseen"}]
+    watched = {"settle": 1, "patience": 6, "retries": 0, "backoff": 0, "tries": 2, "policy": rules}
+    copy.edit("params.yaml", {"watch": watched})
+    grows = fake_checkpoint(Path("incoming/grows")) / "config.json"
+    over, looked = threading.Event(), []
+
+    def write() -> None:
+        while not over.wait(0.1):
+            grows.write_text(json.dumps({"n": time.monotonic()}))
+            with locked(LOCK, None) as free:
+                looked.append(free is not None)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        watch(["incoming"], wait=True)  # as on an event: looks until nothing is still being written
+    finally:
+        over.set()
+        writer.join()
+    (said,) = History().outcomes
+    assert "still changes after 0:06. Copy the checkpoint to a folder of its own." in said.reason
+    assert True in looked and False in looked
+
+    fake_checkpoint(Path("failing/alpha"))
+    scandir = os.scandir
+
+    def fails(path: Any) -> Any:
+        if Path(path).name == "alpha":
+            raise OSError(5, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fails)
+    for _ in range(3):
+        watch(["failing"])
+    assert [one.transient for one in History().outcomes[1:]] == [True, False]
+    assert "Input/output error. Mend it, or take it away. So at 2 looks: given up" in History().outcomes[-1].reason
+
+
+def test_a_clock_that_is_put_back_has_the_looks_scheduled_anew(toy: Workspace, monkeypatch: MonkeyPatch) -> None:
+    made = watch.to_deployment("looks", interval=3600, tags=["tbd", serve._tag()]).apply()
+    ours = FlowRunFilter.model_validate({"tags": {"all_": [serve._tag()]}})
+
+    def scheduled() -> set[Any]:
+        with get_client(sync_client=True) as client:
+            return {run.id for run in client.read_flow_runs(flow_run_filter=ours)}
+
+    with get_client(sync_client=True) as client:  # what its scheduler asks once a minute
+        client.request("POST", "/deployments/{id}/schedule", path_params={"id": made}, json={"min_runs": 3})
+    first = scheduled()
+    assert len(first) >= 3
+    real, shifts = time.time, [0.0, -7200.0]
+
+    def nap(_: float) -> None:
+        if not shifts:
+            raise StopIteration
+        shift = shifts.pop(0)
+        monkeypatch.setattr(time, "time", lambda: real() + shift)
+
+    monkeypatch.setattr(serve.time, "sleep", nap)
+    with pytest.raises(StopIteration):
+        serve._keep_time()
+    assert not first & scheduled()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tbd.errors import StageFailed
+from tbd.errors import TransientFault
 from tbd.generation.engines import Completion, OutOfMemory, Prompt, Tick, unheard
 from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.units import Journal, answer, journal, plan, rescore
@@ -259,7 +259,7 @@ def test_out_of_memory_halves_and_every_batch_starts_whole(
 
 
 def test_one_question_that_does_not_fit_stops_the_stage(fake, tmp_path: Path) -> None:
-    with pytest.raises(StageFailed, match="max_new_tokens"):
+    with pytest.raises(TransientFault, match="max_new_tokens"):
         run(fake(capacity=0), tmp_path / "j")
 
 

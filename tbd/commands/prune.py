@@ -1,0 +1,120 @@
+"""`tbd prune`: taking away what can be had again: downloaded checkpoints that were judged, journals of answers.
+
+Nothing that a verdict is computed from again goes: `tbd verify` needs answers and scores, no weights and no journal.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tbd import audits, params, records
+from tbd.generation.units import JOURNALS
+from tbd.history import FAILED, History
+from tbd.locks import locked
+from tbd.pipeline.repro import dvc
+from tbd.sources import FETCHED
+from tbd.watch import decide
+from tbd.workspace import AUDITS, STATE, size
+
+PRUNED = STATE / "pruned.json"
+"""folders of downloads that were taken away, so that nothing fetches them again unasked"""
+CACHE = Path(".dvc/cache")
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """A download or a journal that could go."""
+
+    path: Path
+    lock: Path
+    bytes: int
+    changed: float
+    """seconds since 1970"""
+
+
+def prune(keep: float, dry: bool = False) -> Iterator[str]:
+    """Remove the oldest until downloads and journals take at most `keep` bytes; a line for each.
+
+    `dry`: only say what would go. The caller holds the workspace.
+    """
+    found = [*_downloads(), *_journals()]
+    total = sum(item.bytes for item, _ in found)
+    left = total
+    for item, stays in sorted(found, key=lambda one: one[0].changed):
+        if left <= keep:
+            break
+        if stays:
+            yield f"stays: {item.path} ({size(item.bytes)}): {stays}"
+            continue
+        with locked(item.lock, None) as free:
+            if free is None:
+                yield f"stays: {item.path} ({size(item.bytes)}): in use"
+                continue
+            if not dry:
+                _remove(item.path)
+        left -= item.bytes
+        yield f"{'would go' if dry else 'removed'}: {item.path} ({size(item.bytes)})"
+    yield f"downloads and journals: {size(total)}, {'would be' if dry else 'now'} {size(left)} (bound {size(keep)})"
+
+
+def collect(dry: bool = False) -> str:
+    """Remove from DVC's cache what neither a commit nor the workspace names; what came of it, in a line."""
+    if not CACHE.is_dir():
+        return "DVC's cache: not in this folder, so it may serve others too; left alone"
+    before = _size(CACHE)
+    dvc("gc", "--workspace", "--all-commits", "--force", *(["--dry"] if dry else []))
+    return f"DVC's cache: {size(before)}" + ("" if dry else f", now {size(_size(CACHE))}")
+
+
+def _downloads() -> Iterator[tuple[Item, str]]:
+    """Each with why it has to stay, or nothing."""
+    known, entries = History(), audits.load()
+    judged = {one.fingerprint for one in known.outcomes if one.outcome != FAILED}
+    bases = {audit.base for audit in entries.values()} | {rule.base for rule in params.load().watch.policy}
+    memory = [(entry[2], entry[1], place) for place, entry in decide.remembered().items()]
+    for folder in sorted(FETCHED.glob("*/*")):
+        if folder.parent.name not in ("hub", "mlflow") or folder.suffix == ".lock":
+            continue
+        path = str(folder)
+        prints: set[str | None] = {mark for there, mark, _ in memory if there == path}
+        prints |= {audit.checkpoint_fingerprint for audit in entries.values() if audit.checkpoint == path}
+        places = {place for there, _, place in memory if there == path}
+        item = Item(
+            folder, folder.parent / f".{folder.name.removeprefix('.')}.lock", _size(folder), folder.stat().st_mtime
+        )
+        stays = ""
+        if path in bases or any(place in bases or place.removeprefix("hf://") in bases for place in places):
+            stays = "a base"
+        elif prints - judged:
+            stays = "not judged yet"
+        elif not prints and item.changed > time.time() - DAY:
+            stays = "on its way here"
+        yield item, stays
+
+
+def _journals() -> Iterator[tuple[Item, str]]:
+    """Likewise: a journal goes on where an audit stopped."""
+    undone = [name for name in audits.names() if not (AUDITS / name / "verdict.json").is_file()]
+    for file in sorted(JOURNALS.glob("*.jsonl")):
+        stat = file.stat()
+        item = Item(file, file.with_suffix(".lock"), stat.st_size, stat.st_mtime)
+        yield item, f"audit {undone[0]} has no verdict yet" if undone else ""
+
+
+def _remove(path: Path) -> None:
+    """A folder first under another name: a kill leaves none that is half there."""
+    if path.is_file():
+        path.unlink()
+        return
+    if not path.name.startswith("."):
+        records.write_json(PRUNED, records.known(PRUNED) | {str(path): True})
+    aside = path.rename(records.beside(path))
+    shutil.rmtree(aside)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())

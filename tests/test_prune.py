@@ -1,0 +1,175 @@
+"""`tbd prune`: what can be had again goes, oldest first, down to a bound; what a verdict needs stays."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tbd import audits, history, params, records
+from tbd.audits import Audit
+from tbd.commands import checks, prune
+from tbd.locks import locked
+from tbd.params import Params, Rule
+from tbd.sources import FETCHED, Found
+from tbd.watch import decide, outcomes
+from tbd.watch.decide import Fetched, Job, Known, Standing
+from tests.workspace import REPOSITORY, fake_checkpoint, two_stages
+
+JOURNAL = Path(".tbd/journal")
+NAMES = ["judged", "second", "waiting", "base", "unknown"]
+
+
+def found(name: str) -> Found:
+    return Found(f"org/{name}@main", f"hf://org/{name}@main", f"hf://org/{name}@c", f"commit of {name}")
+
+
+class Here:
+    """A source whose checkpoints are here already."""
+
+    def look(self) -> list[Found]:
+        return [found(name) for name in NAMES]
+
+    def fetch(self, one: Found) -> Path:
+        return FETCHED / "hub" / one.name.split("/")[1].removesuffix("@main")
+
+
+@pytest.fixture
+def p(workspace: Path) -> Params:
+    """Five downloads, each a little older than the one before; two were judged; and a journal of each of those."""
+    tree: Any = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    rule = {"checkpoints": "*", "benchmark": "exam", "unseen": "new", "base": "hf://org/base@main"}
+    tree["watch"] |= {"settle": 0, "policy": [rule]}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    Path("dvc.yaml").write_text("stages: {}\n")
+    JOURNAL.mkdir(parents=True)
+    for number, name in enumerate(NAMES):
+        folder = fake_checkpoint(FETCHED / "hub" / name, name)
+        (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+        if name != "unknown":
+            assert isinstance(decide.fetch(Here(), found(name), params.load()), Fetched)
+        os.utime(folder, (1e9 - number, 1e9 - number))
+    for name in ("judged", "second"):
+        judge(name)
+        (JOURNAL / f"{name}.jsonl").write_text("{}\n" * 1000)
+        os.utime(JOURNAL / f"{name}.jsonl", (1e8, 1e8))
+    return params.load()
+
+
+def judge(name: str) -> None:
+    folder = FETCHED / "hub" / name
+    entry = Audit(
+        checkpoint=str(folder),
+        base=None,
+        benchmark="exam",
+        unseen="new",
+        fpr=None,
+        checkpoint_fingerprint=decide.remembered()[found(name).place][1],
+        base_fingerprint=None,
+        origin=found(name).origin,
+    )
+    audits.write(name, entry)
+    Path(f"audits/{name}/verdict.json").write_text("{}")
+    said = outcomes.failure(found(name), entry.checkpoint_fingerprint, "").model_copy(
+        update={
+            "outcome": "NO EVIDENCE",
+            "benchmark": history.QuestionSet(name="exam", md5="", n=30),
+            "audit": name,
+        }
+    )
+    with history.held() as known:
+        known.add(said)
+
+
+def there() -> set[str]:
+    return {path.name for path in [*(FETCHED / "hub").iterdir(), *JOURNAL.glob("*.jsonl")] if path.suffix != ".lock"}
+
+
+EVERYTHING = {*NAMES, "judged.jsonl", "second.jsonl"}
+
+
+def test_what_would_go_is_said_and_stays(p: Params) -> None:
+    lines = list(prune.prune(0, dry=True))
+    assert there() == EVERYTHING
+    assert [line.split(" (")[0] for line in lines[:-1]] == [
+        "would go: .tbd/journal/judged.jsonl",
+        "would go: .tbd/journal/second.jsonl",
+        "would go: checkpoints/hub/unknown",
+        "stays: checkpoints/hub/base",
+        "stays: checkpoints/hub/waiting",
+        "would go: checkpoints/hub/second",
+        "would go: checkpoints/hub/judged",
+    ]
+    assert lines[3].endswith(": a base") and lines[4].endswith(": not judged yet")
+    assert lines[-1].endswith("(bound 0 kB)")
+
+
+def test_the_oldest_go_first_and_no_more_than_the_bound_asks(p: Params) -> None:
+    assert len(list(prune.prune(1e9))) == 1 and there() == EVERYTHING
+    total = sum(item.bytes for item, _ in [*prune._downloads(), *prune._journals()])
+    list(prune.prune(total - 1))
+    assert EVERYTHING - there() == {"judged.jsonl"}
+
+
+def test_a_journal_stays_while_an_audit_is_under_way_and_what_is_in_use_stays(p: Params) -> None:
+    Path("audits/second/verdict.json").unlink()
+    with locked(FETCHED / "hub/.judged.lock"):
+        lines = list(prune.prune(0))
+    assert there() == EVERYTHING - {"second", "unknown"}
+    assert sum("audit second has no verdict yet" in line for line in lines) == 2
+    assert sum(line.startswith("stays: checkpoints/hub/judged") and line.endswith(": in use") for line in lines) == 1
+
+
+def test_what_was_pruned_is_known_and_fetched_again_only_for_work(p: Params) -> None:
+    list(prune.prune(0))
+    assert there() == {"base", "waiting"} and Path("audits/judged/verdict.json").is_file()
+    standing = Standing()
+    (known,) = decide.peek(found("judged"), p, standing) or []
+    assert isinstance(known, Known)
+    more = [*p.watch.policy, Rule(checkpoints="*", benchmark="other", unseen="new")]
+    asked = p.model_copy(update={"watch": p.watch.model_copy(update={"policy": more})})
+    assert decide.peek(found("judged"), asked, standing) is None  # to be fetched
+    (job,) = decide.peek(found("waiting"), p, standing) or []
+    assert isinstance(job, Job)
+    assert checks.present() == []  # `tbd check --all` fetches none of them again: their verdicts stand
+    fake_checkpoint(FETCHED / "hub/judged", "judged")
+    assert checks.present() == ["judged"]
+
+
+def test_a_kill_leaves_no_half_download(p: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(folder: Path) -> None:
+        (folder / "config.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(prune.prune(0))
+    assert not (FETCHED / "hub/unknown").exists()
+    (half,) = (FETCHED / "hub").glob(".unknown.*-*")
+    os.utime(half, (1e9, 1e9))
+    list(prune.prune(0))
+    assert not half.exists() and records.known(prune.PRUNED).keys() >= {"checkpoints/hub/judged"}
+
+
+@pytest.mark.slow
+def test_dvcs_cache_loses_what_nothing_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = two_stages(tmp_path / "small")
+    monkeypatch.chdir(workspace.root)
+    for name, value in workspace.environment.items():
+        monkeypatch.setenv(name, value)
+    for content in ("committed", "of nothing", "of the workspace"):
+        Path("data.txt").write_text(content)
+        workspace.dvc("add", "--quiet", "data.txt")
+        if content == "committed":
+            workspace.commit()
+
+    def cached() -> set[str]:
+        return {file.read_text() for file in Path(".dvc/cache/files").rglob("*") if file.is_file()}
+
+    prune.collect(dry=True)
+    assert cached() == {"committed", "of nothing", "of the workspace"}
+    assert prune.collect().startswith("DVC's cache: ")
+    assert cached() == {"committed", "of the workspace"}
