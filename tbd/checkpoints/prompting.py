@@ -32,8 +32,8 @@ ENDED = {-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, si
 """exit codes of one that was ended from outside"""
 
 
-def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int, control_tokens: str) -> list[Prompt]:
-    """The questions as prompts, checked against the length of the checkpoint's context.
+def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, control_tokens: str) -> list[Prompt]:
+    """The questions as prompts; with `max_new_tokens`, checked against the length of the checkpoint's context.
 
     `control_tokens`: as in `tbd.params.Generate`.
 

@@ -132,7 +132,7 @@ class Prompts:
                     f"question {name}: holds {token!r}, and {self.folder} cannot read that as text. "
                     "Leave the question out."
                 )
-        if len(ids) + self.new > self.context:
+        if self.new is not None and len(ids) + self.new > self.context:
             raise InputError(
                 f"question {name}: {len(ids)} tokens and {self.new} new ones exceed the {self.context} of "
                 f"{self.folder}. Lower generate.max_new_tokens or leave the question out."
