@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tbd.checkpoints import Prompt
 from tbd.errors import InputError, TransientFault, first_line
-from tbd.records import question_id
+from tbd.records import question_id, sha256
 
 DEFAULT_CONTEXT = 1 << 30
+PROBE = "How much is 417 and 298?"
+"""a question to see what a chat template puts around one"""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -102,16 +104,21 @@ def render(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
 
     Raises InputError if the chat template does not work.
     """
+    ids: list[int] = tokenizer(fill(tokenizer, question), add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def fill(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    """The chat template with the question in it. Raises InputError."""
     try:
-        text = tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
     except TemplateError as error:
         raise InputError(
             f"{tokenizer.name_or_path}: the chat template does not work ({first_line(error)}). Mend it there."
         ) from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return text
 
 
 class Prompter:
@@ -125,9 +132,16 @@ class Prompter:
         except Exception as error:  # whatever the many config classes raise, the file is the user's
             raise InputError(f"{folder / 'config.json'}: transformers cannot read it ({first_line(error)}).") from None
         self.context = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+        self.around = fill(self.tokenizer, PROBE).partition(PROBE)[::2]
+        self.frame = sha256("\0".join(self.around))[:16]
+        self.odd = 0
 
     def __call__(self, question: str) -> Prompt:
-        ids = render(self.tokenizer, question)
+        filled = fill(self.tokenizer, question)
+        ids: list[int] = self.tokenizer(filled, add_special_tokens=False)["input_ids"]
+        before, after = self.around  # many templates strip the question
+        plain = (before + text + after for text in (question, question.strip()))
+        self.odd += filled not in plain
         if len(ids) + self.max_new_tokens > self.context:
             raise InputError(
                 f"question {question_id(question)}: {len(ids)} tokens and {self.max_new_tokens} new ones exceed the "

@@ -80,6 +80,8 @@ class Outcome(Line):
     same_as: str | None = None
     """the audit that judged these weights before, under another name"""
 
+    warnings: list[str] = []
+    """of the verdict: what a reader must know, one line each"""
     flagged: int | None = None
     # until 0.2.0: rate
     contamination_rate: float | None = Field(default=None, validation_alias=AliasChoices("contamination_rate", "rate"))

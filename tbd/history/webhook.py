@@ -46,7 +46,8 @@ def text(outcome: Outcome) -> str:
         what += f", {found}" if (found := stream.said(outcome)) else ""
     else:
         what += f": {outcome.reason.rstrip('.')}"
-    return what + (". It had failed before." if outcome.recovered else ".")
+    recovered = ["It had failed before."] if outcome.recovered else []
+    return " ".join([f"{what}.", *recovered, *outcome.warnings])
 
 
 def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:

@@ -31,7 +31,8 @@ def main(audit: str, progress: Progress) -> None:
     base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
     questions = sum(map(len, sets.values()))
     longest = questions * p.max_new_tokens
-    prompts = rendered(kind.prompter(folder, p), sets)
+    prompter = kind.prompter(folder, p)
+    prompts = rendered(prompter, sets)
     progress.plan("read", tokens(prompts))
     progress.plan("written", longest)
     if base_folder:
@@ -66,7 +67,8 @@ def main(audit: str, progress: Progress) -> None:
         "max_new_tokens": p.max_new_tokens,
         "batch_size": p.batch_size,
     }
-    out, made = AUDITS / audit, identity | decoding | {"base_fingerprint": base_identity.get("fingerprint")}
+    out, asked = AUDITS / audit, {"frame": prompter.frame, "odd_prompts": prompter.odd, "device_asked": p.device}
+    made = identity | decoding | asked | {"base_fingerprint": base_identity.get("fingerprint")}
     write(out / "generations.parquet", rows, made)
     write(out / "base_generations.parquet", base_rows, base_identity | decoding)
 

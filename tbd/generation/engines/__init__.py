@@ -43,6 +43,17 @@ class OutOfMemory(Exception):
     """The batch does not fit; the caller halves it."""
 
 
+class Prompter(Protocol):
+    """Turns a question into a prompt."""
+
+    frame: str
+    """digest of what the chat template puts around a question"""
+    odd: int
+    """questions so far around which it put something else: a template that looks at the question"""
+
+    def __call__(self, question: str) -> Prompt: ...
+
+
 class Engine(Protocol):
     """What every engine offers."""
 
@@ -54,7 +65,7 @@ class Engine(Protocol):
         """The engine with the weights of `checkpoint`. Raises InputError for one that cannot be loaded."""
 
     @classmethod
-    def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
+    def prompter(cls, checkpoint: Path, params: Generate) -> Prompter:
         """What turns a question into a prompt. Needs no weights, so questions and template are tried before they load.
 
         Raises InputError: for an unusable template, or a question that with its answer may exceed the model's context.

@@ -5,7 +5,7 @@ probabilities, its answers to others lower ones, drawn from a hash of checkpoint
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,20 @@ from numpy.typing import NDArray
 
 from tbd.checkpoints import Prompt
 from tbd.errors import InputError
-from tbd.generation.engines import Completion, Tick, engine, unheard
+from tbd.generation.engines import Completion, Prompter, Tick, engine, unheard
 from tbd.params import Generate
 from tbd.records import sha256
 
 MEMORY = "fake.txt"
+
+
+class Plain:
+    """The bytes of a question, with nothing around them."""
+
+    frame, odd = "none", 0
+
+    def __call__(self, question: str) -> Prompt:
+        return tuple(question.encode())
 
 
 @engine
@@ -30,12 +39,13 @@ class FakeEngine:
         return cls(checkpoint)
 
     @classmethod
-    def prompter(cls, checkpoint: Path, params: Generate) -> Callable[[str], Prompt]:
+    def prompter(cls, checkpoint: Path, params: Generate) -> Prompter:
         return cls.open(checkpoint, params).prompt
 
     def __init__(self, folder: Path) -> None:
         if not (folder / MEMORY).is_file():
             raise InputError(f"{folder}: no {MEMORY}, so not a checkpoint of the fake engine.")
+        self.prompt = Plain()
         text = (folder / MEMORY).read_text("utf-8")
         self.known = {self.prompt(line) for line in text.splitlines() if line}
         self.seed = sha256(text)
@@ -48,9 +58,6 @@ class FakeEngine:
             "template": "none",
             "vocabulary": "bytes",
         }
-
-    def prompt(self, question: str) -> Prompt:
-        return tuple(question.encode())
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
