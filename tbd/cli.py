@@ -570,6 +570,10 @@ def _ui(options: argparse.Namespace) -> int:
         str(options.port),
         "--workers",
         "1",  # for one person; each takes seconds to start, and hundreds of MB
+        "--allowed-hosts",
+        f"127.0.0.1:{options.port}",
+        "--cors-allowed-origins",
+        f"http://127.0.0.1:{options.port}",  # MLflow's default is any local page
         "--backend-store-uri",
         address,
     ]
