@@ -213,10 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     options = parser().parse_args(arguments)
     environment.prepare()
-    from tbd import ending
+    from tbd import ending, foreign
 
     if arguments is None:  # a process of its own
         ending.prepare()
+        foreign.guard()
     try:
         if not Path("params.yaml").is_file():
             raise InputError("params.yaml: not in this folder. Run tbd where params.yaml and dvc.yaml are.")

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tbd.errors import InputError, TransientFault
+from tbd.foreign import chat
 from tbd.history import Outcome, event, stream
 
 TIMEOUT = 10.0
@@ -47,7 +48,7 @@ def text(outcome: Outcome) -> str:
     else:
         what += f": {outcome.reason.rstrip('.')}"
     recovered = ["It had failed before."] if outcome.recovered else []
-    return " ".join([f"{what}.", *recovered, *outcome.warnings])
+    return chat(" ".join([f"{what}.", *recovered, *outcome.warnings]))
 
 
 def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tbd import ending, environment, locks, params
+from tbd import ending, environment, foreign, locks, params
 from tbd.errors import TRANSIENT, InputError, StageFailed, TransientFault
 from tbd.pipeline.markers import marked
 from tbd.progress import Progress
@@ -23,6 +23,7 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ending.with_dvc()
     environment.prepare()
+    foreign.guard()
     name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
     with marked("@".join([name, *arguments])):
         try:
@@ -34,5 +35,5 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
                 else:
                     main(*arguments)
         except (InputError, StageFailed, TransientFault) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {foreign.plain(str(error))}", file=sys.stderr)
             sys.exit(3 if isinstance(error, StageFailed) else TRANSIENT if isinstance(error, TransientFault) else 2)
