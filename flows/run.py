@@ -1,12 +1,19 @@
 """Running a flow from a command: a temporary server starts audibly, and a refusal by Prefect is one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
+
+from flows import own_server
 from tbd import environment
 from tbd.errors import InputError, TransientFault
 from tbd.progress import Progress
+
+NOBODY = "https://nobody.invalid"
+"""the origin whose pages may read what a temporary server says: it has no pages"""
 
 
 def run(flow: Any, *arguments: Any) -> None:
@@ -20,14 +27,23 @@ def run(flow: Any, *arguments: Any) -> None:
 
 def _start_server() -> None:
     """The temporary server that a flow would start for itself, in silence, where no other is named."""
+    from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
     settings = get_current_settings()
     if settings.api.url is None and settings.server.ephemeral.enabled:
         from prefect.server.api.server import SubprocessASGIServer
 
+        if settings.api.auth_string is None and settings.server.api.auth_string is None:
+            auth = own_server.password()
+            os.environ |= own_server.closed(auth, NOBODY) | {"PREFECT_API_AUTH_STRING": auth}
+            refresh_global_settings_context()
         with Progress("Prefect's temporary server"):
-            SubprocessASGIServer().start()  # the one that flows of this process then find
+            server = SubprocessASGIServer()  # the one that flows of this process then find
+            server.start()
+        assert server.server_process is not None and server.port is not None
+        if not own_server.listens(psutil.Process(server.server_process.pid), server.port):
+            raise TransientFault(f"port {server.port} is taken by a server that was not started here. Try again.")
 
 
 @contextmanager

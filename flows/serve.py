@@ -2,30 +2,22 @@
 
 import os
 import shlex
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tbd import audits, ending, environment, params, scores, sources
+from flows import own_server
+from tbd import audits, environment, params, scores, sources
 from tbd.commands import checks
-from tbd.errors import InputError, StageFailed
+from tbd.errors import InputError
 from tbd.history import webhook
 from tbd.mlflow_store import store
 from tbd.pipeline import workspace_lock
-from tbd.workspace import STATE
 
 EVENT = "tbd.checkpoint.written"
 """the Prefect event that makes `watch` look at what its payload names as `source`"""
-SERVER_LOG = STATE / "prefect-server.log"
-PATIENCE = 120.0
-"""seconds a Prefect server may take to start"""
 
 
 def check() -> params.Params:
@@ -51,7 +43,8 @@ def serve(name: str, port: int, pool: str | None) -> None:
     p = check()
     if pool is not None and not os.environ.get("PREFECT_API_URL"):
         raise InputError(f"--pool {pool}: on which server? Set PREFECT_API_URL.")
-    with _server(port):
+    own = not os.environ.get("PREFECT_API_URL")
+    with own_server.running(port):
         import prefect
 
         if pool is not None:
@@ -59,7 +52,8 @@ def serve(name: str, port: int, pool: str | None) -> None:
         made = _deployments(name, p, pool is not None)
         if pool is None:
             _tidy()
-            print(f"Prefect UI: {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
+            how = f" (it asks for the text in {own_server.AUTH})" if own else ""
+            print(f"Prefect UI: {os.environ['PREFECT_API_URL'].removesuffix('/api')}{how}")
             threading.Thread(target=_keep_time, daemon=True).start()
             print("Stop with Ctrl-C; what was under way goes on at the next start.", flush=True)
             prefect.serve(*made, print_starting_message=False)
@@ -184,73 +178,3 @@ def _reschedule() -> None:
         for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(scheduled), limit=200):
             if run.auto_scheduled:
                 client.delete_flow_run(run.id)
-
-
-# --- the server -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _server(port: int) -> Iterator[None]:
-    """The server of PREFECT_API_URL; or one on 127.0.0.1, which is started here, again if it ends, and stopped."""
-    if os.environ.get("PREFECT_API_URL"):
-        yield
-        return
-    address = f"http://127.0.0.1:{port}/api"
-    os.environ["PREFECT_API_URL"] = address
-    # a server that answers there is the user's, or of a `tbd serve` that was killed
-    process = None if _answers(address) else _launch(port)
-    over = threading.Event()
-
-    def keep() -> None:
-        nonlocal process
-        while not over.wait(2):
-            if process.poll() is not None if process else not _answers(address):
-                print("the Prefect server ended: starting it again", flush=True)
-                process = _launch(port)
-
-    try:
-        if process:
-            _wait_for(process, port, address)
-        threading.Thread(target=keep, daemon=True).start()
-        yield
-    finally:
-        over.set()
-        if process:
-            ending.end_group(process)
-
-
-def _wait_for(process: "subprocess.Popen[bytes]", port: int, address: str) -> None:
-    print(f"starting a Prefect server on 127.0.0.1:{port} (log: {SERVER_LOG})", flush=True)
-    end = time.monotonic() + PATIENCE
-    while not _answers(address):
-        if process.poll() is not None:
-            raise StageFailed(
-                f"the Prefect server did not start: see {SERVER_LOG}. Is port {port} taken? Choose another with --port."
-            )
-        if time.monotonic() > end:
-            raise StageFailed(f"the Prefect server does not answer after {PATIENCE:.0f} s: see {SERVER_LOG}.")
-        time.sleep(0.5)
-
-
-def _launch(port: int) -> "subprocess.Popen[bytes]":
-    """Start a server, in a session of its own: Ctrl-C must end the runs before it."""
-    SERVER_LOG.parent.mkdir(exist_ok=True)
-    where = {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}  # else its pages ask port 4200
-    environment = where | {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
-    with SERVER_LOG.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False

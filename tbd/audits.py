@@ -39,10 +39,15 @@ class Audit(Section):
     origin: str | None = None
     """where a checkpoint that came from afar can be had again: `models:/NAME/VERSION`, `hf://ORG/NAME@COMMIT`"""
 
+    @property
+    def asked(self) -> tuple[str | None, str | None, str, str, float | None]:
+        """What is asked about which weights, wherever these are."""
+        return self.checkpoint_fingerprint, self.base_fingerprint, self.benchmark, self.unseen, self.fpr
 
-def digest(fingerprint: str | None, benchmark: str, unseen: str, fpr: float | None) -> str:
-    """Of what is asked about which weights: tells apart audits that would have one name."""
-    return sha256(json.dumps([fingerprint, benchmark, unseen, fpr]))[:8]
+
+def digest(audit: Audit) -> str:
+    """Of what is asked about which weights, and where they are: tells apart audits that would have one name."""
+    return sha256(json.dumps([*audit.asked, audit.checkpoint]))[:8]
 
 
 def path(name: str, workspace: Path = Path()) -> Path:

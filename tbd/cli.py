@@ -219,10 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
     options = parser().parse_args(arguments)
     environment.prepare()
-    from tbd import ending
+    from tbd import ending, foreign
 
     if arguments is None:  # a process of its own
         ending.prepare()
+        foreign.guard()
     try:
         if not Path("params.yaml").is_file():
             raise InputError("params.yaml: not in this folder. Run tbd where params.yaml and dvc.yaml are.")
@@ -596,6 +597,10 @@ def _ui(options: argparse.Namespace) -> int:
         str(options.port),
         "--workers",
         "1",  # for one person; each takes seconds to start, and hundreds of MB
+        "--allowed-hosts",
+        f"127.0.0.1:{options.port}",
+        "--cors-allowed-origins",
+        f"http://127.0.0.1:{options.port}",  # MLflow's default is any local page
         "--backend-store-uri",
         address,
     ]

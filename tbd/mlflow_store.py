@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tbd.errors import InputError, TransientFault
+from tbd.foreign import secretless
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults take four minutes to notice an outage
@@ -23,7 +24,6 @@ REFUSED = {
     "403|PERMISSION_DENIED": "403: this account may not write there; see docs/access.md",
 }
 """patterns of MLflow's answer where access is refused, and what to do then"""
-CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 
 class TrackingDown(TransientFault):
@@ -81,7 +81,7 @@ def reaching(
         if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
             raise  # a bug of tbd, not an outage
         where = urlsplit(uri).netloc.rpartition("@")[2] or uri
-        said = (CREDENTIALS.sub("://", str(error)).splitlines() or [type(error).__name__])[0]
+        said = (secretless(str(error)).splitlines() or [type(error).__name__])[0]
         refused = next((hint for codes, hint in REFUSED.items() if re.search(rf"\b({codes})\b", said)), None)
         raise TrackingDown(f"MLflow at {where} did not take the record ({refused or said[:200]}).") from None
     finally:

@@ -150,6 +150,9 @@ class Decision(Section):
     """the base separating benchmark from unseen at this p-value makes the verdict INCONCLUSIVE"""
     detectable_share: float = Field(gt=0, le=1)
     """NO EVIDENCE only where a leak of this share of the benchmark would be found in 80% of audits"""
+    incomplete_share: float = Field(ge=0, lt=1)
+    """NO EVIDENCE only where at most this share of either set's questions has no score, or an answer of fewer tokens
+    than the detector looks at"""
     allow_foreign_power: bool
     """whether NO EVIDENCE may rest on a reference that was distilled from another base"""
     confidence: float = Fraction

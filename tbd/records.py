@@ -51,6 +51,7 @@ SCORES = pa.schema(
         pa.field("method", pa.string(), nullable=False),
         pa.field("score", pa.float64(), nullable=False),  # higher = member; NaN with a reason
         pa.field("reason", pa.string()),
+        pa.field("tokens", pa.int32(), nullable=False),  # of the answer, the end token included
     ]
 )
 VERDICT_QUESTIONS = pa.schema(

@@ -29,6 +29,7 @@ SAME_KIND = {
     "blind": {"auc": 0.53, "p_value": 0.23}, "base_p_value": 0.42, "base_shift_bound": 0.14,
     "shift_needed": 0.61,
 }  # fmt: skip
+ANSWERS = {"looked_at": 100, "short": 0.0, "unscored": 0.0, "odd_prompts": 0, "same_frame": True}
 NO_BASE = {
     "base": None, "base_fingerprint": None,
     "same_kind": SAME_KIND | {"base_p_value": None, "base_shift_bound": None},
@@ -84,7 +85,7 @@ def verdict(kind: str = "CONTAMINATED", **changes: Any) -> Verdict:
         "fpr": 0.05, "level": 0.05, "exchangeability": 0.01, "confidence": 0.95, "p_value": 1.3e-9, "clusters": None,
         "members_at_least": 40, "share_at_least": 0.25, "contamination_rate": 0.4875,
         "threshold": -0.12, "flagged": 33, "flagged_by_chance": {"mean": 7.9, "high": 16}, "flagged_false": 0.12,
-        "unscored": 0, "power": POWER, "other_powers": [],
-        "same_kind": SAME_KIND, "generation": GENERATION, "labelled": None,
+        "unscored": 0, "answers": ANSWERS, "power": POWER, "other_powers": [], "same_kind": SAME_KIND,
+        "generation": GENERATION, "labelled": None,
     }  # fmt: skip
     return Verdict.model_validate(tree | changes)

@@ -19,6 +19,7 @@ HOUSE = [
         "locks",
         "ending",
         "environment",
+        "foreign",
         "workspace",
         "params",
         "audits",

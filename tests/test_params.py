@@ -35,6 +35,7 @@ TREE: dict[str, Any] = {
         "level": 0.05,
         "exchangeability": 0.01,
         "detectable_share": 0.3,
+        "incomplete_share": 0.1,
         "allow_foreign_power": False,
         "confidence": 0.95,
         "storey_lambda": 0.5,

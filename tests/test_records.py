@@ -38,6 +38,7 @@ def test_nan_null_and_reason_survive(tmp_path: Path) -> None:
         "method": ["m", "m"],
         "score": [math.nan, -0.0],
         "reason": ["no token generated", None],
+        "tokens": [0, 3],
     }
     table = pa.table(columns, schema=records.SCORES)
     records.write_table(tmp_path / "scores.parquet", table, {"sets": {"s": 2}, "a": None})

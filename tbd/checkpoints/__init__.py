@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tbd.checkpoints.files import scan
 from tbd.errors import Incomplete, InputError, TransientFault
@@ -26,6 +26,17 @@ from tbd.locks import locked
 
 Prompt = tuple[int, ...]
 """token ids of a question in the checkpoint's chat template, up to where the answer begins"""
+
+
+class Prompted(NamedTuple):
+    """Questions as prompts, and what was put around them."""
+
+    prompts: list[Prompt]
+    frame: str
+    """digest of what the chat template puts around a question"""
+    odd: int
+    """questions around which it put something else: a template that looks at the question"""
+
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

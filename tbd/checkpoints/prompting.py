@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 
 from tbd import checkpoints
-from tbd.checkpoints import Prompt
+from tbd.checkpoints import Prompted
 from tbd.errors import InputError, TransientFault
 from tbd.records import question_id
 
@@ -32,7 +32,7 @@ ENDED = {-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, si
 """exit codes of one that was ended from outside"""
 
 
-def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, control_tokens: str) -> list[Prompt]:
+def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, control_tokens: str) -> Prompted:
     """The questions as prompts; with `max_new_tokens`, checked against the length of the checkpoint's context.
 
     `control_tokens`: as in `tbd.params.Generate`.
@@ -84,4 +84,4 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise InputError(answer["error"].replace(str(files), str(folder)))
-    return [tuple(prompt) for prompt in answer["prompts"]]
+    return Prompted([tuple(prompt) for prompt in answer["prompts"]], answer["frame"], answer["odd"])

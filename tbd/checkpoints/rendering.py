@@ -3,6 +3,7 @@
 Reads what is asked as JSON from standard input, writes prompts or an error to standard output.
 """
 
+import hashlib
 import json
 import math
 import resource
@@ -21,6 +22,8 @@ CONTEXT = 1 << 30
 """tokens, where the configuration names no limit"""
 ADDED = 1 << 20
 """most characters that a template may add to a question"""
+PROBE = "How much is 417 and 298?"
+"""a question to see what a chat template puts around one"""
 PLAIN = "Hm?"
 """a question without any token that structures a chat"""
 ROLES = ("system", "user", "assistant", "user")
@@ -167,7 +170,9 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     loading, each, _ = asked["limits"]
     try:
         seconds(loading)
-        made, texts, prompts = Prompts(asked), [], []
+        made, texts, prompts, odd = Prompts(asked), [], [], 0
+        seconds(each)
+        before, after = made.text(PROBE).partition(PROBE)[::2]
         for _, question in asked["questions"]:
             seconds(each)
             texts.append(made.text(question))
@@ -177,11 +182,12 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
             if made.text(question) != text:
                 raise InputError(f"{made.folder}: the chat template makes two prompts of question {name}. Mend it.")
             prompts.append(made.prompt(name, question, text))
+            odd += text not in (before + question + after, before + question.strip() + after)  # many templates strip it
     except InputError as error:
         return {"error": str(error)}
     except BaseException as error:
         return {"error": f"{asked['folder']}: the tokenizer does not work ({first_line(error)}). Save it again."}
-    return {"prompts": prompts}
+    return {"prompts": prompts, "frame": hashlib.sha256(f"{before}\0{after}".encode()).hexdigest()[:16], "odd": odd}
 
 
 def main() -> None:

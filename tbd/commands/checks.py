@@ -79,8 +79,9 @@ def prepare(
     name = check_name(asked if asked is not None else slug, "audit")
     taken = audits.load()
     if name in taken and asked is None and not _same(taken[name], entry):
-        digest = audits.digest(entry.checkpoint_fingerprint, benchmark, unseen, fpr)
-        name = f"{name[:53]}-x{digest}"  # other weights at that path, or asked in another way: another audit
+        name = (
+            f"{name[:53]}-x{audits.digest(entry)}"  # other weights at that path, or asked in another way: another audit
+        )
     known = taken.get(name)
     if known is None or known == entry:
         return name, entry

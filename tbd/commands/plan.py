@@ -125,7 +125,7 @@ def plan(question: Question, burst: bool) -> Plan:
     frames = [questions(name) for name in (question.benchmark, question.unseen)]
     benchmark, unseen, notes = _sets(question, frames, decision)
     texts = [text for frame in frames for text in frame["question"]]
-    prompts = {role: kind.prompts(folder, g, texts) for role, folder in _here(question)}
+    prompts = {role: kind.prompts(folder, g, texts).prompts for role, folder in _here(question)}
     tokens = {role: sum(map(len, some)) for role, some in prompts.items()}
     own = tokens.get("checkpoint", cost.rough_tokens(texts))
     passes = cost.passes(len(texts), own, g.max_new_tokens, tokens.get("base", own) if question.with_base else None)

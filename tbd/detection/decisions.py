@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu
 
-from tbd.detection.results import Power, Ruling, SameKind
+from tbd.detection.results import Answers, Power, Ruling, SameKind
 from tbd.params import Decision
 
 Array = NDArray[np.float64]
@@ -77,6 +77,7 @@ class Evidence:
     units: int
     """of the smaller set, that are independent"""
     same_kind: SameKind
+    answers: Answers
     power: Power | None
     """None where the reference cannot say"""
     more_unseen: int | None
@@ -95,6 +96,11 @@ def decide(evidence: Evidence, rule: Decision) -> tuple[Ruling, list[str]]:
         need = negatives_needed(rule.fpr)
         return "INCONCLUSIVE", [
             f"{evidence.negatives} unseen questions cannot resolve a false-positive rate of {rule.fpr:g}: {need} can."
+        ]
+    if evidence.answers.odd_prompts:
+        return "INCONCLUSIVE", [
+            f"The chat template puts another text around {evidence.answers.odd_prompts} of the questions than around "
+            "the others: it looks at the question, so answers cannot be compared. Use one that passes questions on."
         ]
     if checks.base_p_value is not None and checks.base_p_value <= rule.exchangeability:
         return "INCONCLUSIVE", [
@@ -144,7 +150,23 @@ def _higher(higher: str, checks: SameKind, rule: Decision) -> tuple[Ruling, list
 
 def _blind_spot(evidence: Evidence, rule: Decision) -> str | None:
     """Why finding nothing says nothing here; None if it does say something."""
-    power = evidence.power
+    power, answers = evidence.power, evidence.answers
+    if answers.short > rule.incomplete_share:
+        return (
+            f"{answers.short:.0%} of the answers to a set have fewer than the {answers.looked_at} tokens that the "
+            "detector looks at, so a leak may leave no trace in them. Find out why they end, or calibrate with a "
+            "smaller m in score.methods."
+        )
+    if answers.unscored > rule.incomplete_share:
+        return (
+            f"{answers.unscored:.0%} of the questions of a set have no score. Look at scores.parquet for the reasons."
+        )
+    if not answers.same_frame:
+        return (
+            "The chat template puts another text (a system prompt, a thinking switch) around the questions than on the "
+            "reference, so what this audit would have found is not known. Make a reference whose base has this "
+            "template, with `tbd distill`."
+        )
     if evidence.units < rule.fewest_units:
         return (
             f"Questions, or sources where they repeat, that are independent in the smaller set: {evidence.units}. "

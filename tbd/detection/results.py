@@ -102,6 +102,21 @@ class SameKind(Result):
     """smallest shift of all scores, in sd, that would explain the p-value; None: there is nothing to explain"""
 
 
+class Answers(Result):
+    """Are prompts and answers such that the detector can see what it saw on the reference?"""
+
+    looked_at: int
+    """tokens of an answer that the detector looks at"""
+    short: float
+    """share of the answers with fewer, in the set with more of them; in [0, 1]"""
+    unscored: float
+    """share of the questions without a score, in the set with more of them; in [0, 1]"""
+    odd_prompts: int
+    """questions that the chat template puts another text around than around any other: it looks at the question"""
+    same_frame: bool
+    """whether the text around the questions, such as a system prompt or a thinking switch, is the reference's"""
+
+
 class Clusters(Result):
     """Questions of one source were permuted together, because sources repeat."""
 
@@ -138,6 +153,12 @@ class Generation(Result):
     """tokens of an answer at most"""
     batch_size: int
     """answers made at a time"""
+    frame: str | None = None
+    """digest of the text that the chat template puts around a question; None: not known"""
+    odd_prompts: int = 0
+    """questions around which it puts another one"""
+    device_asked: str | None = None
+    """`generate.device` of params.yaml"""
 
 
 class Provenance(Generation):
@@ -392,6 +413,8 @@ class Verdict(Result):
     """share of the flagged questions that is expected not to have been in the data, in [0, 1]; None: none is flagged"""
     unscored: int
     """questions of the benchmark without a score, left out of everything"""
+    answers: Answers
+    """whether they let the detector see anything"""
     power: Power | None
     """by the first of the detector's references that was distilled from the same base, or else the first of all; it
     decides whether NO EVIDENCE may be said; None: that reference cannot tell it at this `fpr`"""

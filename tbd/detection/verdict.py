@@ -14,6 +14,7 @@ from tbd.detection.global_test import GlobalTest
 from tbd.detection.intervals import delong, proportion
 from tbd.detection.metrics import auc
 from tbd.detection.results import (
+    Answers,
     Blind,
     Chance,
     ChoiceName,
@@ -35,6 +36,8 @@ from tbd.params import Decision
 from tbd.scores.table import ScoreTable
 
 Array = NDArray[np.float64]
+HOW = ("engine", "engine_version", "torch_version", "dtype", "device", "max_new_tokens", "batch_size")
+"""what of an audit's answers may make its scores others than the reference's"""
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,20 @@ def judge(
             f"audit {name!r}: no question of {audit.benchmark!r} has a score. Look at audits/{name}/scores.parquet."
         )
     unscored = len(scores) - len(benchmark)
-    if unscored:
-        warnings.append(f"{unscored} of {len(scores)} benchmark questions have no score and were left out.")
+    for what, missing, all_ in (("benchmark", ~known, scores), ("unseen", ~known_negatives, negatives_all)):
+        if missing.any():
+            warnings.append(f"{missing.sum()} of {len(all_)} {what} questions have no score and were left out.")
     p_values = decisions.conformal_p_values(scores, negatives)
     flagged = p_values <= fpr  # False for NaN
     test = _test(texts, known, known_negatives, decision, seed)
     p_value = test.p_value(benchmark, negatives)
     needed = test.shift_needed(benchmark, negatives, decision.level) if p_value <= decision.level else None
     checks = _same_kind(audit, scored, detector, texts, needed, decision, seed, warnings)
-    seen, others, more_unseen = _power(audit, scored, detector, choice, decision, test.units, seed, warnings)
-    evidence = Evidence(p_value, len(negatives), min(test.units), checks, seen, more_unseen)
+    counts = next((one for one in detector.references if _same_base(audit, scored, one)), detector.reference)
+    unanswered = max(1 - known.mean(), 1 - known_negatives.mean())
+    answers = _answers(audit, scored, counts, chosen, unanswered, warnings)
+    seen, others, more_unseen = _power(audit, scored, detector, counts, choice, decision, test.units, seed, warnings)
+    evidence = Evidence(p_value, len(negatives), min(test.units), checks, answers, seen, more_unseen)
     verdict, reasons = decisions.decide(evidence, decision)
     at_least = np.zeros(len(scores), np.int64)
     if test.clustered:
@@ -160,6 +167,7 @@ def judge(
         flagged_by_chance=Chance(mean=mean, high=high),
         flagged_false=min(1.0, (1 - rate) * mean / flagged.sum()) if flagged.any() else None,
         unscored=unscored,
+        answers=answers,
         power=seen,
         other_powers=others,
         same_kind=checks,
@@ -230,10 +238,31 @@ def _same_kind(
     )
 
 
+def _answers(
+    audit: Audit, scored: ScoreTable, reference: Reference, chosen: Chosen, unscored: float, warnings: list[str]
+) -> Answers:
+    """What prompts and answers were like, beside what the detector needs and the reference's were."""
+    provenance, own = reference.provenance, scored.generation
+    looked_at = min(int(chosen.parameters["m"]), provenance.max_new_tokens)
+    short = [scored.lengths(name) < looked_at for name in (audit.benchmark, audit.unseen)]
+    if few := sum(int(each.sum()) for each in short):
+        warnings.append(f"{few} answers have fewer than the {looked_at} tokens that the detector looks at.")
+    if own.get("device_asked") == "auto" and own["device"] == "cpu":
+        warnings.append("generate.device is auto and no GPU was found: the answers were computed on the CPU.")
+    return Answers(
+        looked_at=looked_at,
+        short=max(float(each.mean()) for each in short),
+        unscored=float(unscored),
+        odd_prompts=own.get("odd_prompts", 0),
+        same_frame=provenance.frame == own.get("frame"),
+    )
+
+
 def _power(
     audit: Audit,
     scored: ScoreTable,
     detector: Detector,
+    counts: Reference,
     choice: ChoiceName,
     decision: Decision,
     units: tuple[int, int],
@@ -242,7 +271,6 @@ def _power(
 ) -> tuple[Power | None, list[Power], int | None]:
     """What this audit can see by the reference that counts, and by the others, and how many more unseen questions would
     let it see enough; None where the reference cannot say."""
-    counts = next((one for one in detector.references if _same_base(audit, scored, one)), detector.reference)
     _whose_power(audit, scored, counts, warnings)
     need, with_base = decisions.negatives_needed(decision.fpr), audit.base is not None
     found: dict[str, Power] = {}
@@ -277,9 +305,10 @@ def _same_base(audit: Audit, scored: ScoreTable, reference: Reference) -> bool |
 def _whose_power(audit: Audit, scored: ScoreTable, reference: Reference, warnings: list[str]) -> None:
     """What is to be said of the reference that counts."""
     provenance, own = reference.provenance, scored.generation
-    differing = [key for key in ("engine", "dtype", "device", "max_new_tokens") if getattr(provenance, key) != own[key]]
-    if differing:
-        warnings.append(f"Power was measured with another {', '.join(differing)} than this audit's.")
+    differing = {key: (getattr(provenance, key), own.get(key)) for key in HOW}
+    others = [f"{key} ({then}, here {here})" for key, (then, here) in differing.items() if then != here]
+    if others:
+        warnings.append(f"Power was measured with another {', '.join(others)} than this audit's.")
     if not _same_base(audit, scored, reference):
         what = "another model than this checkpoint" if audit.base else "what may be another model than this checkpoint"
         warnings.append(

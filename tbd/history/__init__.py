@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tbd.errors import InputError
+from tbd.foreign import secretless
 from tbd.history import stream
 from tbd.jsonlines import JsonLines
 from tbd.locks import locked
@@ -80,6 +81,8 @@ class Outcome(Line):
     same_as: str | None = None
     """the audit that judged these weights before, under another name"""
 
+    warnings: list[str] = []
+    """of the verdict: what a reader must know, one line each"""
     flagged: int | None = None
     # until 0.2.0: rate
     contamination_rate: float | None = Field(default=None, validation_alias=AliasChoices("contamination_rate", "rate"))
@@ -160,6 +163,8 @@ class History:
 
         `before` is called with what will be appended. `alpha`: error rate of the stream, in (0, 1).
         """
+        # the file is in git: whoever reads that must not get at what an address in a message lets in
+        outcome = outcome.model_copy(update={"reason": secretless(outcome.reason)})
         last = self.last(outcome.place, outcome.benchmark.name if outcome.benchmark else None)
         if last is not None and _same(last, outcome):
             return last

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tbd.errors import InputError, TransientFault
+from tbd.foreign import chat
 from tbd.history import Outcome, event, stream
 
 TIMEOUT = 10.0
@@ -46,7 +47,8 @@ def text(outcome: Outcome) -> str:
         what += f", {found}" if (found := stream.said(outcome)) else ""
     else:
         what += f": {outcome.reason.rstrip('.')}"
-    return what + (". It had failed before." if outcome.recovered else ".")
+    recovered = ["It had failed before."] if outcome.recovered else []
+    return chat(" ".join([f"{what}.", *recovered, *outcome.warnings]))
 
 
 def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:

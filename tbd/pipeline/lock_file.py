@@ -13,7 +13,7 @@ from tbd import __version__, audits
 from tbd.errors import InputError
 from tbd.params import load_yaml
 from tbd.records import md5, sha256
-from tbd.workspace import AUDITS, SETS
+from tbd.workspace import AUDITS, DETECTOR, SETS
 
 DOCS_LIMIT = 20_000_000
 """bytes; larger Data Docs stay in the workspace"""
@@ -109,6 +109,19 @@ class LockFile:
                 raise InputError(f"{out}: not what the pipeline made (see dvc.lock). {self._again()}")
             self._good.add(out)
         return path
+
+    def current(self) -> bool:
+        """Whether the question sets and the detector that the stage came of, and those upstream, are those of now.
+
+        What is not here counts as what the `dvc.lock` files say `dvc checkout` would bring.
+        """
+        read = [dep for name in self.lineage for dep in self.stages[name].get("deps", [])]
+        for path, digest in ((Path(dep["path"]), dep.get("md5")) for dep in read):
+            if path.parent == SETS or path == DETECTOR:
+                file = self.workspace / path
+                if (md5(file) if file.is_file() else self.outs.get(str(path), digest)) != digest:
+                    return False
+        return True
 
     def csv(self, path: str) -> Any:
         import pandas as pd

@@ -73,7 +73,7 @@ def distill(
         raise InputError("distill.lora: peft is not installed. Install it: pip install -c constraints.txt peft")
     torch.manual_seed(params.seed)
     progress.begin(f"loading {base}")
-    prompts = prompting.prompts(base, [question for question, _ in pairs], None, "text")
+    prompts = prompting.prompts(base, [question for question, _ in pairs], None, "text").prompts
     tokenizer = load_tokenizer(base)
     examples = [
         example(tokenizer, prompt, *pair, params.max_tokens) for prompt, pair in zip(prompts, pairs, strict=True)

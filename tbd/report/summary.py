@@ -112,7 +112,8 @@ def _history_row(o: Outcome) -> dict[str, str]:
         "audit": _cut(o.audit or "", NARROW, end=True),
         "detail": detail
         + ("; a discovery of the stream" if o.stream_discovery else "")
-        + ("; had failed before" if o.recovered else ""),
+        + ("; had failed before" if o.recovered else "")
+        + (f"; {len(o.warnings)} warnings" if o.warnings else ""),
     }
 
 

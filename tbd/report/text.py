@@ -1,26 +1,12 @@
 """Numbers and foreign texts in words, the same wherever people read them."""
 
 import math
-import unicodedata
+
+from tbd.foreign import plain as plain
 
 SHORT = 200
 """characters of a question shown"""
 MISSING = "not available"
-JOINERS = "\u200c\u200d"
-"""invisible, but Persian, Indic scripts and emoji are spelt with them"""
-DECEIVING = {"Cc", "Cf", "Cs"}
-"""Unicode categories: control, format (bidi overrides among them), lone surrogates (which UTF-8 cannot hold)"""
-
-
-def plain(text: str) -> str:
-    """`text` on one line, with control, bidi-override and other invisible characters replaced by U+FFFD, so that they
-    show.
-
-    >>> plain("a\\n b\\u202ec")
-    'a b\ufffdc'
-    """
-    folded = " ".join(text.split())
-    return "".join("\ufffd" if unicodedata.category(c) in DECEIVING and c not in JOINERS else c for c in folded)
 
 
 def shorten(text: str) -> str:

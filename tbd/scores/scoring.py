@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tbd import records
 from tbd.scores.methods import Method
@@ -23,7 +24,7 @@ def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], meth
     }
     tables = []
     for of, answers in generations.items():
-        x = tokens(answers)
+        x, lengths = tokens(answers), pc.list_value_length(answers["token_ids"])
         label = [labels[identity] for identity in answers["question_id"].to_pylist()]
         for method in methods:
             if method.with_base and x.base_logprobs is None:
@@ -32,7 +33,7 @@ def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], meth
             same = [[value] * len(values) for value in (of, method.id)]
             tables.append(
                 pa.table(
-                    [answers["set"], answers["question_id"], same[0], label, same[1], values, reasons],
+                    [answers["set"], answers["question_id"], same[0], label, same[1], values, reasons, lengths],
                     schema=records.SCORES,
                 )
             )

@@ -43,6 +43,11 @@ class ScoreTable:
             )
         return np.asarray(rows["score"].to_numpy(), np.float64)
 
+    def lengths(self, name: str) -> NDArray[np.int32]:
+        """(n,) tokens in the checkpoint's answers to the set `name`, in the order of its questions."""
+        rows = self.table.filter((pc.field("of") == "checkpoint") & (pc.field("set") == name))
+        return np.asarray(rows.filter(pc.field("method") == self.methods()[0])["tokens"].to_numpy(), np.int32)
+
     def labels(self, name: str) -> NDArray[np.int8] | None:
         """(n,) 1 member, 0 non-member, in the order of the set; None unless every question has one and both occur."""
         rows = self.table.filter((pc.field("of") == "checkpoint") & (pc.field("set") == name))

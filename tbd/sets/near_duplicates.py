@@ -4,7 +4,8 @@ Two questions are near-duplicates if they hold the same numbers, each equally of
 |A & B| / |A | B| of their sets of word n-grams is at least a given one. The numbers must agree because a template
 filled in with other numbers is another question, although nearly all words are the same. Case, spacing and punctuation
 between words do not matter. Operators do (`3 + 4` and `3 * 4` are two questions), except the minus sign, which is a
-hyphen too.
+hyphen too. Characters that nobody sees (soft hyphens, zero-width ones) and letters of other scripts that look like
+Latin ones do not make another question.
 """
 
 import re
@@ -13,6 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tbd.foreign import JOINERS
 
 ROWS = 256
 """questions compared with all others at once: 256 x 20,000 pairs that all share an n-gram take about 200 MB"""
@@ -61,10 +64,35 @@ def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_over
     return sorted(found)
 
 
+_LOOK_ALIKES = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХԚԜаԁеһіјӏорԛѕԝхусΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυχ", "ABESIJKMHOPCTYXQWadehijlopqswxycABEZHIKMNOPTYXaikvopux"
+)
+"""Cyrillic and Greek letters drawn as Latin ones, after the table of Unicode TR 39 (confusables.txt)"""
+_UNSEEN = {"\u034f", *map(chr, range(0xFE00, 0xFE10))}
+"""combining grapheme joiner and variation selectors, beside all of the category Cf"""
+_LATIN = 0.25
+"""share of a text's letters from which it counts as written in Latin ones; a text in Russian or Greek stays as it is"""
+
+
+def _as_seen(text: str) -> str:
+    """Without what nobody sees, and a word of Latin letters and look-alikes in Latin ones; Greek symbols stay."""
+    letters = [c for c in text if c.isalpha()]
+    latin = sum(c.isascii() for c in letters) >= _LATIN * len(letters)
+    spelt = "" if latin else JOINERS  # other scripts are spelt with them
+    text = "".join(c for c in text if c in spelt or not (unicodedata.category(c) == "Cf" or c in _UNSEEN))
+    return re.sub(r"\w+", _latin, text) if latin and not text.isascii() else text
+
+
+def _latin(word: re.Match[str]) -> str:
+    folded = word[0].translate(_LOOK_ALIKES)
+    symbol = len(word[0]) == 1 and "\u0370" <= word[0] <= "\u03ff"
+    return folded if folded.isascii() and not symbol else word[0]
+
+
 def _features(text: str, ngram: int) -> Iterator[str]:
     """The word n-grams, each behind all numbers of the text, so that texts with other numbers have none in common."""
     # Case folding can undo the normal form, so that comes first and last; "_" is punctuation, although \w matches it.
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("_", " ")
+    text = unicodedata.normalize("NFKC", _as_seen(unicodedata.normalize("NFKC", text)).casefold()).replace("_", " ")
     text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     text = _NUMBER.sub(_one_spelling, text)
     numbers = " ".join(sorted(_NUMBER.findall(text)))

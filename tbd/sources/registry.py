@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from tbd import checkpoints as checkpoint
 from tbd.errors import Incomplete, InputError, TransientFault
-from tbd.mlflow_store import CREDENTIALS, SETTINGS, reaching, store
+from tbd.foreign import secretless
+from tbd.mlflow_store import SETTINGS, reaching, store
 from tbd.records import sha256
 from tbd.sources import FETCHED, Found
 
@@ -64,7 +65,7 @@ class Registry:
 
     def _found(self, version: Any) -> Found:
         name = f"{version.name}/{version.version}"
-        source = CREDENTIALS.sub("://", version.source)
+        source = secretless(version.source)
         made = version.creation_timestamp  # its files may still be on their way there
         return Found(name, f"models:/{name}", f"models:/{name}", f"{source} of {made}", made / 1000)
 
@@ -127,7 +128,7 @@ class Registry:
         cause: BaseException = error
         while deeper := cause.__cause__ or cause.__context__:
             cause = deeper
-        said = (CREDENTIALS.sub("://", str(cause)).splitlines() or [""])[0][:200].rstrip(".")
+        said = (secretless(str(cause)).splitlines() or [""])[0][:200].rstrip(".")
         if status < 500 and status not in BUSY:
             return InputError(f"{where} does not have it ({said}). Correct the address, or register the model.")
         return TransientFault(f"{where} does not give it now ({type(cause).__name__}: {said}).")

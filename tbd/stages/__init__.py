@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tbd import ending, environment, locks, params
+from tbd import ending, environment, foreign, locks, params
 from tbd.errors import TRANSIENT, InputError, StageFailed, fault, is_fault
 from tbd.pipeline.markers import marked
 from tbd.progress import Progress
@@ -23,6 +23,7 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     ending.with_dvc()
     environment.prepare()
+    foreign.guard()
     name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
     with marked("@".join([name, *arguments])):
         try:
@@ -40,5 +41,5 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
                 code = 3 if isinstance(error, StageFailed) else 2
             else:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {foreign.plain(str(error))}", file=sys.stderr)
             sys.exit(code)

@@ -38,11 +38,11 @@ def main(audit: str, progress: Progress) -> None:
     questions = sum(map(len, sets.values()))
     longest = questions * p.max_new_tokens
     room(AUDITS / audit, REST + BYTES * longest * (3 if base_folder else 1), "its answers and report")
-    prompts = rendered(kind, folder, p, sets)
+    prompts, around = rendered(kind, folder, p, sets)
     progress.plan("read", tokens(prompts))
     progress.plan("written", longest)
     if base_folder:
-        base_prompts = rendered(kind, base_folder, p, sets)
+        base_prompts, _ = rendered(kind, base_folder, p, sets)
         rescoring = tokens(prompts) + longest
         progress.plan("read", tokens(base_prompts) + rescoring)
         progress.plan("written", longest)
@@ -75,16 +75,20 @@ def main(audit: str, progress: Progress) -> None:
     }
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
-    out, made = AUDITS / audit, identity | decoding | {"base_fingerprint": base_identity.get("fingerprint")}
+    out, made = AUDITS / audit, identity | decoding | around | {"device_asked": p.device}
+    made["base_fingerprint"] = base_identity.get("fingerprint")
     write(out / "generations.parquet", rows, made)
     write(out / "base_generations.parquet", base_rows, base_identity | decoding)
 
 
-def rendered(kind: type[Engine], folder: Path, p: params.Generate, sets: dict[str, pa.Table]) -> Prompts:
-    """The questions of every set as prompts, all made at once."""
-    texts = [question for table in sets.values() for question in table["question"].to_pylist()]
-    prompts = iter(kind.prompts(folder, p, texts))
-    return {name: list(islice(prompts, len(table))) for name, table in sets.items()}
+def rendered(
+    kind: type[Engine], folder: Path, p: params.Generate, sets: dict[str, pa.Table]
+) -> tuple[Prompts, dict[str, Any]]:
+    """The questions of every set as prompts, all made at once, and what the table says of them."""
+    made = kind.prompts(folder, p, [text for table in sets.values() for text in table["question"].to_pylist()])
+    prompts = iter(made.prompts)
+    by_set = {name: list(islice(prompts, len(table))) for name, table in sets.items()}
+    return by_set, {"frame": made.frame, "odd_prompts": made.odd}
 
 
 def tokens(prompts: Prompts) -> int:

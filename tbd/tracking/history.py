@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tbd.foreign import secretless
 from tbd.history import FAILED, Outcome, stream
 from tbd.locks import locked
-from tbd.mlflow_store import CREDENTIALS, reaching, store
+from tbd.mlflow_store import reaching, store
 from tbd.records import atomic, sha256
-from tbd.report.text import plain
+from tbd.report.summary import escaped
+from tbd.report.text import code, plain
 from tbd.tracking import runs
 from tbd.workspace import STATE
 
@@ -49,7 +51,7 @@ def record_failure(outcome: Outcome, workspace: Path = Path()) -> str:
     with reaching(uri) as client:
         experiment = runs.open_experiment(client, runs.CHECKS, uri)
         found = client.search_runs([experiment], f"tags.state = '{outcome.id}'", max_results=1)
-        name = CREDENTIALS.sub("://", f"{plain(outcome.checkpoint)[:200]}: {outcome.outcome}")
+        name = secretless(f"{plain(outcome.checkpoint)[:200]}: {outcome.outcome}")
         run = found[0] if found else client.create_run(experiment, tags=_failure_tags(outcome), run_name=name)
         if run.info.status != "FAILED":  # of an old run too: a kill may have come before this
             client.set_terminated(run.info.run_id, "FAILED")
@@ -134,12 +136,14 @@ def _description(tags: dict[str, str]) -> str:
     lines = []
     for key, verdict in sorted(tags.items()):
         if key == "tbd.verdict":
-            lines.append(f"- **{verdict}**: it could not be audited; `tbd.reason` says why.")
+            lines.append(f"- **{escaped(verdict)}**: it could not be audited; `tbd.reason` says why.")
         elif key.startswith("tbd.verdict."):
             benchmark = key.removeprefix("tbd.verdict.")
             leaked = tags.get(f"tbd.leaked.{benchmark}")
             found = verdict == "CONTAMINATED" and tags.get(f"tbd.stream_discovery.{benchmark}") == "true"
-            line = f"- **{verdict}** on `{benchmark}`" + (f": {leaked} of it in the data" if leaked else "")
+            line = f"- **{escaped(verdict)}** on {code(benchmark)}" + (
+                f": {escaped(leaked)} of it in the data" if leaked else ""
+            )
             lines.append(line + (", a discovery of the stream" if found else ""))
     return "\n".join([AUDITED, "", *lines, "", "The runs that the tags `tbd.run.*` name say more."])
 
@@ -197,7 +201,7 @@ def _history_table(outcomes: Sequence[Outcome]) -> str:
             "outcome": o.outcome,
             **{key: getattr(o, key) for key in COLUMNS},
             "lineage": plain(o.lineage or ""),
-            "reason": CREDENTIALS.sub("://", plain(o.reason)),
+            "reason": secretless(plain(o.reason)),
         }
         for o in reversed(outcomes)
     ]

@@ -18,11 +18,13 @@ from typing import Any
 from tbd import audits
 from tbd.detection.results import Detector, Figures, Provenance, Verdict, read_detector, read_verdict
 from tbd.errors import InputError
-from tbd.mlflow_store import CREDENTIALS, artifact_root, reaching, store
+from tbd.foreign import secretless
+from tbd.mlflow_store import artifact_root, reaching, store
 from tbd.pipeline.lock_file import LockFile
 from tbd.records import VERDICT_QUESTIONS, read_table
 from tbd.report.explain import explain
-from tbd.report.text import interval
+from tbd.report.summary import escaped
+from tbd.report.text import code, interval
 from tbd.workspace import set_path
 
 CALIBRATIONS = "tbd calibrations"
@@ -124,11 +126,11 @@ def _calibration(workspace: Path) -> Record:
     flagged = interval(of.members_flagged, of.members_flagged_low, of.members_flagged_high, ".0%")
     alone = f" Log-probs of the checkpoint alone: `{choices.alone.id}`, AUC {_auc(reference.alone)}."
     weaker = "".join(
-        f" On `{one.provenance.checkpoint}`: AUC {_auc(one.figures(best))}." for one in detector.references[1:]
+        f" On {code(one.provenance.checkpoint)}: AUC {_auc(one.figures(best))}." for one in detector.references[1:]
     )
     description = (
         f"**AUC {auc}** for `{chosen.id}` on {reference.questions.members} members and {reference.questions.others} "
-        f"other questions, each measured by a choice that it did not make, checkpoint `{provenance.checkpoint}`. "
+        f"other questions, each measured by a choice that it did not make, checkpoint {code(provenance.checkpoint)}. "
         f"At a false-positive rate of {detector.fpr:g} it flags {flagged} of planted members."
         + (alone if choices.with_base else "")
         + weaker
@@ -243,7 +245,7 @@ def _sets(result: Verdict | Provenance) -> list[tuple[str, str, str, int | None]
 
 
 def _warnings(result: Verdict | Detector) -> str:
-    return "".join(f"\n- Warning: {line}" for line in result.warnings)
+    return "".join(f"\n- Warning: {escaped(line)}" for line in result.warnings)
 
 
 # --- sending ----------------------------------------------------------------------------------------------------------
@@ -343,4 +345,4 @@ def _fill(client: Any, experiment: str, run_id: str, record: Record) -> None:
 
 def texts(values: dict[str, Any], longest: int) -> dict[str, str]:
     """Values as texts of at most `longest` characters, as MLflow wants them: None is left out, and credentials too."""
-    return {key: CREDENTIALS.sub("://", str(value))[:longest] for key, value in values.items() if value is not None}
+    return {key: secretless(str(value))[:longest] for key, value in values.items() if value is not None}

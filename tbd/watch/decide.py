@@ -3,8 +3,9 @@
 The flow `watch` does it.
 
 Checkpoints are told apart by their fingerprint: the same weights under another name share an audit, other weights under
-the same name get another one. What was decided before is read from the audits and the history. Only fingerprints are
-kept besides, because they take long to compute.
+the same name get another one. What was decided before is read from the audits and the history, and stands as long as
+the question sets, the detector and the parameters have the digests that `dvc.lock` holds. Only fingerprints are kept
+besides, because they take long to compute.
 """
 
 import re
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tbd import audits, checkpoints, records
+from tbd import audits, checkpoints, records, sources
+from tbd.audits import Audit
 from tbd.errors import Incomplete, InputError, TransientFault, fault, first_line, is_fault
 from tbd.generation import engines
 from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
+from tbd.pipeline.lock_file import LockFile
 from tbd.progress import clock
 from tbd.sources import Found, Source
 from tbd.sources.folder import found_in
@@ -107,6 +110,13 @@ class Standing:
         self.history = History()
         self.audits = audits.load()
         self.fingerprints = remembered()
+        self.bases: dict[str, str] = {}
+
+    def base(self, address: str) -> str:
+        """Fingerprint of the base at an address, which `checks.ready_for` has got here."""
+        if address not in self.bases:
+            self.bases[address] = fingerprint(sources.resolve(address))
+        return self.bases[address]
 
     def fetched(self, found: Found) -> Fetched | None:
         """This version, if it was here and complete before; its folder may have been pruned since."""
@@ -181,21 +191,28 @@ def _decide(
     found: Found, folder: Path, weights: str, rule: Rule, standing: Standing, p: Params, retry: bool
 ) -> Decision:
     known = standing.history
-    same = {
-        name: audit
-        for name, audit in standing.audits.items()
-        if (audit.checkpoint_fingerprint, audit.benchmark, audit.unseen, audit.fpr)
-        == (weights, rule.benchmark, rule.unseen, rule.fpr)
-    }
+    pin = standing.base(rule.base) if rule.base is not None else None
+    base, pin = (rule.base, pin) if pin != weights else (None, None)
+    place = relative(folder)
+    wanted = Audit(
+        checkpoint=place,
+        base=base,
+        benchmark=rule.benchmark,
+        unseen=rule.unseen,
+        fpr=rule.fpr,
+        checkpoint_fingerprint=weights,
+        base_fingerprint=pin,
+    )
+    same = {name: audit for name, audit in standing.audits.items() if audit.asked == wanted.asked}
     last = known.last(found.place, rule.benchmark)
     for name in same:
         judged = known.judged(name)
-        if judged is None:
+        if judged is None or not _current(name):
             continue
         if (
             last is not None
             and last.fingerprint == weights
-            and last.outcome == judged.outcome  # else the audit was judged anew since
+            and last.state == judged.state  # else the audit was judged anew since
             and name in (last.audit, last.same_as)
         ):
             return Known(found, f"{last.outcome} (audit {name})", last)
@@ -204,13 +221,19 @@ def _decide(
         return Known(found, f"failed before: {last.reason}", last)
     if pause := tries.pause(found, rule.benchmark, last, p, retry):
         return Wait(found, pause)
-    base = rule.base
-    if base is not None and Path(base).is_dir() and fingerprint(Path(base)) == weights:
-        base = None
-    place = relative(folder)
-    # one that was begun, and killed before its verdict
+    # one that was begun, and killed before its verdict, or whose verdict is stale
     begun = next((name for name, audit in same.items() if audit.checkpoint == place), None)
-    return Job(found, weights, folder, rule, base, begun or audit_name(found.name, weights, rule))
+    return Job(
+        found, weights, folder, rule, base, begun or audit_name(found.name, rule.benchmark, audits.digest(wanted))
+    )
+
+
+def _current(audit: str) -> bool:
+    """Whether its verdict is one on the questions, with the detector and by the parameters of now."""
+    try:
+        return LockFile(Path(), f"verdict@{audit}").current()
+    except InputError:  # it ran with other parameters, or left no lock
+        return False
 
 
 def _stands(failure: Outcome, version: str, fingerprint: str | None, retry: bool) -> bool:
@@ -220,10 +243,9 @@ def _stands(failure: Outcome, version: str, fingerprint: str | None, retry: bool
     return failure.version == version or (fingerprint is not None and failure.fingerprint == fingerprint)
 
 
-def audit_name(checkpoint: str, fingerprint: str, rule: Rule) -> str:
+def audit_name(checkpoint: str, benchmark: str, digest: str) -> str:
     """`CHECKPOINT-BENCHMARK-DIGEST`: other weights under the same name, or another rule, make another audit."""
-    digest = audits.digest(fingerprint, rule.benchmark, rule.unseen, rule.fpr)
-    slug = re.sub("[^A-Za-z0-9_]+", "-", f"{checkpoint[-30:]}-{rule.benchmark[:20]}").strip("-_")
+    slug = re.sub("[^A-Za-z0-9_]+", "-", f"{checkpoint[-30:]}-{benchmark[:20]}").strip("-_")
     return f"{slug}-x{digest}"
 
 

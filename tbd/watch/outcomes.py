@@ -39,6 +39,7 @@ def verdict(audit: str, found: Found | None = None) -> Outcome:
         benchmark=QuestionSet(**said.benchmark.model_dump()),
         unseen=QuestionSet(**said.unseen.model_dump()),
         audit=audit,
+        warnings=said.warnings,
         flagged=said.flagged,
         contamination_rate=said.contamination_rate,
         members_at_least=said.members_at_least,

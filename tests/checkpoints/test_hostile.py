@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tbd import checkpoints
-from tbd.checkpoints import prompting
+from tbd.checkpoints import Prompt, prompting
 from tbd.checkpoints.loading import load_model, load_tokenizer
-from tbd.checkpoints.prompting import prompts
+from tbd.checkpoints.prompting import prompts as prompted
 from tbd.errors import InputError, TransientFault
 from tbd.generation.engines.transformers import TransformersEngine
 
@@ -24,6 +24,10 @@ from tbd.generation.engines.transformers import TransformersEngine
 def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_checkpoint, tmp_path / "c")
     return tmp_path / "c"
+
+
+def prompts(*asked: Any) -> list[Prompt]:
+    return prompted(*asked).prompts
 
 
 def change(file: Path, **changed: Any) -> None:

@@ -8,15 +8,16 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from tbd.detection.decisions import Evidence, conformal_p_values, contamination_rate, decide, differs, negatives_needed
-from tbd.detection.results import Power, SameKind
+from tbd.detection.results import Answers, Power, SameKind
 from tbd.params import Blind, Decision
-from tests.results import POWER, SAME_KIND
+from tests.results import ANSWERS, POWER, SAME_KIND
 
 DECISION = Decision(
     fpr=0.05,
     level=0.05,
     exchangeability=0.01,
     detectable_share=0.3,
+    incomplete_share=0.1,
     allow_foreign_power=False,
     confidence=0.95,
     storey_lambda=0.5,
@@ -73,7 +74,8 @@ def test_negatives_needed_is_the_fewest(fpr: float) -> None:
 def evidence(power: Any = POWER, same_kind: Any = None, **changed: Any) -> Evidence:
     checks = SameKind.model_validate(SAME_KIND | (same_kind or {}))
     known = {"p_value": 0.4, "negatives": 40, "units": 40, "more_unseen": None, **changed}
-    return Evidence(same_kind=checks, power=power and Power.model_validate(power), **known)
+    answers = Answers.model_validate(ANSWERS | (known.pop("answers", {})))
+    return Evidence(same_kind=checks, answers=answers, power=power and Power.model_validate(power), **known)
 
 
 def without_base(**changes: Any) -> dict[str, Any]:

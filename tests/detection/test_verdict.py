@@ -71,6 +71,7 @@ def detector(
 def table(
     scores: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]],
     labels: Sequence[int] | None = None,
+    tokens: int = 20,
     **identity: Any,
 ) -> ScoreTable:
     """Scores of (benchmark, unseen) by (whose answers, method)."""
@@ -80,7 +81,7 @@ def table(
             for row, value in enumerate(values):
                 label = labels[row] if labels is not None and name == "asked" else None
                 reason = "no token generated" if math.isnan(value) else None
-                rows.append((name, f"{name}{row}", of, label, method, value, reason))
+                rows.append((name, f"{name}{row}", of, label, method, value, reason, tokens))
     columns = [list(column) for column in zip(*rows, strict=True)]
     asked, new = next(iter(scores.values()))
     sets = {
@@ -140,7 +141,8 @@ def test_half_of_the_benchmark_was_in_the_data() -> None:
     assert power["reference"] == "reference" and power["same_base"] is True
     assert found["benchmark"] == {"name": "asked", "md5": "1" * 32, "n": 40} and found["fpr"] == 0.05
     assert found["checkpoint_fingerprint"] == "c" * 64 and found["base_fingerprint"] == "b" * 64
-    assert found["generation"] == {"torch_version": None} | MADE
+    unknown = {"torch_version": None, "frame": None, "odd_prompts": 0, "device_asked": None}
+    assert found["generation"] == unknown | MADE
     assert found["warnings"] == [] and len(found["reasons"]) >= 1 and found["labelled"] is None
 
 

@@ -1,5 +1,6 @@
 """`tbd serve` as a team runs it: real servers on loopback, checkpoints that appear while it runs, and kills."""
 
+import base64
 import json
 import os
 import shutil
@@ -234,19 +235,23 @@ def test_a_server_of_its_own(tmp_path: Path) -> None:
     process = workspace.launch(log, sys.executable, "-m", "tbd", "serve", "--port", str(port))
     try:
         end = time.monotonic() + servers.PATIENCE
-        while (found := deployments(port)) < 4:
+        while (found := deployments(port, workspace.root / ".tbd/prefect-auth")) < 4:
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.5)
         assert found == 4 and pages_ask(port) == f"http://127.0.0.1:{port}/api"
-        assert "temporary server" not in log.read_text() and f"Prefect UI: http://127.0.0.1:{port}\n" in log.read_text()
+        assert "temporary server" not in log.read_text() and f"Prefect UI: http://127.0.0.1:{port} (" in log.read_text()
     finally:
         kill(process, signal.SIGTERM)
     assert pages_ask(port) is None
 
 
-def deployments(port: int) -> int:
+def deployments(port: int, auth: Path) -> int:
     try:
-        return len(servers.ask(f"http://127.0.0.1:{port}/api", "deployments"))
+        credentials = base64.b64encode(auth.read_bytes().strip()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {credentials}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/api/deployments/filter", b"{}", headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return len(json.load(answer))
     except OSError:
         return 0
 

@@ -64,7 +64,7 @@ def engine(tiny_checkpoint: Path) -> TransformersEngine:
 
 @pytest.fixture(scope="module")
 def prompts(tiny_checkpoint: Path) -> list[Prompt]:
-    found = make_prompts(tiny_checkpoint, QUESTIONS, NEW, "text")
+    found = make_prompts(tiny_checkpoint, QUESTIONS, NEW, "text").prompts
     assert len({len(prompt) for prompt in found}) > 5
     return found
 
@@ -346,7 +346,7 @@ def test_another_vocabulary_shows(tiny_checkpoint: Path, engine: TransformersEng
 
 def test_a_question_longer_than_the_context(engine: TransformersEngine, tiny_checkpoint: Path) -> None:
     def prompt(question: str) -> Prompt:
-        return make_prompts(tiny_checkpoint, [question], NEW, "text")[0]
+        return make_prompts(tiny_checkpoint, [question], NEW, "text").prompts[0]
 
     fits = prompt("1 " * ((256 - NEW - 4) // 2) + "1" * 0)
     room = 256 - NEW - len(fits)

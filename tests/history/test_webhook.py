@@ -81,3 +81,11 @@ def test_a_secret_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="TBD_WEBHOOK_SECRET") as raised:
         webhook.check()
     assert "not base64!" not in str(raised.value)
+
+
+def test_what_a_reader_must_know_is_in_the_line(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TBD_WEBHOOK_URL", receiver.url)
+    webhook.send(outcome(id="abc", warnings=["The answers were computed on the CPU."], recovered=True))
+    sent = json.loads(receiver.messages[0].body)
+    assert sent["text"].endswith(". It had failed before. The answers were computed on the CPU.")
+    assert sent["data"]["warnings"] == ["The answers were computed on the CPU."]

@@ -18,6 +18,7 @@ PLUMBING = {
     "tbd/ending.py",  # when it stops
     "tbd/environment.py",  # what other tools are told; moves no number
     "tbd/errors.py",
+    "tbd/foreign.py",  # how text from outside is shown; moves no number
     "tbd/jsonlines.py",  # what was computed before
     "tbd/locks.py",  # who may, not what
     "tbd/params.py",  # as audits.py

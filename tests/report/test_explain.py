@@ -11,10 +11,10 @@ import pytest
 
 from tbd.detection import decisions
 from tbd.detection.decisions import Evidence
-from tbd.detection.results import Power, SameKind, Verdict
+from tbd.detection.results import Answers, Power, SameKind, Verdict
 from tbd.params import Blind, Decision
 from tbd.report.explain import Explanation, explain
-from tests.results import NO_BASE, POWER, SAME_KIND, verdict
+from tests.results import ANSWERS, NO_BASE, POWER, SAME_KIND, verdict
 
 QUIET = SAME_KIND | {"shift_needed": None}
 CLEAN = {
@@ -112,7 +112,8 @@ def test_inconclusive_says_why(p_value: float, changes: dict[str, Any], why: str
 
 
 RULE = Decision(
-    fpr=0.05, level=0.05, exchangeability=0.01, detectable_share=0.3, allow_foreign_power=False, confidence=0.95,
+    fpr=0.05, level=0.05, exchangeability=0.01, detectable_share=0.3, incomplete_share=0.1,
+    allow_foreign_power=False, confidence=0.95,
     storey_lambda=0.5, permutations=1000, simulations=100, fewest_units=10,
     blind=Blind(folds=5, permutations=500, questions=2000),
 )  # fmt: skip
@@ -131,7 +132,9 @@ def test_inconclusive_says_what_would_do(changes: dict[str, Any], kind: dict[str
     """The remedy is the decision's own, whichever of its conditions failed."""
     checks = SameKind.model_validate(SAME_KIND | kind)
     about = {"negatives": 120, "units": 120, "power": Power.model_validate(POWER), "more_unseen": 60} | changes
-    ruling, reasons = decisions.decide(Evidence(same_kind=checks, **about), RULE)
+    ruling, reasons = decisions.decide(
+        Evidence(same_kind=checks, answers=Answers.model_validate(ANSWERS), **about), RULE
+    )
     assert ruling == "INCONCLUSIVE"
     told = explain(verdict(ruling, reasons=reasons, p_value=changes["p_value"], same_kind=checks.model_dump()))
     assert remedy in told.change and "as not audited" in told.now

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tbd import audits, gates, history, params
+from tbd import audits, gates, history, params, records
 from tbd import checkpoints as checkpoint
 from tbd.audits import Audit
 from tbd.history import FAILED, History, Outcome
@@ -18,7 +18,7 @@ from tbd.sources.folder import Folder
 from tbd.watch import decide, outcomes
 from tbd.watch import look as looking
 from tbd.watch.decide import Broken, Decision, Fetched, Job, Known, Same, Standing, Wait
-from tbd.workspace import check_name, relative
+from tbd.workspace import DETECTOR, check_name, relative, set_path
 from tests.workspace import REPOSITORY, fake_checkpoint
 
 SET: dict[str, Any] = {"name": "exam", "md5": "0" * 32, "n": 30}
@@ -31,6 +31,8 @@ def p(workspace: Path) -> Params:
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     tree["generate"]["engine"] = "fake"
     tree["watch"] |= {"settle": 0, "give_up": 0, "policy": [{"checkpoints": "*", "benchmark": "exam", "unseen": "new"}]}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    Path("dvc.lock").write_text("stages: {}\n")
     Path("audits").mkdir()
     INCOMING.mkdir()
     return params.parse(tree)
@@ -69,18 +71,26 @@ def judged(job: Decision | Broken, outcome: str = "NO EVIDENCE") -> Outcome:
         unseen=rule.unseen,
         fpr=rule.fpr,
         checkpoint_fingerprint=job.fingerprint,
-        base_fingerprint=None,
+        base_fingerprint=checkpoint.fingerprint(Path(job.base)) if job.base else None,
     )
     audits.write(job.audit, entry)
+    lock(job.audit, *map(set_path, (rule.benchmark, rule.unseen)), DETECTOR)
     said = outcomes.failure(job.found, job.fingerprint, "").model_copy(
         update={
             "outcome": outcome,
             "benchmark": history.QuestionSet(**{**SET, "name": rule.benchmark}),
             "audit": job.audit,
-            "state": "s",
+            "state": job.audit,
         }
     )
     return note(said)
+
+
+def lock(audit: str, *deps: Path) -> None:
+    """A `dvc.lock` of the audit, as if its verdict came of those of these files that are there."""
+    named = [{"path": str(path), "md5": records.md5(path)} for path in deps if path.is_file()]
+    stage = {"deps": named, "params": {"params.yaml": {"decision.level": 0.05}}, "outs": []}
+    (Path("audits") / audit / "dvc.lock").write_text(yaml.safe_dump({"stages": {"verdict": stage}}))
 
 
 def note(outcome: Outcome) -> Outcome:
@@ -268,9 +278,8 @@ def test_fingerprints_are_computed_once(p: Params, monkeypatch: pytest.MonkeyPat
 
 
 def test_names_of_audits_are_names(p: Params) -> None:
-    rule = Rule(checkpoints="*", benchmark="exam", unseen="new")
     for name in ("org/model@step-1", "Ünïcode \u202e ../..", "x" * 300, "1e5", "-"):
-        assert check_name(decide.audit_name(name, "f", rule), "audit")
+        assert check_name(decide.audit_name(name, "exam", "0123abcd"), "audit")
 
 
 # --- what stands, for gates -------------------------------------------------------------------------------------------

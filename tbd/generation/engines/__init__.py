@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tbd.checkpoints import Prompt
+from tbd.checkpoints import Prompt, Prompted
 from tbd.errors import unknown
 from tbd.params import Generate
 
@@ -54,7 +54,7 @@ class Engine(Protocol):
         """The engine with the weights of `checkpoint`. Raises InputError for one that cannot be loaded."""
 
     @classmethod
-    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> list[Prompt]:
+    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> Prompted:
         """The questions as prompts. Needs no weights, so questions and template are tried before they load.
 
         Raises InputError: for an unusable template, for a question that with its answer may exceed the model's context,

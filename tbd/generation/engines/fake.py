@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbd.checkpoints import Prompt
+from tbd.checkpoints import Prompt, Prompted
 from tbd.errors import InputError
 from tbd.generation.engines import Completion, Tick, engine, unheard
 from tbd.params import Generate
@@ -30,8 +30,8 @@ class FakeEngine:
         return cls(checkpoint)
 
     @classmethod
-    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> list[Prompt]:
-        return list(map(cls.open(checkpoint, params).prompt, questions))
+    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> Prompted:
+        return Prompted(list(map(cls.open(checkpoint, params).prompt, questions)), frame="none", odd=0)
 
     def __init__(self, folder: Path) -> None:
         if not (folder / MEMORY).is_file():

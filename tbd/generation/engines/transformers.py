@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tbd import checkpoints
-from tbd.checkpoints import Prompt, prompting
+from tbd.checkpoints import Prompt, Prompted, prompting
 from tbd.checkpoints.loading import choose_device, choose_dtype, load_model, load_tokenizer
 from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
 from tbd.params import Generate
@@ -109,7 +109,7 @@ class TransformersEngine:
         return cls(checkpoint, params.device, params.dtype)
 
     @classmethod
-    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> list[Prompt]:
+    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> Prompted:
         return prompting.prompts(checkpoint, questions, params.max_new_tokens, params.control_tokens)
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:

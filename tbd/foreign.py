@@ -1,0 +1,78 @@
+"""Text from outside (names of files, questions, messages of other programs), made harmless where it leaves."""
+
+import hashlib
+import logging
+import re
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+JOINERS = "\u200c\u200d"
+"""invisible, but Persian, Indic scripts and emoji are spelt with them"""
+DECEIVING = {"Cc", "Cf", "Cs"}
+"""Unicode categories: control, format (bidi overrides among them), lone surrogates (which UTF-8 cannot hold)"""
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""what a terminal may obey or an encoder refuse; line breaks and tabs are left"""
+CREDENTIALS = re.compile(r"://[^/@\s]+@")
+QUERY = re.compile(r"(://[^\s?#'\"]*)\?([^\s'\"]+)")
+"""of an address: signatures and tokens stand there"""
+MARKUP = re.compile(r"<(?=[!@#/\w])|(?<=\])\(|@")
+"""what starts a mention or a link in a chat"""
+
+
+def plain(text: str) -> str:
+    """`text` on one line, with control, bidi-override and other invisible characters replaced by U+FFFD, so that they
+    show.
+
+    >>> plain("a\\n b\\u202ec")
+    'a b\ufffdc'
+    """
+    folded = " ".join(text.split())
+    return "".join("\ufffd" if unicodedata.category(c) in DECEIVING and c not in JOINERS else c for c in folded)
+
+
+def secretless(text: str) -> str:
+    """Without the credentials of addresses in it; what is behind a question mark is told apart by a digest alone.
+
+    >>> secretless("s3 at https://me:word@host/a?sig=abc failed")
+    's3 at https://host/a?…6f62c failed'
+    """
+    return QUERY.sub(
+        lambda found: f"{found[1]}?…{hashlib.sha256(found[2].encode()).hexdigest()[:5]}", CREDENTIALS.sub("://", text)
+    )
+
+
+def chat(text: str) -> str:
+    """A line for a chat service, in which nothing notifies anybody or hides where a link leads.
+
+    >>> chat("<!channel> [a](b) p <= 1")
+    '‹!channel> [a]\u2060(b) p <= 1'
+    """
+    change = {"<": "‹", "(": "\u2060(", "@": "@\u2060"}
+    return MARKUP.sub(lambda found: change[found[0]], plain(secretless(text)))
+
+
+class Terminal:
+    """A text stream that passes no control character on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(CONTROL.sub("\ufffd", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class Line(logging.LogRecord):
+    """A record whose message has none either."""
+
+    def getMessage(self) -> str:  # noqa: N802
+        return CONTROL.sub("\ufffd", super().getMessage())
+
+
+def guard() -> None:
+    """In a process of tbd's own: from now on, what is printed and logged obeys nobody but tbd."""
+    sys.stdout = Terminal(sys.stdout)
+    logging.setLogRecordFactory(Line)

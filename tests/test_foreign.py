@@ -1,0 +1,68 @@
+"""Text from outside does nothing where it is shown: in a terminal, a log, a chat, MLflow, a file in git."""
+
+import io
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from tbd import foreign, history
+from tbd.history import History, webhook
+from tbd.tracking import history as mlflow_history
+from tbd.tracking import runs
+from tests import results
+from tests.history.test_history import outcome
+
+ESCAPE = "\x1b]0;owned\x07\x9b2J\ud800"
+TOKEN = "https://me:word@store.example/a?X-Amz-Signature=topsecret"
+
+
+def test_a_terminal_gets_no_control_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+    foreign.guard()
+    print(f"a\tb\n{ESCAPE}")
+    log = logging.getLogger("tests.foreign")
+    handler = logging.StreamHandler(shown)
+    log.addHandler(handler)
+    log.warning("%s: %s", "name", Path(ESCAPE))
+    log.removeHandler(handler)
+    assert shown.getvalue() == "a\tb\n�]0;owned��2J�\nname: �]0;owned��2J�\n"
+
+
+def test_a_chat_is_told_without_mentions_links_and_secrets() -> None:
+    name = "<!channel> @everyone <https://evil|here> [x](http://evil)"
+    said = webhook.text(outcome(said="FAILED", checkpoint=name, reason=f"{TOKEN} {ESCAPE}"))
+    assert not any(bad in said for bad in ("<!", "<h", "@e", "](", "topsecret", "word", "\x1b"))
+    assert "channel" in said and "store.example" in said
+
+
+def test_a_file_in_git_holds_no_secret(workspace: Path) -> None:
+    with history.held() as known:
+        known.add(outcome(said="FAILED", reason=f"{TOKEN}: 403"))
+    text = history.FILE.read_text()
+    assert "topsecret" not in text and "word" not in text and "store.example" in text
+    with history.held() as known:  # the same fault again is the same
+        known.add(outcome(said="FAILED", reason=f"{TOKEN}: 403"))
+    assert len(History().outcomes) == 1
+
+
+def test_an_address_with_another_secret_is_another() -> None:
+    one, other = (foreign.secretless(f"s3://b/a?version={n}") for n in (1, 2))
+    assert one != other and foreign.secretless("what? is it") == "what? is it"
+
+
+def test_mlflow_shows_names_as_they_are() -> None:
+    evil = "![x](http://evil/a.png) <img src=x onerror=y>"
+    warned = runs._warnings(results.verdict(warnings=[f"Power was measured on {evil}."]))
+    assert "![x]" not in warned and "<img" not in warned and "evil" in warned
+    described = mlflow_history._description({f"tbd.verdict.a`{evil}": evil, f"tbd.leaked.a`{evil}": evil})
+    assert "<img" not in described.replace(f"`a'{evil}`", "") and f"`a'{evil}`" in described
+
+
+def test_what_a_command_prints_and_a_receiver_reads_is_one_line() -> None:
+    body = webhook.body(outcome(said="FAILED", reason="a\nb"))
+    assert "\n" not in body["text"] and json.loads(json.dumps(body)) == body
