@@ -267,5 +267,9 @@ def test_what_is_no_regular_file(copy: Path) -> None:
     (copy / "w.json").symlink_to("/dev/zero")
     assert "w.json: not a regular file" in refusal(lambda: checkpoints.inspect(copy))
     (copy / "w.json").unlink()
+    for name in ("mem", "environ"):  # one gives an I/O error, the other what a process was told in secret
+        (copy / "w.json").symlink_to(f"/proc/self/{name}")
+        assert "w.json: a link to what is on no disk" in refusal(lambda: checkpoints.inspect(copy))
+        (copy / "w.json").unlink()
     os.mkfifo(os.fsencode(copy) + b"/\xff.json")
     assert r"\xff.json: not a regular file" in refusal(lambda: checkpoints.fingerprint(copy))
