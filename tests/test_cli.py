@@ -323,6 +323,8 @@ def test_unknown_commands_and_audits_are_refused_in_a_line(shared: Command) -> N
     assert "invalid choice: 'chek'" in shared.refused("chek")
     assert "arguments are required: COMMAND" in shared.refused()
     assert "unknown audit 'referenc'. Did you mean 'reference'?" in shared.refused("verify", "referenc")
+    said = shared.refused("verify", "a" * 5000)
+    assert said.startswith("audits/: unknown audit 'aaa") and "Available:" in said and len(said) < cli.LINE + 10
 
 
 # --- what is done -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tests.workspace import Workspace, fake_checkpoint, finished
 
 SEED = int(os.environ.get("FAULTS_SEED", "11"))
 KILLS = int(os.environ.get("FAULTS_KILLS", "12"))
-LONG = 240.0
+LONG = 500.0
 """seconds after which a command counts as hanging"""
 TBD = (sys.executable, "-m", "tbd")
 COMMANDS = {
