@@ -1,6 +1,7 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
+import socket
 import subprocess
 import sys
 import traceback
@@ -585,6 +586,7 @@ def _ui(options: argparse.Namespace) -> int:
     if address.startswith(("http://", "https://")):
         print("MLFLOW_TRACKING_URI names a server: open it in a browser.")
         return 0
+    _free(options.port)
     print(f"Experiments: http://127.0.0.1:{options.port}/#/experiments?workflowType=machine_learning", flush=True)
     command = [
         sys.executable,
@@ -598,9 +600,7 @@ def _ui(options: argparse.Namespace) -> int:
         "--workers",
         "1",  # for one person; each takes seconds to start, and hundreds of MB
         "--allowed-hosts",
-        f"127.0.0.1:{options.port}",
-        "--cors-allowed-origins",
-        f"http://127.0.0.1:{options.port}",  # MLflow's default is any local page
+        "127.0.0.1:*,localhost:*",  # MLflow's default lets in names that begin with 10. or 192.168.
         "--backend-store-uri",
         address,
     ]
@@ -613,6 +613,15 @@ def _ui(options: argparse.Namespace) -> int:
         return 0  # how one stops it
     finally:
         ending.end_group(server)
+
+
+def _free(port: int) -> None:
+    """Raise InputError where a server cannot have the port: what answers there would be taken for ours."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else "0 to 65535"
+        raise InputError(f"--port {port}: {why}. Choose another with --port.") from None
 
 
 COMMANDS = {

@@ -39,7 +39,7 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
 
     Raises:
         InputError: tokenizer or template do not work or exceed the limits, or a question cannot be asked.
-        TransientFault: the process was ended, or is stuck.
+        TransientFault: the process was ended, or is stuck, or the disk failed.
     """
     with checkpoints.links(folder) as files:
         asked = {
@@ -83,5 +83,6 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
         raise RuntimeError(done.stderr.decode(errors="replace"))
     answer = json.loads(done.stdout)
     if "error" in answer:
-        raise InputError(answer["error"].replace(str(files), str(folder)))
+        kind = TransientFault if answer["fault"] else InputError
+        raise kind(answer["error"].replace(str(files), str(folder)))
     return Prompted([tuple(prompt) for prompt in answer["prompts"]], answer["frame"], answer["odd"])

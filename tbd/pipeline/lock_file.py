@@ -45,8 +45,9 @@ class LockFile:
         if not (workspace / "dvc.lock").is_file():
             raise InputError("dvc.lock: not found. Only what the pipeline made is recorded: run `dvc repro` first.")
         self.stages: dict[str, Any] = {}
-        self.reference = str((load_yaml(workspace / "params.yaml") or {}).get("calibrate", {}).get("reference", ""))
-        for name in dict.fromkeys(["", self.reference, self.audit]):
+        asked = load_yaml(workspace / "params.yaml") or {}
+        self.references: list[str] = asked.get("calibrate", {}).get("references", [])
+        for name in dict.fromkeys(["", *self.references, self.audit]):
             file = workspace / self._file(name)
             if file.is_file():
                 entries = _stages(file, md5(file))
@@ -136,7 +137,7 @@ class LockFile:
     def files(self, paths: dict[str, str]) -> dict[str, Path]:
         """Artifact path -> checked file, for outputs of the stage; and the files that say how it was made."""
         how = {name: self.workspace / name for name in ("dvc.lock", "params.yaml")}
-        for folder, name in (("audit", self.audit), ("reference", self.reference)):
+        for folder, name in (("audit", self.audit), *((f"references/{name}", name) for name in self.references)):
             own = self.workspace / AUDITS / name
             how |= {f"{folder}/{file}": own / file for file in (audits.FILE, "dvc.yaml", "dvc.lock") if name}
         how = {target: file for target, file in how.items() if file.is_file()}
@@ -172,7 +173,7 @@ class LockFile:
 
     def tags(self) -> dict[str, Any]:
         """What it was made by: version, lock and, in a git repository, commit."""
-        locks = [self.workspace / self._file(name) for name in dict.fromkeys(["", self.reference, self.audit])]
+        locks = [self.workspace / self._file(name) for name in dict.fromkeys(["", *self.references, self.audit])]
         content = b"".join(file.read_bytes() for file in locks if file.is_file())
         tags = {"tbd_version": __version__, "dvc_lock_sha256": sha256(content)}
         commit = _git(self.workspace, "rev-parse", "HEAD")

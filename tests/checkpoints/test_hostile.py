@@ -187,12 +187,20 @@ def test_the_time_is_the_same_on_every_day(copy: Path) -> None:
         ("{{ 'a' * 3000000 }}", "3000000 characters"),
         ("{{ messages[0].content[5] / 0 }}", "chat template does not work"),
         ("{{ ''.__class__.__mro__ }}", "chat template does not work"),
+        ("{{ raise_exception('No space left on device') }}", "chat template does not work (No space left"),
     ],
 )
 def test_a_template_that_is_no_template(copy: Path, monkeypatch: pytest.MonkeyPatch, template: str, says: str) -> None:
     monkeypatch.setattr(prompting, "EACH", 1)
     (copy / "chat_template.jinja").write_text(template)
     assert says in refusal(lambda: prompts(copy, ["Hm?"], 8, "text"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that the system cannot read")
+def test_a_disk_that_fails_is_no_fault_of_the_checkpoint(copy: Path) -> None:
+    (copy / "tokenizer_config.json").unlink()
+    (copy / "tokenizer_config.json").symlink_to("/proc/self/mem")
+    assert "Input/output error" in refusal(lambda: prompts(copy, ["Hm?"], 8, "text"), TransientFault)
 
 
 def test_a_template_has_no_secrets_to_tell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

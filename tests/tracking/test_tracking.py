@@ -133,7 +133,7 @@ def workspace(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.chdir(root)
     (root / "params.yaml").write_text(
-        "calibrate: {reference: reference}\ndecision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: "
+        "calibrate: {references: [reference, base]}\ndecision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: "
         "{learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
         + "many: {" + ", ".join(f"p{i}: {i}" for i in range(120)) + "}\n"
     )  # fmt: skip
@@ -216,7 +216,11 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
         "dvc.lock",
         "params.yaml",
         "validation/index.html",
-        *(f"{of}/{name}" for of in ("audit", "reference") for name in ("audit.yaml", "dvc.yaml", "dvc.lock")),
+        *(
+            f"{of}/{name}"
+            for of in ("audit", "references/reference", "references/base")
+            for name in ("audit.yaml", "dvc.yaml", "dvc.lock")
+        ),
     }
     table = read(client, run, "questions.json")
     assert list(table.columns) == ["question_id", "score", "p_value", "flagged", "at_least", "label"]
