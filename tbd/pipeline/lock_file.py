@@ -45,8 +45,8 @@ class LockFile:
         if not (workspace / "dvc.lock").is_file():
             raise InputError("dvc.lock: not found. Only what the pipeline made is recorded: run `dvc repro` first.")
         self.stages: dict[str, Any] = {}
-        asked = load_yaml(workspace / "params.yaml") or {}
-        self.references: list[str] = asked.get("calibrate", {}).get("references", [])
+        named = (load_yaml(workspace / "params.yaml") or {}).get("calibrate", {}).get("references", [])
+        self.references = [str(name) for name in named]
         for name in dict.fromkeys(["", *self.references, self.audit]):
             file = workspace / self._file(name)
             if file.is_file():
@@ -154,7 +154,7 @@ class LockFile:
         return {target: found} if size <= DOCS_LIMIT else {}
 
     def members(self) -> list[tuple[str, str, str, int | None]]:
-        """The question sets that the reference was distilled on."""
+        """The question sets that the built-in reference was distilled on."""
         deps = self.stages["distill"].get("deps", []) if "distill" in self.lineage else []
         return [
             ("members", Path(dep["path"]).stem, dep["md5"], None) for dep in deps if Path(dep["path"]).parent == SETS

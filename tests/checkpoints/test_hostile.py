@@ -267,7 +267,7 @@ def test_nesting_without_end(copy: Path) -> None:
 
 def test_what_is_no_regular_file(copy: Path) -> None:
     os.mkfifo(copy / "w.safetensors")
-    assert "w.safetensors: not a regular file" in refusal(lambda: checkpoints.inspect(copy))
+    assert "w.safetensors: a FIFO, not a regular file" in refusal(lambda: checkpoints.inspect(copy))
     (copy / "w.safetensors").unlink()
     (copy / "w.safetensors").symlink_to("w.safetensors")
     assert "w.safetensors: cannot be read" in refusal(lambda: checkpoints.fingerprint(copy))

@@ -35,8 +35,9 @@ def p(workspace: Path) -> Params:
     Path("audits").mkdir()
     fake_checkpoint(INCOMING / "alpha")
     p = params.load(REPOSITORY / "params.yaml")
+    fake = p.generate.model_copy(update={"engine": "fake"})
     changes = {"settle": 0, "policy": [Rule(checkpoints="*", benchmark="exam", unseen="new")]}
-    return p.model_copy(update={"watch": p.watch.model_copy(update=changes)})
+    return p.model_copy(update={"generate": fake, "watch": p.watch.model_copy(update=changes)})
 
 
 def changed(p: Params, **watch: object) -> Params:
