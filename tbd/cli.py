@@ -4,7 +4,6 @@ import argparse
 import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -237,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif is_fault(error):
             code = _complain(*_stopped(fault(error)))
         elif isinstance(error, Exception):
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
             code = 3
         else:
             raise
@@ -417,12 +416,13 @@ def _checked(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
 def _plan(options: argparse.Namespace) -> int:
     from contextlib import redirect_stdout
 
+    from tbd import foreign
     from tbd.commands import plan
     from tbd.report import plan as page
 
     if options.html is not None and options.html.is_dir():
         raise InputError(f"--html {options.html}: a folder. Name a file.")
-    with redirect_stdout(sys.stderr):  # the plan alone goes out
+    with redirect_stdout(foreign.Terminal(sys.stderr)):  # the plan alone goes out
         asked = plan.asked(options.what, options.benchmark, options.unseen, options.base, options.parameters)
         found = plan.plan(asked, burst=not options.no_burst)
     print(found.model_dump_json(indent=2) if options.json else page.table(found))

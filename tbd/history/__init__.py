@@ -166,7 +166,8 @@ class History:
         `before` is called with what will be appended. `alpha`: error rate of the stream, in (0, 1).
         """
         # the file is in git: whoever reads that must not get at what an address in a message lets in
-        outcome = outcome.model_copy(update={"reason": secretless(outcome.reason)})
+        hidden = {key: secretless(getattr(outcome, key)) for key in ("reason", "checkpoint", "place", "origin")}
+        outcome = outcome.model_copy(update={**hidden, "warnings": [secretless(line) for line in outcome.warnings]})
         last = self.last(outcome.place, outcome.benchmark.name if outcome.benchmark else None)
         if last is not None and _same(last, outcome):
             return last
@@ -185,6 +186,7 @@ class History:
 
     def last(self, place: str, benchmark: str | None) -> Outcome | None:
         """The last outcome at a place on a benchmark; with None, the last that is about no benchmark."""
+        place = secretless(place)
         return next(
             (
                 o
