@@ -156,7 +156,7 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
     assert verdict["power"]["same_base"]
     assert verdict["labelled"]["questions"] == "all" and verdict["labelled"]["auc"] > 0.7
     assert (verdict["labelled"]["members"], verdict["labelled"]["others"]) == (10, 10)
-    assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 3}
+    assert {name: len(some) for name, some in runs(workspace).items()} == {"tbd calibrations": 1, "tbd checks": 4}
     tbd(workspace, "verify", "mine-exam")
 
     weights = workspace.root / "models/mine/config.json"

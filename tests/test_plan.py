@@ -38,7 +38,8 @@ def planned(tbd: Command, *arguments: Any) -> Plan:
 
 def test_of_an_audit_with_a_detector(tbd: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = json.loads((tbd.root / "detector/detector.json").read_text())
-    detector["provenance"]["base_fingerprint"] = fingerprint(tbd.root / "checkpoints/base")  # as the real engine has it
+    provenance = detector["references"][0]["provenance"]
+    provenance["base_fingerprint"] = fingerprint(tbd.root / "checkpoints/base")  # as the real engine has it
     (tmp_path / "detector.json").write_text(json.dumps(detector))
     monkeypatch.setattr(plan, "DETECTOR", tmp_path / "detector.json")
     found = planned(tbd, "reference")

@@ -16,6 +16,7 @@ from tbd.params import Params, Rule
 from tbd.sources import FETCHED, Found
 from tbd.watch import decide, outcomes
 from tbd.watch.decide import Fetched, Job, Known, Standing
+from tests.watch.test_watching import lock
 from tests.workspace import REPOSITORY, fake_checkpoint, two_stages
 
 JOURNAL = Path(".tbd/journal")
@@ -24,6 +25,9 @@ NAMES = ["judged", "second", "waiting", "base", "unknown"]
 
 def found(name: str) -> Found:
     return Found(f"org/{name}@main", f"hf://org/{name}@main", f"hf://org/{name}@c", f"commit of {name}")
+
+
+BASE = "b" * 64
 
 
 class Here:
@@ -41,9 +45,11 @@ def p(workspace: Path) -> Params:
     """Five downloads, each a little older than the one before; two were judged; and a journal of each of those."""
     tree: Any = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     rule = {"checkpoints": "*", "benchmark": "exam", "unseen": "new", "base": "hf://org/base@main"}
+    tree["generate"]["engine"] = "fake"
     tree["watch"] |= {"settle": 0, "policy": [rule]}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
-    Path("dvc.yaml").write_text("stages: {}\n")
+    for name in ("dvc.yaml", "dvc.lock"):
+        Path(name).write_text("stages: {}\n")
     JOURNAL.mkdir(parents=True)
     for number, name in enumerate(NAMES):
         folder = fake_checkpoint(FETCHED / "hub" / name, name)
@@ -62,16 +68,17 @@ def judge(name: str) -> None:
     folder = FETCHED / "hub" / name
     entry = Audit(
         checkpoint=str(folder),
-        base=None,
+        base="hf://org/base@main",
         benchmark="exam",
         unseen="new",
         fpr=None,
         checkpoint_fingerprint=decide.remembered()[found(name).place][1],
-        base_fingerprint=None,
+        base_fingerprint=BASE,
         origin=found(name).origin,
     )
     audits.write(name, entry)
     Path(f"audits/{name}/verdict.json").write_text("{}")
+    lock(name)
     said = outcomes.failure(found(name), entry.checkpoint_fingerprint, "").model_copy(
         update={
             "outcome": "NO EVIDENCE",
@@ -126,6 +133,7 @@ def test_what_was_pruned_is_known_and_fetched_again_only_for_work(p: Params) -> 
     list(prune.prune(0))
     assert there() == {"base", "waiting"} and Path("audits/judged/verdict.json").is_file()
     standing = Standing()
+    standing.bases["hf://org/base@main"] = BASE  # as the hub would say
     (known,) = decide.peek(found("judged"), p, standing) or []
     assert isinstance(known, Known)
     more = [*p.watch.policy, Rule(checkpoints="*", benchmark="other", unseen="new")]

@@ -16,7 +16,7 @@ from tbd import checkpoints
 from tbd.checkpoints import Prompt, prompting
 from tbd.checkpoints.loading import load_model, load_tokenizer
 from tbd.checkpoints.prompting import prompts as prompted
-from tbd.errors import InputError, TransientFault
+from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.generation.engines.transformers import TransformersEngine
 
 
@@ -253,6 +253,24 @@ def test_a_header_of_sixty_gigabytes(copy: Path) -> None:
     assert "a header of" in refusal(lambda: checkpoints.inspect(copy))
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"shape": [float("inf")], "data_offsets": [0, 4]},
+        {"shape": [1], "data_offsets": [0, "4"]},
+        {"shape": [1], "data_offsets": [0, float("inf")]},
+        {"shape": [10**18] * 300_000, "data_offsets": [0, 4]},
+        {"shape": 3, "data_offsets": 3},
+        [],
+    ],
+    ids=["no number", "text", "no end", "a product without end", "no lists", "no tensor"],
+)
+def test_a_header_that_says_nonsense(copy: Path, tensor: Any) -> None:
+    header = json.dumps({"a": tensor}).encode()
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
+    assert "model.safetensors: " in refusal(lambda: checkpoints.inspect(copy), Incomplete)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json", "x.jinja"])
 def test_sixty_gigabytes_of_text(copy: Path, name: str) -> None:
     with (copy / name).open("wb") as file:
@@ -273,7 +291,7 @@ def test_what_is_no_regular_file(copy: Path) -> None:
     assert "w.safetensors: cannot be read" in refusal(lambda: checkpoints.fingerprint(copy))
     (copy / "w.safetensors").unlink()
     (copy / "w.json").symlink_to("/dev/zero")
-    assert "w.json: not a regular file" in refusal(lambda: checkpoints.inspect(copy))
+    assert "w.json: a device, not a regular file" in refusal(lambda: checkpoints.inspect(copy))
     (copy / "w.json").unlink()
     os.mkfifo(os.fsencode(copy) + b"/\xff.json")
     assert r"\xff.json: not a regular file" in refusal(lambda: checkpoints.fingerprint(copy))

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tbd import checkpoints as checkpoint
+from tbd.checkpoints import Prompt
 from tbd.checkpoints.loading import load_model, load_tokenizer
-from tbd.checkpoints.prompting import prompts as make_prompts
+from tbd.checkpoints.prompting import prompts as prompted
 from tbd.errors import InputError
 from tbd.generation.engines.transformers import TransformersEngine
 from tbd.params import Distill, Lora
@@ -32,6 +33,10 @@ PAIRS = [
 
 
 LORA = {"lora": Lora(rank=4, alpha=8), "learning_rate": 0.01}
+
+
+def make_prompts(*asked: Any) -> list[Prompt]:
+    return prompted(*asked).prompts
 
 
 def params(**changed: Any) -> Distill:

@@ -66,8 +66,10 @@ def policy() -> Params:
     from tbd import params
 
     p = params.load(REPOSITORY / "params.yaml")
+    fake = p.generate.model_copy(update={"engine": "fake"})
     rules = [params.Rule(checkpoints="*", benchmark="exam", unseen="new")]
-    return p.model_copy(update={"watch": p.watch.model_copy(update={"settle": 0, "give_up": 0, "policy": rules})})
+    looks = p.watch.model_copy(update={"settle": 0, "give_up": 0, "policy": rules})
+    return p.model_copy(update={"generate": fake, "watch": looks})
 
 
 @pytest.mark.parametrize("how", HOSTILE)

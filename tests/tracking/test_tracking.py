@@ -133,7 +133,7 @@ def workspace(tmp_path: Path, monkeypatch: MonkeyPatch) -> Path:
     root.mkdir()
     monkeypatch.chdir(root)
     (root / "params.yaml").write_text(
-        "calibrate: {references: [reference, base]}\ndecision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: "
+        "calibrate: {references: [reference]}\ndecision: {fpr: 0.05}\ngenerate: {engine: fake}\ndistill: "
         "{learning_rate: 0.00001}\nscore: {methods: {tbd: {m: [20, 50]}}}\n"
         + "many: {" + ", ".join(f"p{i}: {i}" for i in range(120)) + "}\n"
     )  # fmt: skip
@@ -218,7 +218,7 @@ def test_a_check_can_be_read_in_mlflow(workspace: Path, client: MlflowClient) ->
         "validation/index.html",
         *(
             f"{of}/{name}"
-            for of in ("audit", "references/reference", "references/base")
+            for of in ("audit", "references/reference")
             for name in ("audit.yaml", "dvc.yaml", "dvc.lock")
         ),
     }
