@@ -63,7 +63,7 @@ def read_by_dvc(name: str) -> None:
 
 @pytest.mark.parametrize("bad", "\x1b\x7f\x85\x9b")
 def test_a_folder_that_no_yaml_can_hold(workspace: Path, bad: str) -> None:
-    with pytest.raises(InputError, match="models/m.?: control characters in a name"):
+    with pytest.raises(InputError, match=r"models/m.?: control characters in a name"):
         audits.write("a", ENTRY.model_copy(update={"checkpoint": f"models/m{bad}"}))
     assert not Path("audits").exists()
 
