@@ -72,6 +72,13 @@ def test_neither_does_anything_else_of_an_outcome(workspace: Path) -> None:
     assert "topsecret" not in outcomes.failure(Found("a", "a", "a", ""), None, TOKEN).reason  # of what no history holds
 
 
+def test_what_utf8_cannot_hold_is_noted_all_the_same(workspace: Path) -> None:
+    found = Found("a", "a", "a", "")
+    with history.held() as known:
+        known.add(outcomes.failure(found, None, "the chat template does not work (\ud800)."))
+    assert History().outcomes[0].reason == "the chat template does not work (\ufffd)."
+
+
 def test_an_address_with_another_secret_is_another() -> None:
     one, other = (foreign.secretless(f"s3://b/a?version={n}") for n in (1, 2))
     assert one != other and foreign.secretless(one) == one and foreign.secretless("what? is it") == "what? is it"

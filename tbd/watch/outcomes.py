@@ -6,7 +6,7 @@ from typing import Any
 from tbd import __version__, audits, gates, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
-from tbd.foreign import secretless
+from tbd.foreign import plain, secretless
 from tbd.history import FAILED, History, Outcome, QuestionSet
 from tbd.params import Params
 from tbd.pipeline.lock_file import LockFile
@@ -91,7 +91,7 @@ def failure(
     return Outcome(
         time=history.now(),
         outcome=FAILED,
-        reason=secretless(" ".join(why.split())),
+        reason=secretless(plain(why)),
         transient=transient,
         checkpoint=found.name,
         place=found.place,
@@ -118,7 +118,7 @@ def other(what: str, name: str, why: str | None, transient: bool = False) -> Out
     return Outcome(
         time=history.now(),
         outcome=FAILED if why is not None else history.WORKS,
-        reason=secretless(" ".join((why or "It works again.").split())),
+        reason=secretless(plain(why or "It works again.")),
         transient=transient,
         what=what,
         checkpoint=name,
