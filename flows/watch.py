@@ -136,13 +136,13 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
         if not state.is_completed():
             fault = state.result(raise_on_failure=False)
             of = outcomes.failure if isinstance(fault, InputError) else partial(outcomes.fault, p=p)
-            add(of(checkpoint, None, str(fault)))
+            add(of(checkpoint, None, str(fault)).model_copy(update={"state": decide.asked(p)}))
             return Counter(failed=1)
         got = state.result()
         if isinstance(got, Wait | Broken):
             logger.info("%s: %s", checkpoint.name, got.why)
             if isinstance(got, Broken):
-                add(outcomes.failure(checkpoint, None, got.why))
+                add(outcomes.failure(checkpoint, None, got.why).model_copy(update={"state": decide.asked(p)}))
             return Counter(waiting=1) if isinstance(got, Wait) else Counter(failed=1)
         here = got
     done: Counter[str] = Counter()
@@ -181,8 +181,10 @@ def audit(job: Job) -> None:
         own = isinstance(error, InputError) or (
             isinstance(error, StageFailed) and any(name in str(error) for name in names)
         )
-        of = outcomes.failure if own and not is_fault(error) else partial(outcomes.fault, p=params.load())
-        add(of(job.found, job.fingerprint, str(error) or type(error).__name__, benchmark=rule.benchmark))
+        p = params.load()
+        of = outcomes.failure if own and not is_fault(error) else partial(outcomes.fault, p=p)
+        said = of(job.found, job.fingerprint, str(error) or type(error).__name__, benchmark=rule.benchmark)
+        add(said.model_copy(update={"state": decide.asked(p, rule)}))
         raise
 
 

@@ -1,9 +1,9 @@
 """The command line. Every command is a few lines here; what it does is elsewhere, imported when it is needed."""
 
 import argparse
+import socket
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif is_fault(error):
             code = _complain(*_stopped(fault(error)))
         elif isinstance(error, Exception):
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
             code = 3
         else:
             raise
@@ -420,12 +420,13 @@ def _checked(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
 def _plan(options: argparse.Namespace) -> int:
     from contextlib import redirect_stdout
 
+    from tbd import foreign
     from tbd.commands import plan
     from tbd.report import plan as page
 
     if options.html is not None and options.html.is_dir():
         raise InputError(f"--html {options.html}: a folder. Name a file.")
-    with redirect_stdout(sys.stderr):  # the plan alone goes out
+    with redirect_stdout(foreign.Terminal(sys.stderr)):  # the plan alone goes out
         asked = plan.asked(options.what, options.benchmark, options.unseen, options.base, options.parameters)
         found = plan.plan(asked, burst=not options.no_burst)
     print(found.model_dump_json(indent=2) if options.json else page.table(found))
@@ -589,6 +590,7 @@ def _ui(options: argparse.Namespace) -> int:
     if address.startswith(("http://", "https://")):
         print("MLFLOW_TRACKING_URI names a server: open it in a browser.")
         return 0
+    _free(options.port)
     print(f"Experiments: http://127.0.0.1:{options.port}/#/experiments?workflowType=machine_learning", flush=True)
     command = [
         sys.executable,
@@ -602,9 +604,7 @@ def _ui(options: argparse.Namespace) -> int:
         "--workers",
         "1",  # for one person; each takes seconds to start, and hundreds of MB
         "--allowed-hosts",
-        f"127.0.0.1:{options.port}",
-        "--cors-allowed-origins",
-        f"http://127.0.0.1:{options.port}",  # MLflow's default is any local page
+        "127.0.0.1:*,localhost:*",  # MLflow's default lets in names that begin with 10. or 192.168.
         "--backend-store-uri",
         address,
     ]
@@ -617,6 +617,15 @@ def _ui(options: argparse.Namespace) -> int:
         return 0  # how one stops it
     finally:
         ending.end_group(server)
+
+
+def _free(port: int) -> None:
+    """Raise InputError where a server cannot have the port: what answers there would be taken for ours."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else "0 to 65535"
+        raise InputError(f"--port {port}: {why}. Choose another with --port.") from None
 
 
 COMMANDS = {

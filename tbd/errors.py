@@ -14,6 +14,7 @@ FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EBUSY),
     *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
     *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
+    errno.EAGAIN,
 )
 """errors of the operating system that are the machine's: its disks, its memory, its network"""
 FAULT = re.compile(
@@ -22,7 +23,7 @@ FAULT = re.compile(
             *(re.escape(os.strerror(code)) for code in FAULTS),
             r"\b(CUDA|HIP|MPS|NVML|NCCL|cuDNN|CUDNN|cuBLAS|CUBLAS)[\w ]* (error|out of memory)",
             r"No (CUDA|HIP) GPUs are available|Found no NVIDIA driver",
-            "can't allocate memory|unable to allocate|std::bad_alloc",
+            "can't start new thread|can't allocate memory|unable to allocate|std::bad_alloc",
             "database or disk is full|disk I/O error",
         ]
     ),
@@ -59,14 +60,18 @@ class StageFailed(Exception):
 def is_fault(error: BaseException) -> bool:
     """Whether a failing machine is behind an error (a full disk, I/O, memory, GPU): worth trying again.
 
-    What the error was raised from counts as well, for a reader of files blames the file.
+    What the error was raised from counts as well, for a reader of files blames the file. What an InputError or a
+    StageFailed says does not, nor what is beside the number of an OSError: names that others chose are in it.
     """
-    return any(
-        isinstance(one, TransientFault | MemoryError)
-        or (isinstance(one, OSError) and one.errno in FAULTS)
-        or FAULT.search(str(one)) is not None
-        for one in _chain(error)
-    )
+    return any(map(_is_fault, chain(error)))
+
+
+def _is_fault(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FAULTS
+    if isinstance(error, InputError | StageFailed):
+        return isinstance(error, StageFailed) and error.transient
+    return isinstance(error, TransientFault | MemoryError) or FAULT.search(str(error)) is not None
 
 
 def fault(error: BaseException) -> TransientFault:
@@ -76,7 +81,7 @@ def fault(error: BaseException) -> TransientFault:
     return TransientFault(f"this machine fails ({type(error).__name__}: {first_line(error)}). Nothing done is lost.")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 import sys
+import traceback
 import unicodedata
 from typing import Any, TextIO
 
@@ -14,7 +15,7 @@ DECEIVING = {"Cc", "Cf", "Cs"}
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 """what a terminal may obey or an encoder refuse; line breaks and tabs are left"""
 CREDENTIALS = re.compile(r"://[^/@\s]+@")
-QUERY = re.compile(r"(://[^\s?#'\"]*)\?([^\s'\"]+)")
+QUERY = re.compile(r"(://[^\s?#'\"]*)\?(?!…)([^\s'\"]+)")
 """of an address: signatures and tokens stand there"""
 MARKUP = re.compile(r"<(?=[!@#/\w])|(?<=\])\(|@")
 """what starts a mention or a link in a chat"""
@@ -66,7 +67,12 @@ class Terminal:
 
 
 class Line(logging.LogRecord):
-    """A record whose message has none either."""
+    """A record whose message and traceback have none either."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.exc_info:
+            self.exc_text = CONTROL.sub("\ufffd", logging.Formatter().formatException(self.exc_info))
 
     def getMessage(self) -> str:  # noqa: N802
         return CONTROL.sub("\ufffd", super().getMessage())
@@ -75,4 +81,5 @@ class Line(logging.LogRecord):
 def guard() -> None:
     """In a process of tbd's own: from now on, what is printed and logged obeys nobody but tbd."""
     sys.stdout = Terminal(sys.stdout)
+    sys.excepthook = lambda *raised: print("".join(traceback.format_exception(*raised)), file=Terminal(sys.stderr))
     logging.setLogRecordFactory(Line)

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from tbd.foreign import CONTROL, Terminal
+
 EVERY = 5.0
 """seconds between two lines of a log"""
 
@@ -51,10 +53,15 @@ class Progress:
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
+            # the line itself needs control characters, what is printed meanwhile still has none
+            terminal = sys.stdout.stream if isinstance(sys.stdout, Terminal) else sys.stdout
             self._live = Live(
-                get_renderable=lambda: Text(self.line()), refresh_per_second=2, console=Console(file=sys.stdout)
+                get_renderable=lambda: Text(CONTROL.sub("\ufffd", self.line())),
+                refresh_per_second=2,
+                console=Console(file=terminal),
             )
             self._live.start()
+            sys.stdout = Terminal(sys.stdout)
         else:
             threading.Thread(target=self._tell, daemon=True).start()
         return self

@@ -61,6 +61,13 @@ def read_by_dvc(name: str) -> None:
         assert dvc_reads(f"audits/{name}/dvc.yaml")["stages"]["score"]["cmd"] == f"python -m tbd.stages.score {name}"
 
 
+@pytest.mark.parametrize("bad", "\x1b\x7f\x85\x9b")
+def test_a_folder_that_no_yaml_can_hold(workspace: Path, bad: str) -> None:
+    with pytest.raises(InputError, match=r"models/m.?: control characters in a name"):
+        audits.write("a", ENTRY.model_copy(update={"checkpoint": f"models/m{bad}"}))
+    assert not Path("audits").exists()
+
+
 @pytest.mark.parametrize("name", ["null", "true", "no", "y", "on", "1", "007", "1_000", "0x1f", "2024-01-01"])
 def test_names_that_yaml_could_take_for_something_else(name: str) -> None:
     read_by_dvc(name)

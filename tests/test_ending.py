@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import requests
 import yaml
 
 from tests import servers
@@ -218,10 +219,22 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_ui(workspace: Workspace, start: Callable[..., Started]) -> None:
-    """MLflow's server and its workers."""
+    """MLflow's server and its workers; what it lets in, and that it takes no port from others."""
     port = servers.free_port()
     ui = start(workspace, *TBD, "ui", "--port", str(port))
     ui.says("Uvicorn running")
+
+    def answers(**headers: str) -> int:
+        asked = {"Content-Type": "application/json", **headers}
+        url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search"
+        return requests.post(url, json={"max_results": 1}, headers=asked, timeout=servers.PATIENCE).status_code
+
+    own = [{"Host": f"{name}:{port}", "Origin": f"http://{name}:{port}"} for name in ("127.0.0.1", "localhost")]
+    assert [answers(**headers) for headers in own] == [200, 200]
+    assert [answers(Host=f"{name}:{port}") for name in ("evil.example", "10.evil.example")] == [403, 403]
+    assert [answers(Origin=page) for page in ("http://evil.example", "null")] == [403, 403]
+    second = start(workspace, *TBD, "ui", "--port", str(port))
+    assert second.process.wait(servers.PATIENCE) == 2 and "Choose another with --port" in second.log.read_text()
     assert ui.end(TERM) == 143
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tbd import records, stages
 from tbd.ending import end_group
-from tbd.errors import TRANSIENT, InputError, TransientFault, fault, is_fault
+from tbd.errors import TRANSIENT, InputError, StageFailed, TransientFault, fault, is_fault
 from tbd.jsonlines import JsonLines
 from tbd.locks import locked
 from tbd.pipeline.repro import _failure
@@ -30,6 +30,8 @@ FAULTS = [
     RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
     RuntimeError("CUDA driver error: unknown error"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
+    RuntimeError("can't start new thread"),
+    BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."),
     ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
 ]
@@ -38,6 +40,7 @@ OTHERS = [
     PermissionError(errno.EACCES, "Permission denied"),
     OSError("Can't load tokenizer for 'x'."),
     InputError("params.yaml: generate.device: 'cuda' is not here (Torch not compiled with CUDA enabled)."),
+    FileNotFoundError(errno.ENOENT, "No such file or directory", "incoming/No space left on device"),
     ValueError("Unrecognized model"),
     ZeroDivisionError("division by zero"),
 ]
@@ -63,6 +66,12 @@ def test_the_machines_fault_is_known_whoever_is_blamed(error: Exception) -> None
 @pytest.mark.parametrize("error", OTHERS, ids=repr)
 def test_the_inputs_fault_and_a_bug_are_not(error: Exception) -> None:
     assert not is_fault(error) and not is_fault(blamed(error))
+
+
+def test_a_name_or_a_template_that_says_so_is_no_fault() -> None:
+    said = "incoming/CUDA error: no config.json. The chat template says: Input/output error."
+    assert not is_fault(InputError(said)) and not is_fault(StageFailed(said))
+    assert is_fault(StageFailed(said, transient=True))
 
 
 @pytest.mark.parametrize("error", [*FAULTS[:5], blamed(FAULTS[5]), blamed(FAULTS[0])], ids=repr)

@@ -10,8 +10,10 @@ import pytest
 
 from tbd import foreign, history
 from tbd.history import History, webhook
+from tbd.sources import Found
 from tbd.tracking import history as mlflow_history
 from tbd.tracking import runs
+from tbd.watch import outcomes
 from tests import results
 from tests.history.test_history import outcome
 
@@ -22,6 +24,8 @@ TOKEN = "https://me:word@store.example/a?X-Amz-Signature=topsecret"
 def test_a_terminal_gets_no_control_character(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "stderr", told := io.StringIO())
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
     foreign.guard()
     print(f"a\tb\n{ESCAPE}")
@@ -29,7 +33,14 @@ def test_a_terminal_gets_no_control_character(monkeypatch: pytest.MonkeyPatch) -
     handler = logging.StreamHandler(shown)
     log.addHandler(handler)
     log.warning("%s: %s", "name", Path(ESCAPE))
+    try:
+        raise ValueError(ESCAPE)
+    except ValueError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        handler.setStream(told)
+        log.exception("failed")
     log.removeHandler(handler)
+    assert told.getvalue().count("ValueError: �]0;owned��2J�") == 2 and "\x1b" not in told.getvalue()
     assert shown.getvalue() == "a\tb\n�]0;owned��2J�\nname: �]0;owned��2J�\n"
 
 
@@ -50,9 +61,27 @@ def test_a_file_in_git_holds_no_secret(workspace: Path) -> None:
     assert len(History().outcomes) == 1
 
 
+def test_neither_does_anything_else_of_an_outcome(workspace: Path) -> None:
+    with history.held() as known:
+        known.add(outcomes.other("source", TOKEN, f"{TOKEN}: no such folder.", transient=True))
+        said = outcome("CONTAMINATED").model_copy(update={"origin": TOKEN, "warnings": [f"Power is that of {TOKEN}."]})
+        known.add(said)
+    text = history.FILE.read_text()
+    assert "topsecret" not in text and "word" not in text and text.count("store.example") == 6
+    assert History().last(f"source {TOKEN}", None) is not None  # it is found, to be told that it works again
+    assert "topsecret" not in outcomes.failure(Found("a", "a", "a", ""), None, TOKEN).reason  # of what no history holds
+
+
+def test_what_utf8_cannot_hold_is_noted_all_the_same(workspace: Path) -> None:
+    found = Found("a", "a", "a", "")
+    with history.held() as known:
+        known.add(outcomes.failure(found, None, "the chat template does not work (\ud800)."))
+    assert History().outcomes[0].reason == "the chat template does not work (\ufffd)."
+
+
 def test_an_address_with_another_secret_is_another() -> None:
     one, other = (foreign.secretless(f"s3://b/a?version={n}") for n in (1, 2))
-    assert one != other and foreign.secretless("what? is it") == "what? is it"
+    assert one != other and foreign.secretless(one) == one and foreign.secretless("what? is it") == "what? is it"
 
 
 def test_mlflow_shows_names_as_they_are() -> None:

@@ -117,13 +117,15 @@ def test_it_ends_with_its_block(capsys: pytest.CaptureFixture[str]) -> None:
 
 IN_A_TERMINAL = """
 import time
+from tbd import foreign
 from tbd.progress import Progress
+foreign.guard()
 with Progress("reference") as progress:
     progress.plan("read", 1000)
     for _ in range(4):
         time.sleep(0.3)
         progress.advance("read", 250)
-    print("said between")
+    print("said between\\x9b2J\\x1b]0;owned\\x07")
 """
 
 
@@ -145,7 +147,8 @@ def test_in_a_terminal_it_is_one_line() -> None:
     os.close(here)
     shown = out.decode().replace("\r\n", "\n")
     assert "\x1b[2K" in shown  # the line is wiped before it is written again
-    assert "said between\n" in shown and "100% reference: under way; 1,000 of 1,000 tokens read" in shown
+    assert "said between\ufffd2J\ufffd]0;owned\ufffd\n" in shown  # and what is printed obeys nobody
+    assert "100% reference: under way; 1,000 of 1,000 tokens read" in shown
     assert shown.count("\n") == 2
 
 

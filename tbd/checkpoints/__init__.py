@@ -49,6 +49,8 @@ LARGEST = {"*.safetensors": None, "config.json": 4 << 20, "*.index.json": 32 << 
 """most bytes of a file, by the first pattern that matches; honest ones have a tenth of it. None: as many as it likes"""
 HEADER = 32 << 20
 """most bytes of the header of a safetensors file"""
+DIMENSIONS = 64
+"""most of a tensor: torch has no more"""
 LAYERS = re.compile("(n|num)_(hidden_|decoder_|encoder_)?(layers?|blocks?)")
 """keys of a configuration that count layers, each of which has a tensor at least"""
 SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
@@ -225,9 +227,11 @@ def tensors(shard: Path) -> dict[str, int]:
                 raise InputError(f"{shard}: a header of {length} bytes, more than {HEADER}. Save the model again.")
             header = _json(file.read(length))
         found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+        if any(len(tensor["shape"]) > DIMENSIONS for tensor in found.values()):
+            raise ValueError
+        end = max((int(tensor["data_offsets"][1]) for tensor in found.values()), default=0)
         numbers = {name: prod(map(int, tensor["shape"])) for name, tensor in found.items()}
-    except (ValueError, struct.error, LookupError, TypeError, AttributeError):
+    except (ValueError, ArithmeticError, struct.error, LookupError, TypeError, AttributeError):
         raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:
         raise Incomplete(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")

@@ -41,7 +41,7 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
 
     Raises:
         InputError: tokenizer or template do not work or exceed the limits, or a question cannot be asked.
-        TransientFault: the process was ended, or is stuck.
+        TransientFault: the process was ended, or is stuck, or the disk failed.
     """
     with checkpoints.links(folder) as files:
         asked = {
@@ -98,5 +98,6 @@ def _answer(module: str, folder: Path, files: Path, asked: dict[str, Any]) -> di
         raise RuntimeError(done.stderr.decode(errors="replace"))
     answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
-        raise InputError(answer["error"].replace(str(files), str(folder)))
+        kind = TransientFault if answer.get("fault") else InputError
+        raise kind(answer["error"].replace(str(files), str(folder)))
     return answer

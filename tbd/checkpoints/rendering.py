@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tbd.errors import InputError, first_line
+from tbd.errors import FAULTS, InputError, chain, first_line
 
 CONTEXT = 1 << 30
 """tokens, where the configuration names no limit"""
@@ -183,10 +183,11 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{made.folder}: the chat template makes two prompts of question {name}. Mend it.")
             prompts.append(made.prompt(name, question, text))
             odd += text not in (before + question + after, before + question.strip() + after)  # many templates strip it
-    except InputError as error:
-        return {"error": str(error)}
     except BaseException as error:
-        return {"error": f"{asked['folder']}: the tokenizer does not work ({first_line(error)}). Save it again."}
+        said = f"{asked['folder']}: the tokenizer does not work ({first_line(error)}). Save it again."
+        # by numbers alone: what the template or the tokenizer says of itself proves no fault of the machine
+        fault = any(isinstance(one, OSError) and one.errno in FAULTS for one in chain(error))
+        return {"error": str(error) if isinstance(error, InputError) else said, "fault": fault}
     return {"prompts": prompts, "frame": hashlib.sha256(f"{before}\0{after}".encode()).hexdigest()[:16], "odd": odd}
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from tbd.errors import InputError
+from tbd.foreign import Terminal
 from tbd.gates import Answer
 from tbd.records import atomic
 from tbd.report import answer as written
@@ -57,7 +58,7 @@ def aside(wanted: bool) -> Iterator[None]:
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(Terminal(sys.stderr)):
             yield
     finally:
         os.dup2(kept, 1)

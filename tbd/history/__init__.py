@@ -45,7 +45,8 @@ class Outcome(Line):
     id: str = ""
     """of this line; given when it is added"""
     state: str | None = None
-    """of a verdict: digest of its files, which its run in MLflow carries as the tag `state`"""
+    """of a verdict: digest of its files, which its run in MLflow carries as the tag `state`; of a failure: digest of
+    what was asked, where that may be what failed"""
     time: datetime
     outcome: str
     """CONTAMINATED | NO EVIDENCE | INCONCLUSIVE | FAILED | WORKS"""
@@ -54,7 +55,8 @@ class Outcome(Line):
     recovered: bool = False
     """the last outcome of the same thing was a failure"""
     repeated: bool = False
-    """judged again, with the verdict that these weights had on this benchmark already"""
+    """judged again, with the verdict that these weights had on this benchmark already; or failed again, for the same
+    reason"""
     # until 0.2.0: passing
     transient: bool = Field(default=False, validation_alias=AliasChoices("transient", "passing"))
     """of a failure: it heals by itself and is tried again on every watch run"""
@@ -164,15 +166,17 @@ class History:
         `before` is called with what will be appended. `alpha`: error rate of the stream, in (0, 1).
         """
         # the file is in git: whoever reads that must not get at what an address in a message lets in
-        outcome = outcome.model_copy(update={"reason": secretless(outcome.reason)})
+        hidden = {key: secretless(getattr(outcome, key)) for key in ("reason", "checkpoint", "place", "origin")}
+        outcome = outcome.model_copy(update={**hidden, "warnings": [secretless(line) for line in outcome.warnings]})
         last = self.last(outcome.place, outcome.benchmark.name if outcome.benchmark else None)
         if last is not None and _same(last, outcome):
             return last
         outcome = outcome.model_copy(update={"recovered": outcome.outcome != FAILED and self.failing(outcome)})
         repeated = last is not None and all(
-            getattr(last, key) == getattr(outcome, key) for key in ("outcome", "fingerprint", "same_as")
+            getattr(last, key) == getattr(outcome, key) for key in ("outcome", "fingerprint", "same_as", "transient")
         )
-        outcome = outcome.model_copy(update={"repeated": repeated and outcome.outcome != FAILED})
+        repeated = repeated and (outcome.outcome != FAILED or (last is not None and last.reason == outcome.reason))
+        outcome = outcome.model_copy(update={"repeated": repeated})
         outcome = stream.tested(outcome, self.outcomes, alpha)
         outcome = outcome.model_copy(update={"id": sha256(f"{len(self.outcomes)} {outcome.model_dump_json()}")[:32]})
         before(outcome)
@@ -182,6 +186,7 @@ class History:
 
     def last(self, place: str, benchmark: str | None) -> Outcome | None:
         """The last outcome at a place on a benchmark; with None, the last that is about no benchmark."""
+        place = secretless(place)
         return next(
             (
                 o
@@ -216,8 +221,8 @@ def _same(last: Outcome, outcome: Outcome) -> bool:
         return False
     if outcome.transient and last.transient:
         return True  # one fault of a network comes with many messages
-    keys = ("reason", "fingerprint", "transient") if outcome.outcome == FAILED else ("state", "same_as")
-    return all(getattr(last, key) == getattr(outcome, key) for key in keys)
+    keys = ("reason", "fingerprint", "transient") if outcome.outcome == FAILED else ("same_as",)
+    return last.state == outcome.state and all(getattr(last, key) == getattr(outcome, key) for key in keys)
 
 
 def event(outcome: Outcome) -> str:
@@ -225,10 +230,10 @@ def event(outcome: Outcome) -> str:
 
     contaminated: a discovery of the stream. single: CONTAMINATED, but no such discovery. failed, recovered,
     inconclusive. quiet: nothing to tell, as of weights that were reported before: judged under another name, or judged
-    again with the same verdict. The first of these that applies, in the order below.
+    again with the same outcome. The first of these that applies, in the order below.
     """
     if outcome.outcome == FAILED:
-        return "failed"
+        return "quiet" if outcome.repeated else "failed"
     if outcome.stream_discovery:
         return "contaminated"
     if outcome.recovered:

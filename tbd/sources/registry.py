@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tbd import checkpoints as checkpoint
-from tbd.errors import Incomplete, InputError, TransientFault
+from tbd.errors import FAULT, Incomplete, InputError, TransientFault
 from tbd.foreign import secretless
 from tbd.mlflow_store import SETTINGS, reaching, store
 from tbd.records import sha256
@@ -103,6 +103,7 @@ class Registry:
                     f"{found.place}: its artifact store needs {error.name}: pip install {error.name}"
                 ) from None
             except Exception as error:  # artifacts may lie in any store, and each store's library has its own errors
+                shutil.rmtree(partial, ignore_errors=True)  # of no use to the next try, and the disk may be full of it
                 raise self._fault(error, found.place) from None
         return got if got.is_dir() else got.parent
 
@@ -128,7 +129,8 @@ class Registry:
         cause: BaseException = error
         while deeper := cause.__cause__ or cause.__context__:
             cause = deeper
-        said = (secretless(str(cause)).splitlines() or [""])[0][:200].rstrip(".")
+        own = FAULT.search(str(cause))  # MLflow lists what failed line by line, the machine's reason last
+        said = own[0] if own else (secretless(str(cause)).splitlines() or [""])[0][:200].rstrip(".")
         if status < 500 and status not in BUSY:
             return InputError(f"{where} does not have it ({said}). Correct the address, or register the model.")
         return TransientFault(f"{where} does not give it now ({type(cause).__name__}: {said}).")

@@ -8,6 +8,7 @@ the question sets, the detector and the parameters have the digests that `dvc.lo
 besides, because they take long to compute.
 """
 
+import json
 import re
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from tbd.progress import clock
 from tbd.sources import Found, Source
 from tbd.sources.folder import found_in
 from tbd.watch import tries
-from tbd.workspace import STATE, relative
+from tbd.workspace import DETECTOR, STATE, relative, set_path
 
 TRIAL = "How much is 1 + 1?"
 """asked of every checkpoint that is new: tokenizer and template that do not work show at once"""
@@ -144,7 +145,7 @@ def peek(found: Found, p: Params, standing: Standing, retry: bool = False) -> li
     if not rules(found.name, p.watch.policy):
         return [Known(found, "no rule of watch.policy matches its name")]
     failed = standing.history.last(found.place, None)
-    if failed is not None and (_stands(failed, found.version, None, retry) or failed.reason == late):
+    if failed is not None and (_stands(failed, found.version, None, asked(p), retry) or failed.reason == late):
         return [Known(found, f"failed before: {failed.reason}", failed)]
     if pause := tries.pause(found, None, failed, p, retry):
         return [Wait(found, pause)]
@@ -219,7 +220,7 @@ def _decide(
         ):
             return Known(found, f"{last.outcome} (audit {name})", last)
         return Same(found, weights, name)
-    if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, retry):
+    if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, asked(p, rule), retry):
         return Known(found, f"failed before: {last.reason}", last)
     if pause := tries.pause(found, rule.benchmark, last, p, retry):
         return Wait(found, pause)
@@ -238,9 +239,17 @@ def _current(audit: str) -> bool:
         return False
 
 
-def _stands(failure: Outcome, version: str, fingerprint: str | None, retry: bool) -> bool:
-    """Whether a failure still holds: same content, not a transient fault, and nobody asked for a retry."""
-    if failure.outcome != FAILED or failure.transient or retry:
+def asked(p: Params, rule: Rule | None = None) -> str:
+    """Digest of what a checkpoint is asked, and how; of the trial alone if there is no rule."""
+    files = [*map(set_path, (rule.benchmark, rule.unseen)), DETECTOR] if rule else []
+    parts = {"generate", "score", "calibrate", "decision", "validate_"} if rule else {"generate"}
+    digests = [records.md5(file) if file.is_file() else None for file in files]
+    return records.sha256(json.dumps([digests, p.model_dump(mode="json", include=parts)], sort_keys=True))
+
+
+def _stands(failure: Outcome, version: str, fingerprint: str | None, asked: str, retry: bool) -> bool:
+    """Whether a failure still holds: same content, asked the same, not a transient fault, and nobody wants a retry."""
+    if failure.outcome != FAILED or failure.transient or retry or failure.state not in (None, asked):
         return False
     return failure.version == version or (fingerprint is not None and failure.fingerprint == fingerprint)
 

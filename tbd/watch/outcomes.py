@@ -6,6 +6,7 @@ from typing import Any
 from tbd import __version__, audits, gates, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
+from tbd.foreign import plain, secretless
 from tbd.history import FAILED, History, Outcome, QuestionSet
 from tbd.params import Params
 from tbd.pipeline.lock_file import LockFile
@@ -90,7 +91,7 @@ def failure(
     return Outcome(
         time=history.now(),
         outcome=FAILED,
-        reason=" ".join(why.split()),
+        reason=secretless(plain(why)),
         transient=transient,
         checkpoint=found.name,
         place=found.place,
@@ -113,10 +114,11 @@ def fault(found: Found, fingerprint: str | None, why: str, p: Params, benchmark:
 
 def other(what: str, name: str, why: str | None, transient: bool = False) -> Outcome:
     """The outcome of a source or a flow that failed, or, with None, that works again."""
+    name = secretless(name)
     return Outcome(
         time=history.now(),
         outcome=FAILED if why is not None else history.WORKS,
-        reason=" ".join((why or "It works again.").split()),
+        reason=secretless(plain(why or "It works again.")),
         transient=transient,
         what=what,
         checkpoint=name,

@@ -16,7 +16,7 @@ from tbd import checkpoints
 from tbd.checkpoints import Prompt, prompting
 from tbd.checkpoints.loading import load_model, load_tokenizer
 from tbd.checkpoints.prompting import prompts as prompted
-from tbd.errors import InputError, TransientFault
+from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.generation.engines.transformers import TransformersEngine
 
 
@@ -193,12 +193,20 @@ def test_the_time_is_the_same_on_every_day(copy: Path) -> None:
         ("{{ 'a' * 3000000 }}", "3000000 characters"),
         ("{{ messages[0].content[5] / 0 }}", "chat template does not work"),
         ("{{ ''.__class__.__mro__ }}", "chat template does not work"),
+        ("{{ raise_exception('No space left on device') }}", "chat template does not work (No space left"),
     ],
 )
 def test_a_template_that_is_no_template(copy: Path, monkeypatch: pytest.MonkeyPatch, template: str, says: str) -> None:
     monkeypatch.setattr(prompting, "EACH", 1)
     (copy / "chat_template.jinja").write_text(template)
     assert says in refusal(lambda: prompts(copy, ["Hm?"], 8, "text"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that the system cannot read")
+def test_a_disk_that_fails_is_no_fault_of_the_checkpoint(copy: Path) -> None:
+    (copy / "tokenizer_config.json").unlink()
+    (copy / "tokenizer_config.json").symlink_to("/proc/self/mem")
+    assert "Input/output error" in refusal(lambda: prompts(copy, ["Hm?"], 8, "text"), TransientFault)
 
 
 def test_a_template_has_no_secrets_to_tell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +257,24 @@ def test_a_header_of_sixty_gigabytes(copy: Path) -> None:
         file.write((60 << 30).to_bytes(8, "little"))
         file.truncate(61 << 30)  # of which none is on the disk
     assert "a header of" in refusal(lambda: checkpoints.inspect(copy))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"shape": [float("inf")], "data_offsets": [0, 4]},
+        {"shape": [1], "data_offsets": [0, "x"]},
+        {"shape": [1], "data_offsets": [0, float("inf")]},
+        {"shape": [10**18] * 300_000, "data_offsets": [0, 4]},
+        {"shape": 3, "data_offsets": 3},
+        [],
+    ],
+    ids=["no number", "text", "no end", "a product without end", "no lists", "no tensor"],
+)
+def test_a_header_that_says_nonsense(copy: Path, tensor: Any) -> None:
+    header = json.dumps({"a": tensor}).encode()
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
+    assert "model.safetensors: " in refusal(lambda: checkpoints.inspect(copy), Incomplete)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json", "x.jinja"])

@@ -86,3 +86,33 @@ def test_whoever_else_answers_on_the_port_is_told_nothing(port: int, stranger: R
     with pytest.raises(InputError, match=f"port {taken} is taken"), own_server.running(taken):
         pass
     assert not os.environ["PREFECT_API_URL"] and not own_server.AUTH.exists()
+
+
+TEMPORARY = """
+import os
+from flows import run
+from prefect.server.api.server import SubprocessASGIServer
+
+run._start_server()
+print(SubprocessASGIServer().port, os.environ["PREFECT_API_AUTH_STRING"], flush=True)
+input()
+"""
+
+
+def test_the_temporary_server_of_a_command_answers_to_its_password_alone(port: int) -> None:
+    unset = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_API")}
+    with psutil.Popen(
+        [sys.executable, "-c", TEMPORARY], env=unset, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as command:
+        at, auth = next(line for line in command.stdout if "tbd:" in line).split()
+        right = {"Authorization": "Basic " + base64.b64encode(auth.encode()).decode()}
+        assert [ask(int(at), "POST", "/api/flows/filter", **how)[0] for how in ({}, right)] == [401, 200]
+        wants = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+        for page in ("http://evil.example", f"http://localhost:{at}"):
+            told = [ask(int(at), "OPTIONS", "/api/flows/filter", Origin=page, **wants)[1]]
+            told.append(ask(int(at), "POST", "/api/flows/filter", Origin=page, **right)[1])
+            assert [one.get("access-control-allow-origin") for one in told] == [None, None]
+        started = (command, *command.children(recursive=True))
+        assert not any(auth in word for each in started for word in each.cmdline())
+        command.stdin.write("\n")
+        command.stdin.flush()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tbd import checkpoints as checkpoint
 from tbd import sources
@@ -176,6 +177,21 @@ def test_a_kill_leaves_nothing_that_looks_whole(client: MlflowClient, tiny_check
     (there / "model.safetensors").unlink()
     shutil.copy(tiny_checkpoint / "model.safetensors", there)
     assert checkpoint.fingerprint(sources.resolve("models:/model/1")) == checkpoint.fingerprint(tiny_checkpoint)
+
+
+def test_a_full_disk_is_said_and_not_left_full(
+    client: MlflowClient, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(dst_path: str, **_: object) -> str:
+        (Path(dst_path) / "half").parent.mkdir(parents=True, exist_ok=True)
+        (Path(dst_path) / "half").write_text("all the room there was")
+        raise MlflowException("These failed:\n##### File model.safetensors #####\n[Errno 28] No space left on device")
+
+    client.create_model_version("model", log(client, tiny_checkpoint))
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    with pytest.raises(TransientFault, match="No space left on device"):
+        fetch("models:/model")
+    assert not [*Path("checkpoints").rglob("half")]
 
 
 def test_artifacts_that_are_no_checkpoint(client: MlflowClient, tiny_checkpoint: Path, tmp_path: Path) -> None:

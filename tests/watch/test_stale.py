@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from tbd import gates, records
-from tbd.history import History
+from tbd.history import History, Outcome, event
 from tbd.params import Params, Rule
 from tbd.sources.folder import Folder
 from tbd.watch import outcomes
-from tbd.watch.decide import Job, Known, Same
+from tbd.watch.decide import Job, Known, Same, asked
 from tbd.workspace import DETECTOR, set_path
 from tests.watch.test_watching import INCOMING, changed, judged, lock, look, note, one, only, p, standing
 from tests.workspace import fake_checkpoint
@@ -107,3 +107,33 @@ def test_where_the_judged_folder_is_gone_its_copy_is_an_audit_of_its_own(p: Para
     (found,) = Folder("moved").look()
     (decision,) = one(p, found, False)
     assert isinstance(decision, Job) and decision.audit != known
+
+
+@pytest.mark.parametrize("file", [*FILES, Path("params.yaml")], ids=str)
+def test_a_failure_is_one_of_what_was_asked(p: Params, file: Path) -> None:
+    for each in FILES:
+        fill(each, "first")
+    fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    assert isinstance(job, Job)
+
+    def fail(p: Params) -> Outcome:
+        said = outcomes.failure(job.found, job.fingerprint, "question q: too long.", "exam")
+        return note(said.model_copy(update={"state": asked(p, job.rule)}))
+
+    assert event(fail(p)) == "failed" and isinstance(only(p), Known)
+    if file in FILES:
+        fill(file, "second")
+    else:
+        p = p.model_copy(update={"generate": p.generate.model_copy(update={"max_new_tokens": 9})})
+    assert isinstance(only(p), Job)
+    assert event(fail(p)) == "quiet" and isinstance(only(p), Known)
+
+
+def test_a_trial_that_failed_is_made_again_with_other_parameters(p: Params) -> None:
+    fake_checkpoint(INCOMING / "alpha")
+    job = only(p)
+    assert isinstance(job, Job)
+    note(outcomes.failure(job.found, None, "too long.").model_copy(update={"state": asked(p)}))
+    assert isinstance(only(p), Known)
+    assert isinstance(only(p.model_copy(update={"generate": p.generate.model_copy(update={"batch_size": 3})})), Job)
