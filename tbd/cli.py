@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -256,7 +257,11 @@ def _stopped(error: InputError | StageFailed | TransientFault) -> tuple[str, int
 def _complain(message: str, code: int) -> int:
     said = "".join(c if c.isprintable() else " " for c in message)  # names of files may hold anything
     said = " ".join(said.split())
-    print("error: " + (said if len(said) <= LINE else f"{said[: LINE // 2]} ... {said[-LINE // 2 :]}"), file=sys.stderr)
+    with suppress(OSError):  # where stderr is a file on a full disk, the exit code says it alone
+        print(
+            "error: " + (said if len(said) <= LINE else f"{said[: LINE // 2]} ... {said[-LINE // 2 :]}"),
+            file=sys.stderr,
+        )
     return code
 
 

@@ -18,6 +18,7 @@ from tbd.jsonlines import JsonLines
 from tbd.locks import locked
 from tbd.pipeline.repro import _failure
 from tbd.workspace import room
+from tests.workspace import REPOSITORY
 
 FAULTS = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"),
@@ -97,6 +98,16 @@ def test_of_dvc_itself_and_of_a_stage_that_could_not_say_so() -> None:
     wrong = _failure("score@a", ["warning: No space left on device", "error: no such set"], 2, 255)
     assert wrong.bad_input and not wrong.transient
     assert not _failure("score@a", ["ZeroDivisionError: division by zero"], 1, 255).transient
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_an_error_that_cannot_be_told_keeps_its_exit_code(workspace: Path) -> None:
+    """Exit 1 would say that a gate fired."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "tbd", "history"], stderr=full, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        )
+    assert done.returncode == 2
 
 
 def test_room_is_asked_for_before_it_is_needed(tmp_path: Path) -> None:
