@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PROJECT = --editable '.[world,lora,test]'
 install = $(UV) --quiet --constraint constraints.txt $(1) || $(PIP) --constraint constraints.txt $(1)
 
-.PHONY: demo test quick lint unit bench clean
+.PHONY: demo test quick lint unit faults bench clean
 
 demo: $(READY)
 	$(BIN)/tbd calibrate
@@ -34,6 +34,9 @@ lint: $(READY)
 
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+faults: $(READY)  # FAULTS_SEED and FAULTS_KILLS say which and how many; docs/reliability.md says what came of it
+	FAULTS_REPORT=1 $(BIN)/python -m pytest tests/faults -n 2 --dist worksteal
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.generation

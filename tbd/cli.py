@@ -37,6 +37,9 @@ CODES = (
     "Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke."
 )
 
+LINE = 1000
+"""most characters of an error: a name or a value in it may have millions"""
+
 
 class Parser(argparse.ArgumentParser):
     """One that complains in one line, like everything else here."""
@@ -252,7 +255,8 @@ def _stopped(error: InputError | StageFailed | TransientFault) -> tuple[str, int
 
 def _complain(message: str, code: int) -> int:
     said = "".join(c if c.isprintable() else " " for c in message)  # names of files may hold anything
-    print("error: " + " ".join(said.split()), file=sys.stderr)
+    said = " ".join(said.split())
+    print("error: " + (said if len(said) <= LINE else f"{said[: LINE // 2]} ... {said[-LINE // 2 :]}"), file=sys.stderr)
     return code
 
 

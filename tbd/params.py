@@ -3,6 +3,7 @@
 An unknown key is refused with a suggestion, so that a misspelt parameter never runs as a default.
 """
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +19,8 @@ FILE = Path("params.yaml")
 SMALLEST_RATE = 1e-6
 SHORTEST_INTERVAL = 5.0
 """seconds between two looks"""
+NESTED = re.compile("([-?] ){1000}")
+"""lists in lists on one line of YAML; deeper, PyYAML's reader in C runs out of stack, and the process ends"""
 Fraction = Field(ge=SMALLEST_RATE, lt=1)
 
 
@@ -282,11 +285,13 @@ def parse(tree: Any, where: str = str(FILE)) -> Params:
 def load_yaml(path: Path) -> Any:
     """A YAML file as plain Python. Raises InputError with the line of a syntax error."""
     try:
+        text = path.read_text(encoding="utf-8")
         # the same in C where PyYAML has it: seconds less for the dvc.lock of some hundred audits
-        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        fast = not NESTED.search(text) and text.count("[") + text.count("{") < 10_000
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader) if fast else yaml.SafeLoader)
     except FileNotFoundError:
         raise InputError(f"{path}: not found. Run tbd in the folder that holds it.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date that is none, for example
         mark = getattr(error, "problem_mark", None)
         at = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{at}: not valid YAML. Mend it there.") from None

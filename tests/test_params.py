@@ -180,8 +180,9 @@ def test_a_syntax_error_has_its_line(tmp_path: Path) -> None:
     path.write_text("base:\n  source: a\nsets: [1, 2\nvalidate: 3\n")
     with pytest.raises(InputError, match=r"params\.yaml, line 4: not valid YAML"):
         params.load(path)
-    path.write_bytes(b"base: \xff\xfe\n")
-    with pytest.raises(InputError, match="not valid YAML"):
-        params.load(path)
+    for content in (b"base: \xff\xfe\n", b"[" * 100_000, b"- " * 100_000, b"base: 2026-99-99", b"base: " + b"9" * 5000):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="not valid YAML"):
+            params.load(path)
     with pytest.raises(InputError, match="not found"):
         params.load(tmp_path / "none.yaml")

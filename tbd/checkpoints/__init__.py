@@ -153,6 +153,8 @@ def state(folder: Path) -> State:
             raise Incomplete(f"{_shown(file)}: cannot be read ({error.strerror}). Copy it again.") from None
         if not stat.S_ISREG(s.st_mode):
             raise InputError(f"{_shown(file)}: not a regular file. Take it out.")
+        if file.resolve().parts[1:2] in (("proc",), ("sys",)):  # what another process knows, or an error of no disk
+            raise InputError(f"{_shown(file)}: a link to what is on no disk. Take it out.")
         most = next(most for pattern, most in LARGEST.items() if file.match(pattern))
         if most is not None and s.st_size > most:
             raise InputError(

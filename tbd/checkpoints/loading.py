@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tbd import checkpoints
+from tbd import checkpoints, records
 from tbd.errors import InputError, TransientFault, first_line
 
 SENSES = re.compile(r"(^|\.)(vision|visual|multi_modal|vqmodel|audio)")
@@ -47,12 +47,35 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
     Raises InputError, or TransientFault if the device has no room for it now.
     """
     torch.set_num_threads(available_threads())
+    model = _load(folder, dtype=dtype)
+    if device == "cpu":
+        for tensor in chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()  # it was a view of the file, which may change
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError:
+        raise TransientFault(f"{folder}: no room for its weights on {device} now.") from None
+    model.eval()
+    return model
+
+
+def fits(folder: Path) -> None:
+    """Raise InputError, as `load_model` does, unless the weights are those that config.json describes.
+
+    Takes no memory for them. A quantized model is left to `load_model`: what can read it may need its device.
+    """
+    if "quantization_config" not in records.known(folder / "config.json"):
+        _load(folder, device_map="meta")
+
+
+def _load(folder: Path, **how: Any) -> PreTrainedModel:
+    """The model as transformers loads it. Raises InputError unless the weights are what config.json describes."""
     with checkpoints.links(folder) as files:
         try:
             config = AutoConfig.from_pretrained(files, trust_remote_code=False)
             _check_size(files, config)
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-                files, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                files, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how
             )
         except Exception as error:  # whatever the many model classes raise, the file is the user's
             said = first_line(error).replace(str(files), str(folder))
@@ -75,14 +98,6 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
             f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in "
             "padded batches."
         )
-    if device == "cpu":
-        for tensor in chain(model.parameters(), model.buffers()):
-            tensor.data = tensor.data.clone()  # it was a view of the file, which may change
-    try:
-        model.to(device)
-    except torch.OutOfMemoryError:
-        raise TransientFault(f"{folder}: no room for its weights on {device} now.") from None
-    model.eval()
     return model
 
 

@@ -1,7 +1,8 @@
 """Questions as prompts of a checkpoint, made in a process of its own: chat template and tokenizer are somebody else's.
 
 That process (`tbd.checkpoints.rendering`) is limited in time and memory, and its environment holds no secrets. One does
-all questions of an audit; it takes about a second, because it does without torch.
+all questions of an audit; it takes about a second, because it does without torch. Whether weights and configuration fit
+together is asked of another such process (`tbd.checkpoints.fitting`), which needs torch and takes some seconds.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from tbd import checkpoints
 from tbd.checkpoints import Prompted
@@ -20,7 +22,7 @@ from tbd.records import question_id
 
 TODAY = date(2026, 1, 1)
 """what a template is told that asks for the time, at any time: the same question is the same prompt on every day"""
-LOADING, EACH = 30, 5
+LOADING, EACH = 30, 3
 """seconds of processor for the tokenizer, and for each question"""
 MEMORY = 2 << 30
 """bytes"""
@@ -51,38 +53,51 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
             "today": TODAY.isoformat(),
             "limits": [LOADING, EACH, MEMORY],
         }
-        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        own = {
-            "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path),
-            "LC_ALL": "C.UTF-8",
-            "HOME": str(files),
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "TRANSFORMERS_VERBOSITY": "critical",
-        }
-        try:
-            # -P: no code from where it runs
-            done = subprocess.run(
-                [sys.executable, "-P", "-m", "tbd.checkpoints.rendering"],
-                input=json.dumps(asked).encode(),
-                capture_output=True,
-                env=kept | own,
-                cwd="/",
-                timeout=PATIENCE + len(questions),
-            )
-        except subprocess.TimeoutExpired:
-            raise TransientFault(f"{folder}: its questions were no prompts after {PATIENCE} s.") from None
+        answer = _answer("rendering", folder, files, asked)
+    return Prompted([tuple(prompt) for prompt in answer["prompts"]], answer["frame"], answer["odd"])
+
+
+def fits(folder: Path) -> None:
+    """See `tbd.checkpoints.loading.fits`, in a process with limits. Raises as `prompts` does."""
+    with checkpoints.links(folder) as files:
+        _answer("fitting", folder, files, {"files": str(files), "limits": [LOADING, MEMORY]})
+
+
+def _answer(module: str, folder: Path, files: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What that process answers."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    own = {
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path),
+        "LC_ALL": "C.UTF-8",
+        "HOME": str(files),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "critical",
+    }
+    patience = PATIENCE + len(asked.get("questions", ()))
+    try:
+        # -P: no code from where it runs
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", f"tbd.checkpoints.{module}"],
+            input=json.dumps(asked).encode(),
+            capture_output=True,
+            env=kept | own,
+            cwd="/",
+            timeout=patience,
+        )
+    except subprocess.TimeoutExpired:
+        raise TransientFault(f"{folder}: the process that reads it had not ended after {patience} s.") from None
     if done.returncode in ENDED:
-        raise TransientFault(f"{folder}: the process that makes its prompts was ended ({-done.returncode}).")
+        raise TransientFault(f"{folder}: the process that reads it was ended ({-done.returncode}).")
     if done.returncode < 0:
         raise InputError(
-            f"{folder}: tokenizer and chat template take more than {LOADING} s to load, {EACH} s for a question or "
-            f"{MEMORY >> 30} GiB. Mend them there."
+            f"{folder}: configuration, tokenizer and chat template take more than {LOADING} s to load, {EACH} s for a "
+            f"question or {MEMORY >> 30} GiB. Mend them there."
         )
     if done.returncode:
         raise RuntimeError(done.stderr.decode(errors="replace"))
-    answer = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
-        kind = TransientFault if answer["fault"] else InputError
+        kind = TransientFault if answer.get("fault") else InputError
         raise kind(answer["error"].replace(str(files), str(folder)))
-    return Prompted([tuple(prompt) for prompt in answer["prompts"]], answer["frame"], answer["odd"])
+    return answer

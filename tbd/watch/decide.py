@@ -166,7 +166,9 @@ def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
             return Broken(found, late)
         folder = source.fetch(found)
         checkpoints.inspect(folder)
-        engines.find(p.generate.engine).prompts(folder, p.generate, [TRIAL])
+        engine = engines.find(p.generate.engine)
+        engine.prompts(folder, p.generate, [TRIAL])
+        engine.fits(folder)  # seconds; the stages that come to it take half a minute
         weights = checkpoints.fingerprint(folder)
     except TransientFault:
         raise

@@ -110,6 +110,12 @@ def test_a_config_with_fewer_layers_than_the_weights(copy: Path) -> None:
     assert "model.layers.1." in said and "9 of the weights" in said
 
 
+def test_weights_and_configuration_are_compared_before_an_audit(copy: Path) -> None:
+    prompting.fits(copy)
+    change(copy / "config.json", num_hidden_layers=1)
+    assert f"{copy}: config.json describes no model.layers.1." in refusal(lambda: prompting.fits(copy))
+
+
 def test_tensors_that_are_there_for_old_versions(copy: Path) -> None:
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
@@ -293,5 +299,9 @@ def test_what_is_no_regular_file(copy: Path) -> None:
     (copy / "w.json").symlink_to("/dev/zero")
     assert "w.json: a device, not a regular file" in refusal(lambda: checkpoints.inspect(copy))
     (copy / "w.json").unlink()
+    for name in ("mem", "environ"):  # one gives an I/O error, the other what a process was told in secret
+        (copy / "w.json").symlink_to(f"/proc/self/{name}")
+        assert "w.json: a link to what is on no disk" in refusal(lambda: checkpoints.inspect(copy))
+        (copy / "w.json").unlink()
     os.mkfifo(os.fsencode(copy) + b"/\xff.json")
     assert r"\xff.json: not a regular file" in refusal(lambda: checkpoints.fingerprint(copy))

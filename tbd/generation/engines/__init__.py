@@ -61,6 +61,10 @@ class Engine(Protocol):
         and for one that holds control tokens where `params` refuses them.
         """
 
+    @classmethod
+    def fits(cls, checkpoint: Path) -> None:
+        """Raise InputError unless the weights are those that the configuration describes, as far as that is quick."""
+
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
     ) -> Iterator[tuple[int, Completion]]:

@@ -33,6 +33,10 @@ class FakeEngine:
     def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> Prompted:
         return Prompted(list(map(cls.open(checkpoint, params).prompt, questions)), frame="none", odd=0)
 
+    @classmethod
+    def fits(cls, checkpoint: Path) -> None:
+        cls(checkpoint)
+
     def __init__(self, folder: Path) -> None:
         if not (folder / MEMORY).is_file():
             raise InputError(f"{folder}: no {MEMORY}, so not a checkpoint of the fake engine.")

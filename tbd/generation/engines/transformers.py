@@ -112,6 +112,10 @@ class TransformersEngine:
     def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> Prompted:
         return prompting.prompts(checkpoint, questions, params.max_new_tokens, params.control_tokens)
 
+    @classmethod
+    def fits(cls, checkpoint: Path) -> None:
+        prompting.fits(checkpoint)
+
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         checkpoints.inspect(folder)
         before = checkpoints.state(folder)
