@@ -247,6 +247,9 @@ def _answers(
     short = [scored.lengths(name) < looked_at for name in (audit.benchmark, audit.unseen)]
     if few := sum(int(each.sum()) for each in short):
         warnings.append(f"{few} answers have fewer than the {looked_at} tokens that the detector looks at.")
+    same_frame = provenance.frame == own.get("frame")
+    if not same_frame:
+        warnings.append("The chat template puts another text around the questions than on the reference.")
     if own.get("device_asked") == "auto" and own["device"] == "cpu":
         warnings.append("generate.device is auto and no GPU was found: the answers were computed on the CPU.")
     return Answers(
@@ -254,7 +257,7 @@ def _answers(
         short=max(float(each.mean()) for each in short),
         unscored=float(unscored),
         odd_prompts=own.get("odd_prompts", 0),
-        same_frame=provenance.frame == own.get("frame"),
+        same_frame=same_frame,
     )
 
 

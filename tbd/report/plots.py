@@ -269,7 +269,7 @@ def power(path: Path, powers: Sequence[Power], at_least: float | None, estimate:
                      label="this audit: estimate")  # fmt: skip
         axes.set_xlim(0, right)
         axes.set_ylim(0, 101)
-        axes.set_xlabel("% of the benchmark that leaked as strongly as on the reference")
+        axes.set_xlabel("% of the benchmark that leaked as strongly as on that reference")
         axes.set_ylabel("% of audits like this one")
         figure.legend(loc="outside upper left", ncols=2)
 

@@ -50,6 +50,8 @@ def test_the_answers_of_an_audit_are_looked_at() -> None:
     assert said(LOW, tokens=10).verdict == "NO EVIDENCE"
     assert said(LOW, odd_prompts=1).verdict == said(LOW, frame="other").verdict == "INCONCLUSIVE"
     assert said(LOW, detector(frame="same"), frame="same").verdict == "NO EVIDENCE"
+    found = said(MIXED, frame="other")  # what is found is found, and what was otherwise is said
+    assert found.verdict == "CONTAMINATED" and "another text around the questions than" in found.warnings[-1]
 
 
 def test_unscored_questions_of_either_set_count() -> None:
