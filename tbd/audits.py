@@ -5,6 +5,7 @@ so that a folder overwritten later is noticed, not audited under the old name.
 """
 
 import json
+import os
 from pathlib import Path
 
 import yaml
@@ -69,7 +70,7 @@ def load(workspace: Path = Path()) -> dict[str, Audit]:
 def get(name: str, workspace: Path = Path()) -> Audit:
     """One audit. Raises InputError, suggesting a name, if there is none such."""
     file = path(name, workspace)
-    if not file.is_file():
+    if not os.path.isfile(file):  # False, too, for a name that no file can have
         raise unknown("audit", name, names(workspace), f"{AUDITS}/")
     check_name(name, "audit")
     try:

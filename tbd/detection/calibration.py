@@ -1,7 +1,7 @@
 """Choosing the detector where contamination is known, by repeated halves: one half of the labelled questions chooses,
 the other measures, and the other way round, many times. No figure is of the questions that chose.
 
-Against one split in halves the figures are as sure as with twice the labels (`benchmarks/choosing.py`).
+Against one split in halves the figures vary by a third less (`benchmarks/choosing.py`).
 """
 
 from collections.abc import Mapping, Sequence
