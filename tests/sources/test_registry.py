@@ -157,12 +157,21 @@ def test_what_was_registered_before_all_of_it_was_there(
 
 
 def test_a_kill_leaves_nothing_that_looks_whole(client: MlflowClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    shutil.copytree(tiny_checkpoint, there)
-    (there / "model.safetensors").unlink()
-    os.mkfifo(there / "model.safetensors")  # a file that never comes
-    client.create_model_version("model", str(there))
-    code = "from tbd.sources import resolve; resolve('models:/model/1')"
+    client.create_model_version("model", str(shutil.copytree(tiny_checkpoint, tmp_path / "there")))
+    code = """
+import shutil, time
+from tbd.sources import resolve
+
+copy = shutil.copyfile
+
+def slow(source, *arguments, **more):  # the weights take long
+    if str(source).endswith("model.safetensors"):
+        time.sleep(600)
+    return copy(source, *arguments, **more)
+
+shutil.copyfile = slow
+resolve("models:/model/1")
+"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
@@ -174,8 +183,6 @@ def test_a_kill_leaves_nothing_that_looks_whole(client: MlflowClient, tiny_check
     process.kill()
     process.wait()
     assert [one.name for one in Path("checkpoints/mlflow").iterdir() if one.name[0] != "."] == []
-    (there / "model.safetensors").unlink()
-    shutil.copy(tiny_checkpoint / "model.safetensors", there)
     assert checkpoint.fingerprint(sources.resolve("models:/model/1")) == checkpoint.fingerprint(tiny_checkpoint)
 
 
