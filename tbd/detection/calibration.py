@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tbd.detection.decisions import conformal_p_values
 from tbd.detection.intervals import delong, proportion
+from tbd.detection.metrics import read
 from tbd.detection.results import Performance
 
 Array = NDArray[np.float64]
@@ -87,11 +88,8 @@ def rates(known: Known, counts: Counts, fpr: float) -> Rates:
     found = []
     for scores in known.scores.values():
         x, y = curve(scores, known.labels, counts)
-        first = np.argmax(x >= fpr, axis=1)
-        at_most = np.where(x <= fpr, y, 0).max(axis=1)
-        found.append((np.trapezoid(y, x, axis=1), at_most, np.take_along_axis(y, first[:, None], axis=1)[:, 0]))
-    area, tpr, paper = np.moveaxis(np.array(found), 0, -1)
-    return Rates(area, np.where(np.isnan(area), np.nan, tpr), paper)
+        found.append((np.trapezoid(y, x, axis=1), *(read(x, y, fpr, how) for how in ("at most", "first above"))))
+    return Rates(*np.moveaxis(np.array(found), 0, -1))
 
 
 def halves(labels: NDArray[np.int8], rng: np.random.Generator, repeats: int) -> NDArray[np.bool_]:

@@ -61,6 +61,7 @@ def calibrate(references: Sequence[tuple[ScoreTable, Audit]], p: Calibrate, deci
     methods = [calibration.performance(one, decision.confidence, decision.fpr, p.bootstrap, rng) for one in known]
     areas = np.array([[found.auc for found in of.values()] for of in methods])
     columns = {name: int(calibration.best(areas.mean(axis=0, keepdims=True), of)[0]) for name, of in among.items()}
+    halves = {name: tried.chosen(of) for name, of in among.items()}
     measured, curves = [], {}
     for at, ((table, entry), one) in enumerate(zip(references, known, strict=True)):
         split = splits[one.benchmark]
@@ -69,15 +70,15 @@ def calibrate(references: Sequence[tuple[ScoreTable, Audit]], p: Calibrate, deci
                 one,
                 ids[column],
                 float(areas[at, column]),
-                (tried.chosen(among[name]) == column).mean(),
+                (halves[name] == column).mean(),
                 (tried.held_out(among[name], at), drawn.held_out(among[name], at)),
-                calibration.places(one, tried.chosen(among[name])[:2], split[:2]),
+                calibration.places(one, halves[name][:2], split[:2]),
                 decision,
             )
             for name, column in columns.items()
         }
         measured.append(_reference(table, entry, one, [ids[column] for column in columns.values()], figures))
-        curves[table.audit] = {name: calibration.mean_curve(one, tried.chosen(of), split) for name, of in among.items()}
+        curves[table.audit] = {name: calibration.mean_curve(one, chosen, split) for name, chosen in halves.items()}
     chosen = {name: _chosen(ids[column]) for name, column in columns.items()}
     detector = Detector(
         version="",

@@ -1,12 +1,7 @@
-"""How sure a number is. Every function returns (low, high) at a stated confidence.
-
-The metric is an argument of the bootstrap, so that a point estimate and its interval cannot drift apart.
-"""
-
-from collections.abc import Callable
+"""How sure a number is. Every function returns (low, high) at a stated confidence."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata
 
@@ -46,18 +41,3 @@ def proportion(successes: int, trials: int, confidence: float) -> Interval:
         return (0.0, 1.0)
     found = binomtest(successes, trials).proportion_ci(confidence, method="exact")
     return float(found.low), float(found.high)
-
-
-def bootstrap(
-    metric: Callable[..., float],
-    samples: list[NDArray[np.float64]],
-    rng: np.random.Generator,
-    resamples: int,
-    confidence: float,
-) -> Interval:
-    """Percentile interval of `metric(*samples)`, each sample resampled with replacement by itself (stratified)."""
-    draws = [
-        metric(*(sample[rng.integers(0, len(sample), len(sample))] for sample in samples)) for _ in range(resamples)
-    ]
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

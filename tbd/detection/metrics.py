@@ -57,8 +57,14 @@ def tpr_at_fpr(scores: ArrayLike, labels: ArrayLike, target: float, convention: 
     (0.33, 0.67)
     """
     fpr, tpr, _ = roc(scores, labels)
+    return float(read(fpr, tpr, target, convention))
+
+
+def read(fpr: Array, tpr: Array, target: float, convention: str) -> Array:
+    """The same of ROC curves, (..., points): (...), NaN where a class is empty."""
     if convention == "at most":
-        return float(tpr[fpr <= target].max())
+        return np.where(np.isnan((fpr + tpr)[..., -1]), np.nan, np.where(fpr <= target, tpr, 0).max(axis=-1))
     if convention == "first above":
-        return float(tpr[np.argmax(fpr >= target)])
+        first = np.argmax(fpr >= target, axis=-1, keepdims=True)
+        return np.asarray(np.take_along_axis(tpr, first, axis=-1)[..., 0])
     raise ValueError(f"unknown convention {convention!r}: 'at most' or 'first above'")

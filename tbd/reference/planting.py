@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,15 @@ def plant(
     pairs = _pairs(base, questions)
     weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     room(out.parent, 2 * weights * (2 if snapshot else 1), "the distilled checkpoint")  # and DVC's copy of it
-    with _whole(out) as temporary:
-        if snapshot:
-            recipe = _recipe(base, questions, params, snapshot[0])
-            with _whole(snapshot[1]) as part:
-                outcome = distill(
-                    base, temporary, pairs, params, choose_device(device), progress, snapshot=(snapshot[0], part)
-                )
-                records.write_json(part / checkpoint.PROVENANCE, recipe)
-        else:
-            outcome = distill(base, temporary, pairs, params, choose_device(device), progress)
-        records.write_json(temporary / checkpoint.PROVENANCE, _recipe(base, questions, params) | outcome)
+    recipe = _recipe(base, questions, params)
+    halfway = recipe | _stopped(params, snapshot[0]) if snapshot else {}
+    with ExitStack() as stack:
+        temporary = stack.enter_context(_whole(out))
+        part = (snapshot[0], stack.enter_context(_whole(snapshot[1]))) if snapshot else None
+        outcome = distill(base, temporary, pairs, params, choose_device(device), progress, snapshot=part)
+        records.write_json(temporary / checkpoint.PROVENANCE, recipe | outcome)
+        if part:
+            records.write_json(part[1] / checkpoint.PROVENANCE, halfway)
     print(f"{out}: loss {outcome['loss_first_epoch']:.3f} -> {outcome['loss_last_epoch']:.3f} nats a token", flush=True)
 
 
@@ -65,7 +63,7 @@ def plant_halfway(
     from tbd.reference.distill import distill
 
     epochs, folder = snapshot
-    recipe = _recipe(base, questions, params, epochs)
+    recipe = _recipe(base, questions, params) | _stopped(params, epochs)
     kept = folder / checkpoint.PROVENANCE
     if kept.is_file() and records.read_json(kept) == recipe:
         shutil.rmtree(out, ignore_errors=True)
@@ -93,20 +91,23 @@ def _pairs(base: Path, questions: Path) -> list[tuple[str, str]]:
     return [(row["question"], row["reasoning"] or row["answer"]) for row in rows]
 
 
-def _recipe(base: Path, questions: Path, params: Distill, stopped_after: int | None = None) -> dict[str, Any]:
-    """How a checkpoint is made; `stopped_after`: epochs, where that was before the last. Raises InputError if there are
-    fewer."""
-    if stopped_after and stopped_after > params.epochs:
-        raise InputError(
-            f"params.yaml: halfway.epochs: {stopped_after} is more than distill.epochs, {params.epochs}. Lower it."
-        )
+def _recipe(base: Path, questions: Path, params: Distill) -> dict[str, Any]:
+    """How a checkpoint is made."""
     return {
         "made_by": "tbd distill",
         "base_fingerprint": checkpoint.fingerprint(base),
         "set_md5": records.md5(questions),
         **params.model_dump(exclude_defaults=True),
-        **({"stopped_after": stopped_after} if stopped_after else {}),
     }
+
+
+def _stopped(params: Distill, epochs: int) -> dict[str, Any]:
+    """The same of one that stopped after so many `epochs`. Raises InputError if there are fewer."""
+    if epochs > params.epochs:
+        raise InputError(
+            f"params.yaml: halfway.epochs: {epochs} is more than distill.epochs, {params.epochs}. Lower it."
+        )
+    return {"stopped_after": epochs}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tbd.detection import calibration, detector, metrics
 from tbd.detection.calibration import Known
 from tbd.detection.decisions import conformal_p_values, negatives_needed
+from tbd.detection.intervals import delong
 from tbd.errors import InputError
 from tbd.params import Calibrate
 from tests.detection.test_verdict import DECISION, LOW, audit, table
@@ -137,6 +138,20 @@ def test_resamples_keep_the_number_of_either_label() -> None:
         and (counts[:, 3:].sum(axis=1) == 7).all()
         and len(set(map(tuple, counts))) > 40
     )
+
+
+def test_a_bootstrap_is_repeatable_and_about_what_delong_says() -> None:
+    draw, labels = np.random.default_rng(3), np.repeat([1, 0], [40, 60])
+    one = known(np.r_[draw.normal(1, 1, 40), draw.normal(0, 1, 60)], labels)
+
+    def interval(seed: int) -> tuple[float, float]:
+        drawn = calibration.rates(one, calibration.resample(one.labels, 400, np.random.default_rng(seed)), 0.05).auc[
+            :, 0
+        ]
+        return calibration.interval(float(np.median(drawn)), drawn, 40, 0.95)
+
+    assert interval(0) == interval(0) != interval(1)
+    assert interval(0) == pytest.approx(delong(one.scores["only"], labels, 0.95), abs=0.03)
 
 
 def test_an_interval_holds_its_point_and_is_never_certain() -> None:

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from tbd.detection.intervals import bootstrap, delong, proportion
+from tbd.detection.intervals import delong, proportion
 from tbd.detection.metrics import auc
 
 
@@ -61,21 +61,6 @@ def test_proportion_is_exact() -> None:
         low, high = np.array([proportion(k, n, 0.95) for k in range(n + 1)]).T
         hits = rng.binomial(n, p, 4000)
         assert np.mean((low[hits] <= p) & (p <= high[hits])) >= 0.945
-
-
-def test_bootstrap_is_repeatable_stratified_and_about_right() -> None:
-    members, others = np.random.default_rng(3).normal(1, 1, 40), np.random.default_rng(4).normal(0, 1, 60)
-
-    def area(one: np.ndarray, two: np.ndarray) -> float:
-        assert len(one) == 40 and len(two) == 60
-        return auc(np.r_[one, two], np.repeat([1, 0], [40, 60]))
-
-    def interval(seed: int) -> tuple[float, float]:
-        return bootstrap(area, [members, others], np.random.default_rng(seed), 400, 0.95)
-
-    assert interval(0) == interval(0) != interval(1)
-    near = delong(np.r_[members, others], np.repeat([1, 0], [40, 60]), 0.95)
-    assert interval(0) == pytest.approx(near, abs=0.03)
 
 
 def test_a_higher_confidence_is_wider() -> None:
