@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tbd.checkpoints.files import scan
+from tbd.checkpoints.files import scan, shown
 from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.locks import locked
 
@@ -150,15 +150,15 @@ def state(folder: Path) -> State:
         try:
             s = file.stat()
         except OSError as error:
-            raise Incomplete(f"{_shown(file)}: cannot be read ({error.strerror}). Copy it again.") from None
+            raise Incomplete(f"{shown(str(file))}: cannot be read ({error.strerror}). Copy it again.") from None
         if not stat.S_ISREG(s.st_mode):
-            raise InputError(f"{_shown(file)}: not a regular file. Take it out.")
+            raise InputError(f"{shown(str(file))}: not a regular file. Take it out.")
         if file.resolve().parts[1:2] in (("proc",), ("sys",)):  # what another process knows, or an error of no disk
-            raise InputError(f"{_shown(file)}: a link to what is on no disk. Take it out.")
+            raise InputError(f"{shown(str(file))}: a link to what is on no disk. Take it out.")
         most = next(most for pattern, most in LARGEST.items() if file.match(pattern))
         if most is not None and s.st_size > most:
             raise InputError(
-                f"{_shown(file)}: {s.st_size} bytes, more than the {most} of any such file. Save it again."
+                f"{shown(str(file))}: {s.st_size} bytes, more than the {most} of any such file. Save it again."
             )
         found.append((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
     return tuple(found)
@@ -167,9 +167,8 @@ def state(folder: Path) -> State:
 def unchanged(folder: Path, before: State) -> None:
     """Raise TransientFault if a file was changed or replaced since `before`, as one that is still being written is."""
     if changed := sorted(set(before) ^ set(state(folder))):
-        raise TransientFault(
-            f"{_shown(changed[0][0])}: changed while it was in use. Leave the checkpoint alone until it was audited."
-        )
+        file = shown(str(changed[0][0]))
+        raise TransientFault(f"{file}: changed while it was in use. Leave the checkpoint alone until it was audited.")
 
 
 @contextmanager
@@ -194,11 +193,6 @@ def _digest(files: State) -> str:
             content = hashlib.file_digest(handle, "sha256").hexdigest()
         digest.update(os.fsencode(file.name) + f"\0{content}\n".encode())
     return digest.hexdigest()
-
-
-def _shown(file: Path) -> str:
-    """A path for a message, whatever bytes are in its name."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def pinned(path: str, expected: str | None) -> Path:
