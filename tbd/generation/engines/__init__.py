@@ -49,6 +49,12 @@ class Engine(Protocol):
     identity: dict[str, Any]
     """all that can change a number: engine, its version, checkpoint fingerprint, kind of device, dtype, template"""
 
+    at_once: int
+    """how many calls of `generate` and `logprobs` may run side by side, in threads: 1 for a model in this process"""
+
+    rescores: bool
+    """whether `logprobs` can be asked: not every server says them of a text that it is given"""
+
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "Engine":
         """The engine with the weights of `checkpoint`. Raises InputError for one that cannot be loaded."""

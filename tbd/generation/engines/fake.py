@@ -25,6 +25,9 @@ MEMORY = "fake.txt"
 class FakeEngine:
     """See `tbd.generation.engines.Engine`."""
 
+    at_once = 1
+    rescores = True
+
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":
         return cls(checkpoint)

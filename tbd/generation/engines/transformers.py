@@ -104,6 +104,9 @@ def pack(model: torch.nn.Module) -> None:
 class TransformersEngine:
     """See `tbd.generation.engines.Engine`."""
 
+    at_once = 1
+    rescores = True
+
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "TransformersEngine":
         return cls(checkpoint, params.device, params.dtype)
