@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import dropwhile
 from pathlib import Path
@@ -18,6 +19,7 @@ from tbd.errors import FAULT, TRANSIENT, InputError, StageFailed, TransientFault
 from tbd.locks import Say
 from tbd.pipeline import workspace_lock
 from tbd.pipeline.markers import BEGIN, END
+from tbd.workspace import AUDITS, STATE
 
 HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autostage) |Use `dvc push`")
 """DVC's advice to people who type commands; left out of the log"""
@@ -139,6 +141,12 @@ class Repro:
             self._failed = _failure(None, lines, self._exit, code)
 
     def _start(self) -> None:
+        for file in (Path("dvc.lock"), *AUDITS.glob("*/dvc.lock")):
+            if torn(file):
+                aside = STATE / "torn" / file
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(aside)
+                self._say(f"{file}: cut off by a kill; set aside as {aside}. DVC finds the results in its cache.")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro", *self._targets],
             env=environment(),
@@ -177,6 +185,19 @@ class Repro:
         assert self._process is not None
         code, self._process = self._process.wait(), None
         return code
+
+
+def torn(file: Path) -> bool:
+    """Whether a `dvc.lock` is not whole: DVC writes it in place, and refuses one that it cannot read.
+
+    We hold the workspace, so only a `dvc` that somebody started by hand can be writing it now.
+    """
+    for patience in (1.0, 0.0):
+        content = file.read_bytes() if file.is_file() else b"schema:\n"
+        if content.startswith(b"schema:") and content.endswith(b"\n"):
+            return False
+        time.sleep(patience)
+    return True
 
 
 def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: int) -> StageFailed:

@@ -179,6 +179,20 @@ def test_a_failing_stage_has_the_last_word(small: Workspace, code: str, message:
     assert failure.value.bad_input is bad_input
 
 
+@pytest.mark.parametrize("left", [0, 40, -9])
+def test_a_dvc_lock_that_a_kill_cut_off_is_made_anew(small: Workspace, left: int, capfd: pytest.CaptureFixture) -> None:
+    """DVC writes it in place, and refuses one that it cannot read."""
+    second(small, "open('two.txt', 'w').write('two')")
+    assert repro("second") == ["first", "second"]
+    file = small.root / "dvc.lock"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:left])
+    assert repro("second") == ["first"]  # which depends on nothing; of others DVC has the results in its cache
+    assert file.read_bytes() == whole
+    assert capfd.readouterr().out.count("dvc.lock: cut off by a kill; set aside as .tbd/torn/dvc.lock") == 1
+    assert (small.root / ".tbd/torn/dvc.lock").read_bytes() == whole[:left]
+
+
 def test_a_lock_of_dvc_that_a_zombie_holds_is_given_back(small: Workspace) -> None:
     """DVC takes it for a process that runs. One that runs keeps its lock."""
     second(small, "open('two.txt', 'w').write('two')")
