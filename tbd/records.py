@@ -133,6 +133,14 @@ def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any] | None 
         pq.write_table(table, temporary)
 
 
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file like that of `write_table` that is written some rows at a time, there when all are."""
+    schema = schema.with_metadata({"tbd": json.dumps(metadata, sort_keys=True)})
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        yield writer
+
+
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a Parquet file as `schema`, metadata kept.
 

@@ -1,31 +1,36 @@
-"""Running an engine over a set of questions: batches, the journal, and what to do when memory runs out.
+"""From questions to answers: what is computed together, what was computed before, and what to do when memory runs out.
 
 In bfloat16 an answer depends on the batch it was computed in. So the batches depend on questions and parameters alone,
-and the journal keeps whole *batches*: a run that was killed and started again ends with the same numbers as one that
-was not, and a set that two audits of a checkpoint share is answered once.
+and what is kept is whole *units*, the batches' results: a run that was killed and started again, or that others had a
+part in, ends with the same numbers as one that was not, and a set that two audits of a checkpoint share is answered
+once. Questions are planned and read back a part at a time, so a long benchmark takes no more memory than a short one.
 """
 
-import json
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tbd.checkpoints import Prompt
 from tbd.errors import TransientFault
 from tbd.generation.engines import Completion, Engine, OutOfMemory, Tick
-from tbd.jsonlines import JsonLines
-from tbd.locks import locked
+from tbd.generation.store import Shelf
 from tbd.progress import Progress
-from tbd.records import sha256
-from tbd.workspace import STATE
 
-JOURNALS = STATE / "journal"
+PART = 64
+"""batches that are planned together"""
+TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
+
+Answers = Iterable[NDArray[np.int32]]
+"""token ids of each answer; iterated anew each time"""
 
 
 def plan(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
@@ -44,93 +49,163 @@ def plan(prompts: Sequence[Prompt], batch_size: int) -> list[list[int]]:
     return [list(map(int, part)) for part in np.array_split(order, batches)]
 
 
-class Journal:
-    """Finished batches, one JSON line each, in an append-only file."""
+@dataclass(frozen=True)
+class Unit:
+    """Questions whose answers are computed together."""
 
-    def __init__(self, path: Path) -> None:
-        """A line that a kill or a full disk cut off is dropped, and all after it."""
-        self._lines = JsonLines(path, computed=True)
-        self.done: dict[str, Any] = {line["key"]: line["value"] for line in self._lines.values}
+    prompts: tuple[Prompt, ...]
+    max_new_tokens: int
+    """of each answer; 0 where answers are given"""
+    answers: tuple[NDArray[np.int32], ...] | None = None
+    """of another model, whose tokens' log-probs are wanted"""
 
-    def add(self, key: str, value: Any) -> None:
-        self._lines.append({"key": key, "value": value})
-        self.done[key] = value
+    @property
+    def name(self) -> str:
+        """Digest of prompts and given answers. Not of `max_new_tokens`: a shorter answer is the head of a longer one."""
+        digest = hashlib.sha256(b"answer" if self.answers is None else b"rescore")
+        for tokens in (*self.prompts, *(self.answers or ())):
+            digest.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, "<i4").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def read(self) -> int:
+        """Tokens that are read."""
+        return sum(map(len, self.prompts)) + sum(map(len, self.answers or ()))
+
+    @property
+    def written(self) -> int:
+        """Tokens that are written, at most."""
+        return self.max_new_tokens * len(self.prompts)
 
 
-@contextmanager
-def journal(identity: dict[str, Any], folder: Path = JOURNALS) -> Iterator[Journal]:
-    """The journal of everything generated under this `identity`; a second process that asks for it waits."""
-    path = folder / f"{sha256(json.dumps(identity, sort_keys=True))[:24]}.jsonl"
-    with locked(path.with_suffix(".lock")):
-        yield Journal(path)
-
-
-def answer(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    batch_size: int,
-    journal: Journal,
-    progress: Progress,
-) -> list[Completion]:
-    """Greedy answers to `prompts`, in their order. Batches in `journal` are taken from there, new ones are added.
-
-    The caller has planned, in `progress`, to read every prompt and to write `max_new_tokens` for each.
+def compute(engine: Engine, unit: Unit, progress: Progress) -> pa.Table:
+    """The answers (token_ids, logprobs, finish_reason) of a unit in the order of its prompts, or logprobs alone.
 
     Raises:
         TransientFault: a single question does not fit into memory.
     """
+    given = unit.answers
 
-    def run(rows: list[int]) -> dict[int, Any]:
+    def answer(rows: list[int]) -> dict[int, Any]:
         with _taken_back(progress) as tick:
-            found = dict(engine.generate([prompts[row] for row in rows], max_new_tokens, tick))
-        for one in found.values():
-            progress.spare("written", max_new_tokens - len(one.token_ids))
-        return {
-            rows[position]: [one.token_ids.tolist(), one.logprobs.tolist(), one.finish_reason]
-            for position, one in found.items()
-        }
+            found = dict(engine.generate([unit.prompts[row] for row in rows], unit.max_new_tokens, tick))
+        return {rows[position]: vars(one) for position, one in found.items()}
 
-    def skip(rows: list[int]) -> None:
-        progress.plan("read", -sum(len(prompts[row]) for row in rows))
-        progress.plan("written", -max_new_tokens * len(rows))
-
-    def key(rows: list[int]) -> Any:
-        return [max_new_tokens, [prompts[row] for row in rows]]
-
-    values = _journalled(plan(prompts, batch_size), run, skip, key, journal, progress)
-    return [
-        Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason)
-        for tokens, logprobs, reason in values
-    ]
-
-
-def rescore(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    answers: Sequence[NDArray[np.int32]],
-    batch_size: int,
-    journal: Journal,
-    progress: Progress,
-) -> list[NDArray[np.float32]]:
-    """Log-probs (nats) that the engine's model gives to the answers of another model, with the journal as in `answer`.
-
-    The caller has planned, in `progress`, to read every prompt and its answer.
-    """
-
-    def run(rows: list[int]) -> dict[int, Any]:
+    def rescore(rows: list[int]) -> dict[int, Any]:
+        assert given is not None
         with _taken_back(progress) as tick:
-            found = engine.logprobs([prompts[row] for row in rows], [answers[row] for row in rows], tick)
-        return {row: logprobs.tolist() for row, logprobs in zip(rows, found, strict=True)}
+            found = engine.logprobs([unit.prompts[row] for row in rows], [given[row] for row in rows], tick)
+        return {row: {"logprobs": one} for row, one in zip(rows, found, strict=True)}
 
-    def skip(rows: list[int]) -> None:
-        progress.plan("read", -sum(len(prompts[row]) + len(answers[row]) for row in rows))
+    found = _in_parts(answer if given is None else rescore, list(range(len(unit.prompts))))
+    fields = [("logprobs", LOGPROBS)]
+    if given is None:
+        fields = [("token_ids", TOKENS), *fields, ("finish_reason", pa.string())]
+    return pa.Table.from_pylist([found[row] for row in sorted(found)], pa.schema(fields))
 
-    def key(rows: list[int]) -> Any:
-        return ["rescore", [[prompts[row], answers[row].tolist()] for row in rows]]
 
-    batches = plan([(*p, *a.tolist()) for p, a in zip(prompts, answers, strict=True)], batch_size)
-    return [np.array(logprobs, np.float32) for logprobs in _journalled(batches, run, skip, key, journal, progress)]
+class Executor(Protocol):
+    """Who computes units: the engine in this process, or many elsewhere (see `tbd.generation.executors`)."""
+
+    identity: dict[str, Any]
+    """of its engines, see `tbd.generation.engines.Engine`"""
+    rescores: bool
+    """likewise"""
+
+    def compute(self, units: Iterable[Unit], progress: Progress) -> Iterator[tuple[Unit, pa.Table]]:
+        """Every unit with its result, in whatever order they finish; units are taken as there is room for them."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Greedy answers to questions, or the log-probs of given answers: computed once, read as often as wanted."""
+
+    shelf: Shelf
+    prompts: Sequence[Prompt]
+    batch_size: int
+    max_new_tokens: int = 0
+    answers: Answers | None = None
+    """the answers whose log-probs are wanted, one for each prompt"""
+
+    def run(self, executor: Executor, progress: Progress) -> None:
+        """Compute the units that are not in the store yet, and add each as it ends.
+
+        The caller has planned, in `progress`, to read every prompt (and given answer), and to write `max_new_tokens`
+        for each.
+        """
+        step = progress.doing
+        done = sum(len(rows) for rows, unit in self._units() if self._known(unit, progress))
+        if done:
+            print(f"{step}: {done} of {len(self.prompts)} questions from the store", flush=True)
+        progress.doing = f"{step}, {done} of {len(self.prompts)} questions"
+        for unit, table in executor.compute(self._missing(), progress):
+            if unit.answers is None:
+                progress.spare("written", unit.written - len(table["token_ids"].combine_chunks().flatten()))
+            self.shelf.add(unit.name, unit.max_new_tokens, table)
+            done += len(table)
+            progress.doing = f"{step}, {done} of {len(self.prompts)} questions"
+
+    def completions(self) -> Iterator[Completion]:
+        """The answers in the order of the prompts, after `run`."""
+        for row in self._rows():
+            tokens, logprobs = (np.asarray(row[key].values) for key in ("token_ids", "logprobs"))
+            n, reason = self.max_new_tokens, row["finish_reason"].as_py()
+            yield Completion(tokens[:n], logprobs[:n], reason if len(tokens) <= n else "length")
+
+    def logprobs(self) -> Iterator[NDArray[np.float32]]:
+        """(n,) nats of each given answer, in the order of the prompts, after `run`."""
+        for row in self._rows():
+            yield np.asarray(row["logprobs"].values)
+
+    def _rows(self) -> Iterator[dict[str, pa.Scalar]]:
+        """A part at a time, put back into order."""
+        for units in self._parts():
+            part: dict[int, dict[str, pa.Scalar]] = {}
+            for rows, unit in units:
+                table = self.shelf.read(unit.name, unit.max_new_tokens)
+                if table is None:
+                    raise TransientFault(f"{self.shelf.folder}: a unit that was there is gone. Run it again.")
+                columns = {name: table[name] for name in table.column_names}
+                part |= {row: {name: c[i] for name, c in columns.items()} for i, row in enumerate(rows)}
+            yield from (part[row] for row in sorted(part))
+
+    def _parts(self) -> Iterator[list[tuple[list[int], Unit]]]:
+        """Every part of the questions as its units, with the rows of each in the part."""
+        answers = iter(self.answers) if self.answers is not None else None
+        size = PART * self.batch_size
+        for start in range(0, len(self.prompts), size):
+            prompts = self.prompts[start : start + size]
+            given = None if answers is None else list(islice(answers, len(prompts)))
+            whole = prompts if given is None else [(*p, *a.tolist()) for p, a in zip(prompts, given, strict=True)]
+            yield [
+                (
+                    rows,
+                    Unit(
+                        tuple(prompts[row] for row in rows),
+                        self.max_new_tokens,
+                        None if given is None else tuple(given[row] for row in rows),
+                    ),
+                )
+                for rows in plan(whole, self.batch_size)
+            ]
+
+    def _units(self) -> Iterator[tuple[list[int], Unit]]:
+        for part in self._parts():
+            yield from part
+
+    def _known(self, unit: Unit, progress: Progress) -> bool:
+        """Whether it is in the store; then it is no work."""
+        known = self.shelf.has(unit.name, unit.max_new_tokens)
+        if known:
+            progress.plan("read", -unit.read)
+            progress.plan("written", -unit.written)
+        return known
+
+    def _missing(self) -> Iterator[Unit]:
+        """Those that are not there, or cannot be read, when their turn comes."""
+        for _, unit in self._units():
+            if self.shelf.read(unit.name, unit.max_new_tokens) is None:
+                yield unit
 
 
 @contextmanager
@@ -148,36 +223,6 @@ def _taken_back(progress: Progress) -> Iterator[Tick]:
         for kind, tokens in done.items():
             progress.advance(kind, -tokens)
         raise
-
-
-def _journalled(
-    batches: list[list[int]],
-    run: Callable[[list[int]], dict[int, Any]],
-    skip: Callable[[list[int]], None],
-    key: Callable[[list[int]], Any],
-    journal: Journal,
-    progress: Progress,
-) -> list[Any]:
-    """The value of every row, in row order: from the journal if it has the row's batch, else from `run`.
-
-    `key` is what a batch is found by, `skip` takes a batch that is in the journal out of the plan.
-    """
-    step = progress.doing
-    names = [sha256(json.dumps(key(batch))) for batch in batches]
-    total = sum(map(len, batches))
-    known = [batch for batch, name in zip(batches, names, strict=True) if name in journal.done]
-    for batch in known:
-        skip(batch)
-    if known:
-        print(f"{step}: {sum(map(len, known))} of {total} questions from the journal", flush=True)
-    values: dict[int, Any] = {}
-    for batch, name in zip(batches, names, strict=True):
-        progress.doing = f"{step}, {len(values)} of {total} questions"
-        if name not in journal.done:
-            found = _in_parts(run, batch)
-            journal.add(name, [found[row] for row in batch])
-        values.update(zip(batch, journal.done[name], strict=True))
-    return [values[row] for row in sorted(values)]
 
 
 def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> dict[int, Any]:

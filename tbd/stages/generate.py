@@ -4,21 +4,28 @@ If the audit names a base model, the same table holds the base's log-probs of th
 own answers, for the exchangeability check. Without a base that file is empty.
 """
 
-from itertools import islice
+from collections.abc import Iterator
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tbd import audits, checkpoints, params, records, stages
 from tbd.checkpoints import Prompt
-from tbd.generation import engines, units
+from tbd.generation import engines, executors
 from tbd.generation.engines import Engine
+from tbd.generation.store import Shelf
+from tbd.generation.units import Executor, Job
 from tbd.progress import Progress
 from tbd.workspace import AUDITS, room, set_path
 
 BYTES = 60
-"""of a token that is written: in the journal, in the table, and in DVC's copy of that"""
+"""of a token that is written: in the store, in the table, and in DVC's copy of that"""
+ROWS = 65536
+"""that are written at a time"""
 REST = 50_000_000
 """bytes that the report, its plots and DVC's copies of them take"""
 
@@ -47,26 +54,26 @@ def main(audit: str, progress: Progress) -> None:
         progress.plan("read", tokens(base_prompts) + rescoring)
         progress.plan("written", longest)
     progress.begin(f"loading {entry.checkpoint}")
-    engine = kind.open(folder, p)
-    identity = engine.identity
-    read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
-    how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
-    todo = f"{questions} questions, {read:,} tokens to read, at most {written:,} to write"
-    print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
-    rows = answers(engine, prompts, sets, p, progress)
-    base_rows: list[dict[str, Any]] = []
-    base_identity: dict[str, Any] = {}
-    if base_folder:
-        del engine  # two models at once need not fit
+    with executors.opened(kind, folder, p) as executor:
+        identity = executor.identity
+        read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
+        how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
+        todo = f"{questions} questions, {read:,} tokens to read, at most {written:,} to write"
+        print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
+        answers = answered(executor, prompts, p, progress)
+    rescored, base_answers, base_identity = None, [], {}
+    if base_folder:  # only now: two models at once need not fit
         progress.begin(f"loading {entry.base}")
-        base = kind.open(base_folder, p)
-        base_identity = base.identity
         progress.plan("read", -rescoring)
-        if base_identity["vocabulary"] == identity["vocabulary"]:
-            add_base_logprobs(base, rows, prompts, p, progress)
-        else:
-            print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
-        base_rows = answers(base, base_prompts, sets, p, progress, "the base's answers")
+        with executors.opened(kind, base_folder, p) as base:
+            base_identity = base.identity
+            if base_identity["vocabulary"] != identity["vocabulary"]:
+                print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
+            elif not base.rescores:
+                print("the base's engine does not say the log-probs of given tokens: they are left out", flush=True)
+            else:
+                rescored = rescore(base, prompts, answers, p, progress)
+            base_answers = answered(base, base_prompts, p, progress, "the base's answers")
     decoding = {
         "decoding": "greedy",
         "end_token": "included",
@@ -77,7 +84,8 @@ def main(audit: str, progress: Progress) -> None:
         checkpoints.unchanged(one, before)
     out, made = AUDITS / audit, identity | decoding | around | {"device_asked": p.device}
     made["base_fingerprint"] = base_identity.get("fingerprint")
-    write(out / "generations.parquet", rows, made)
+    write(out / "generations.parquet", rows(sets, prompts, answers, rescored), made)
+    base_rows = rows(sets, base_prompts, base_answers) if base_folder else iter(())
     write(out / "base_generations.parquet", base_rows, base_identity | decoding)
 
 
@@ -95,53 +103,60 @@ def tokens(prompts: Prompts) -> int:
     return sum(len(prompt) for some in prompts.values() for prompt in some)
 
 
-def answers(
-    engine: Engine,
-    prompts: Prompts,
-    sets: dict[str, pa.Table],
-    p: params.Generate,
-    progress: Progress,
-    what: str = "answers",
-) -> list[dict[str, Any]]:
-    """A row of `records.GENERATIONS` for each question, in the order of the sets.
-
-    Each set has batches of its own, so that two audits can share its answers.
-    """
-    rows: list[dict[str, Any]] = []
-    with units.journal(engine.identity) as journal:
-        for name, table in sets.items():
-            progress.begin(f"{what} to {name}")
-            found = units.answer(engine, prompts[name], p.max_new_tokens, p.batch_size, journal, progress)
-            ids = table["question_id"].to_pylist()
-            rows += [
-                {
-                    "set": name,
-                    "question_id": identity,
-                    "prompt_sha256": records.sha256(",".join(map(str, prompt))),
-                    "base_logprobs": None,
-                    **vars(completion),
-                }
-                for identity, prompt, completion in zip(ids, prompts[name], found, strict=True)
-            ]
-    return rows
+def answered(
+    executor: Executor, prompts: Prompts, p: params.Generate, progress: Progress, what: str = "answers"
+) -> list[Job]:
+    """The answers to each set, which has batches of its own, so that two audits can share them."""
+    shelf, jobs = Shelf(p.store, executor.identity), []
+    for name, asked in prompts.items():
+        progress.begin(f"{what} to {name}")
+        jobs.append(Job(shelf, asked, p.batch_size, p.max_new_tokens))
+        jobs[-1].run(executor, progress)
+    return jobs
 
 
-def add_base_logprobs(
-    base: Engine, rows: list[dict[str, Any]], prompts: Prompts, p: params.Generate, progress: Progress
-) -> None:
-    """Fill `base_logprobs`: the base's log-prob of each token the checkpoint wrote, after the checkpoint's prompt."""
-    written = [row["token_ids"] for row in rows]
+class Written:
+    """The token ids of all answers of some jobs."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = jobs
+
+    def __iter__(self) -> Iterator[NDArray[np.int32]]:
+        return (one.token_ids for job in self.jobs for one in job.completions())
+
+
+def rescore(base: Executor, prompts: Prompts, answers: list[Job], p: params.Generate, progress: Progress) -> Job:
+    """The base's log-prob of each token the checkpoint wrote, after the checkpoint's prompt."""
+    written = Written(answers)
     progress.plan("read", tokens(prompts) + sum(map(len, written)))
     progress.begin("the base's log-probs of the same tokens")
-    with units.journal(base.identity) as journal:
-        everything = [prompt for some in prompts.values() for prompt in some]
-        scored = units.rescore(base, everything, written, p.batch_size, journal, progress)
-    for row, logprobs in zip(rows, scored, strict=True):
-        row["base_logprobs"] = logprobs
+    everything = [prompt for some in prompts.values() for prompt in some]
+    job = Job(Shelf(p.store, base.identity), everything, p.batch_size, answers=written)
+    job.run(base, progress)
+    return job
 
 
-def write(path: Path, rows: list[dict[str, Any]], metadata: dict[str, Any]) -> None:
-    records.write_table(path, pa.Table.from_pylist(rows, records.GENERATIONS), metadata)
+def rows(
+    sets: dict[str, pa.Table], prompts: Prompts, answers: list[Job], rescored: Job | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row of `records.GENERATIONS` for each question, in the order of the sets."""
+    base_logprobs = repeat(None) if rescored is None else rescored.logprobs()
+    for (name, table), asked, job in zip(sets.items(), prompts.values(), answers, strict=True):
+        for identity, prompt, completion in zip(table["question_id"], asked, job.completions(), strict=True):
+            yield {
+                "set": name,
+                "question_id": identity.as_py(),
+                "prompt_sha256": records.sha256(",".join(map(str, prompt))),
+                "base_logprobs": next(base_logprobs),
+                **vars(completion),
+            }
+
+
+def write(path: Path, rows: Iterator[dict[str, Any]], metadata: dict[str, Any]) -> None:
+    """Some rows at a time."""
+    with records.table_writer(path, records.GENERATIONS, metadata) as table:
+        while some := list(islice(rows, ROWS)):
+            table.write_table(pa.Table.from_pylist(some, records.GENERATIONS))
 
 
 if __name__ == "__main__":
