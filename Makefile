@@ -8,7 +8,7 @@ UV = UV_FIND_LINKS=$${UV_FIND_LINKS:-$$PIP_FIND_LINKS} $(BIN)/uv pip install --p
 PIP = $(BIN)/python -m pip install --quiet --quiet
 # byte code is written by whoever imports a module first: a third of what is installed ever is, and to compile all takes a minute of processor
 unexport PYTHONDONTWRITEBYTECODE
-PROJECT = --editable '.[world,lora,test]'
+PROJECT = --editable '.[world,lora,ray,test]'
 install = $(UV) --quiet --constraint constraints.txt $(1) || $(PIP) --constraint constraints.txt $(1)
 
 .PHONY: demo test quick lint unit faults bench clean

@@ -183,12 +183,20 @@ def parser() -> argparse.ArgumentParser:
 
     prune = command(
         "prune",
-        "Make room: remove downloaded checkpoints that were judged, and journals of answers, the oldest first.",
+        "Make room: remove downloaded checkpoints that were judged, and stored answers, the oldest first.",
         "Every verdict stands and can be verified: what it is computed from stays. DVC's cache loses what neither a "
         "commit nor the workspace names. After each look `tbd watch` and `tbd serve` keep watch.keep of params.yaml.",
     )
     prune.add_argument("--keep", type=float, metavar="GB", help="of both together (default: watch.keep of params.yaml)")
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+    store = command(
+        "store",
+        "What the store of finished answers holds (generate.store of params.yaml), and what of it can go.",
+        "Answers can go when no audit without a verdict needs them; of a store that others share, others may. "
+        "What an audit was judged by is in its own folder, so every verdict stands.",
+    )
+    store.add_argument("--prune", action="store_true", help="remove what can go")
 
     command(
         "migrate", "Carry a workspace of tbd 0.2.0 over: a folder an audit. Generates nothing anew, deletes nothing."
@@ -577,6 +585,17 @@ def _prune(options: argparse.Namespace) -> int:
     return 0
 
 
+def _store(options: argparse.Namespace) -> int:
+    from tbd import params
+    from tbd.commands import prune
+    from tbd.pipeline.workspace_lock import workspace
+
+    with workspace():
+        for line in prune.stored(params.load().generate.store, options.prune):
+            print(line, flush=True)
+    return 0
+
+
 def _migrate(options: argparse.Namespace) -> int:
     from tbd.commands.migrate import migrate
     from tbd.pipeline.workspace_lock import workspace
@@ -646,6 +665,7 @@ COMMANDS = {
     "verify": _verify,
     "record": _record,
     "prune": _prune,
+    "store": _store,
     "migrate": _migrate,
     "ui": _ui,
 }

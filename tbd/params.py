@@ -13,6 +13,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tbd.errors import InputError, unknown
+from tbd.workspace import UNITS
 
 FILE = Path("params.yaml")
 
@@ -97,8 +98,20 @@ class Halfway(Section):
     """of those of `Distill`"""
 
 
+class Ray(Section):
+    """A cluster whose actors compute answers, each with an engine of its own."""
+
+    address: str | None = None
+    """of a running cluster, `auto` for the one of this machine; None: one that is started here and ends with the run"""
+    actors: int = Field(2, ge=1)
+    cpus: float = Field(1, ge=0)
+    """of an actor; so many threads it computes in, at least one"""
+    gpus: float = Field(0, ge=0)
+    """of an actor"""
+
+
 class Generate(Section):
-    """Greedy decoding and how it is run. Everything here is part of a generation's identity."""
+    """Greedy decoding and how it is run. What comes after `control_tokens` makes no difference to the numbers."""
 
     engine: str
     device: str
@@ -110,6 +123,11 @@ class Generate(Section):
     control_tokens: Literal["text", "refuse"] = "text"
     """what a question may hold that structures a chat with the checkpoint, such as `<|im_end|>`. text: it is read as
     the characters it is written with; refuse: such a question is refused"""
+    store: str = str(UNITS)
+    """where finished units are: a folder, or an address such as s3://BUCKET/FOLDER that several machines share"""
+    executor: Literal["local", "ray"] = "local"
+    """who computes the units that are missing: the engine in this process, or actors on a Ray cluster"""
+    ray: Ray = Ray()
 
 
 class Score(Section):
@@ -206,7 +224,7 @@ class Watch(Section):
     """seconds after which nothing is waited for any more: a folder that still changes is FAILED, a look that waits for
     another one or for the workspace ends"""
     keep: float = Field(default=200, ge=0)
-    """GB (10^9 bytes) of downloads and journals that stay after a look, see `tbd.commands.prune`"""
+    """GB (10^9 bytes) of downloads and stored answers that stay after a look, see `tbd.commands.prune`"""
     policy: list[Rule]
     """every rule that matches applies; of two for the same benchmark, the first"""
 

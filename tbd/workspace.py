@@ -11,7 +11,9 @@ SETS = Path("data/sets")
 AUDITS = Path("audits")
 DETECTOR = Path("detector/detector.json")
 STATE = Path(".tbd")
-"""this workspace's own: locks, journals, what is to be told"""
+"""this workspace's own: locks, finished answers, what is to be told"""
+UNITS = STATE / "units"
+"""answers that models have finished, see `tbd.generation.store`"""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}", re.IGNORECASE)
 NUMBER = re.compile(r"\d[\d_]*e[\d_]+|0o[0-7_]+|0[\d_]*[89][\d_]*", re.IGNORECASE)

@@ -46,7 +46,7 @@ def test_the_page_as_it_stands(tmp_path: Path) -> None:
     done = workspace.run("bash", "-c", f"cd {elsewhere}\n{script}", **told)
     assert "recomputed, the same in every number" in done.stdout
     assert f"Running stage 'audits/{told['AUDIT']}/dvc.yaml:generate'" in done.stdout
-    assert not re.search("from the journal", done.stdout)
+    assert not re.search("from the store", done.stdout)
 
     # and it would notice: another checkpoint in that place is refused, a verdict that was touched is told
     shutil.rmtree(tmp_path / "incoming/model-7")

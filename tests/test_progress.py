@@ -56,7 +56,7 @@ def test_answers_that_end_early_shorten_what_is_left(passing: Clock) -> None:
     assert progress.left() == pytest.approx(90)
     progress.spare("written", 300)  # they were allowed 400
     assert progress.left() == pytest.approx(600 / 4 / 10)
-    progress.plan("written", -600)  # the others are in the journal
+    progress.plan("written", -600)  # the others are in the store
     assert progress.left() == 0 and progress.line().startswith("100% x")
 
 

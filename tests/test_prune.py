@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from tbd import audits, history, params, records
 from tbd.audits import Audit
 from tbd.commands import checks, prune
+from tbd.generation.store import Shelf, kept
 from tbd.locks import locked
 from tbd.params import Params, Rule
 from tbd.sources import FETCHED, Found
@@ -19,7 +21,7 @@ from tbd.watch.decide import Fetched, Job, Known, Standing
 from tests.watch.test_watching import lock
 from tests.workspace import REPOSITORY, fake_checkpoint, two_stages
 
-JOURNAL = Path(".tbd/journal")
+UNITS = Path(".tbd/units")
 NAMES = ["judged", "second", "waiting", "base", "unknown"]
 
 
@@ -42,7 +44,7 @@ class Here:
 
 @pytest.fixture
 def p(workspace: Path) -> Params:
-    """Five downloads, each a little older than the one before; two were judged; and a journal of each of those."""
+    """Five downloads, each a little older than the one before; two were judged; and each has stored answers."""
     tree: Any = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     rule = {"checkpoints": "*", "benchmark": "exam", "unseen": "new", "base": "hf://org/base@main"}
     tree["generate"]["engine"] = "fake"
@@ -50,7 +52,6 @@ def p(workspace: Path) -> Params:
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     for name in ("dvc.yaml", "dvc.lock"):
         Path(name).write_text("stages: {}\n")
-    JOURNAL.mkdir(parents=True)
     for number, name in enumerate(NAMES):
         folder = fake_checkpoint(FETCHED / "hub" / name, name)
         (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
@@ -59,8 +60,9 @@ def p(workspace: Path) -> Params:
         os.utime(folder, (1e9 - number, 1e9 - number))
     for name in ("judged", "second"):
         judge(name)
-        (JOURNAL / f"{name}.jsonl").write_text("{}\n" * 1000)
-        os.utime(JOURNAL / f"{name}.jsonl", (1e8, 1e8))
+        shelf = Shelf(str(UNITS), {"fingerprint": decide.remembered()[found(name).place][1]})
+        shelf.add("unit", 1, pa.table({"logprobs": list(range(1000))}))
+        os.utime(f"{shelf.folder}/unit-1.arrow", (1e8, 1e8))
     return params.load()
 
 
@@ -91,18 +93,19 @@ def judge(name: str) -> None:
 
 
 def there() -> set[str]:
-    return {path.name for path in [*(FETCHED / "hub").iterdir(), *JOURNAL.glob("*.jsonl")] if path.suffix != ".lock"}
+    prints = {decide.remembered()[found(name).place][1]: f"answers of {name}" for name in ("judged", "second")}
+    answers = {prints[one.identity["fingerprint"]] for one in kept(str(UNITS))}
+    return answers | {path.name for path in (FETCHED / "hub").iterdir() if path.suffix != ".lock"}
 
 
-EVERYTHING = {*NAMES, "judged.jsonl", "second.jsonl"}
+EVERYTHING = {*NAMES, "answers of judged", "answers of second"}
 
 
 def test_what_would_go_is_said_and_stays(p: Params) -> None:
     lines = list(prune.prune(0, dry=True))
     assert there() == EVERYTHING
-    assert [line.split(" (")[0] for line in lines[:-1]] == [
-        "would go: .tbd/journal/judged.jsonl",
-        "would go: .tbd/journal/second.jsonl",
+    assert all(line.startswith("would go: .tbd/units/") for line in lines[:2])
+    assert [line.split(" (")[0] for line in lines[2:-1]] == [
         "would go: checkpoints/hub/unknown",
         "stays: checkpoints/hub/base",
         "stays: checkpoints/hub/waiting",
@@ -115,18 +118,30 @@ def test_what_would_go_is_said_and_stays(p: Params) -> None:
 
 def test_the_oldest_go_first_and_no_more_than_the_bound_asks(p: Params) -> None:
     assert len(list(prune.prune(1e9))) == 1 and there() == EVERYTHING
-    total = sum(item.bytes for item, _ in [*prune._downloads(), *prune._journals()])
+    total = sum(item.bytes for item, _ in [*prune._downloads(), *prune._answers()])
     list(prune.prune(total - 1))
-    assert EVERYTHING - there() == {"judged.jsonl"}
+    (gone,) = EVERYTHING - there()
+    assert gone in ("answers of judged", "answers of second")
 
 
-def test_a_journal_stays_while_an_audit_is_under_way_and_what_is_in_use_stays(p: Params) -> None:
+def test_answers_stay_while_their_audit_is_under_way_and_what_is_in_use_stays(p: Params) -> None:
     Path("audits/second/verdict.json").unlink()
     with locked(FETCHED / "hub/.judged.lock"):
         lines = list(prune.prune(0))
-    assert there() == EVERYTHING - {"second", "unknown"}
-    assert sum("audit second has no verdict yet" in line for line in lines) == 2
+    assert there() == EVERYTHING - {"second", "unknown", "answers of judged"}
+    assert sum("audit second has no verdict yet" in line for line in lines) == 1
     assert sum(line.startswith("stays: checkpoints/hub/judged") and line.endswith(": in use") for line in lines) == 1
+
+
+def test_what_the_store_holds_and_what_can_go(p: Params) -> None:
+    Path("audits/second/verdict.json").unlink()
+    mark = decide.remembered()[found("second").place][1]
+    lines = list(prune.stored(str(UNITS), remove=False))
+    assert sorted(line.rpartition(": ")[2] for line in lines[:-1]) == ["audit second has no verdict yet", "can go"]
+    (stays,) = (line for line in lines if line.startswith(f"checkpoint {mark[:12]}"))
+    assert "1 units, " in stays and "stays: audit second" in stays and there() == EVERYTHING
+    list(prune.stored(str(UNITS), remove=True))
+    assert there() == EVERYTHING - {"answers of judged"}
 
 
 def test_what_was_pruned_is_known_and_fetched_again_only_for_work(p: Params) -> None:
@@ -147,7 +162,12 @@ def test_what_was_pruned_is_known_and_fetched_again_only_for_work(p: Params) -> 
 
 
 def test_a_kill_leaves_no_half_download(p: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = shutil.rmtree
+
     def killed(folder: Path) -> None:
+        if folder.is_relative_to(UNITS):
+            whole(folder)
+            return
         (folder / "config.json").unlink()
         raise KeyboardInterrupt
 

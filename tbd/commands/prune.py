@@ -1,22 +1,26 @@
-"""`tbd prune`: taking away what can be had again: downloaded checkpoints that were judged, journals of answers.
+"""`tbd prune`: taking away what can be had again: downloaded checkpoints that were judged, stored answers.
 
-Nothing that a verdict is computed from again goes: `tbd verify` needs answers and scores, no weights and no journal.
+Nothing that a verdict is computed from again goes: `tbd verify` needs the audit's own answers and scores, no weights.
+A store of answers elsewhere than in the workspace may serve others, so it is left alone; see `tbd store`.
 """
 
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tbd import audits, params, records
-from tbd.generation.units import JOURNALS
+from tbd.generation import store
 from tbd.history import FAILED, History
 from tbd.locks import locked
 from tbd.pipeline.repro import dvc
 from tbd.sources import FETCHED
 from tbd.watch import decide
-from tbd.workspace import AUDITS, STATE, size
+from tbd.workspace import AUDITS, STATE, UNITS, size
 
 PRUNED = STATE / "pruned.json"
 """folders of downloads that were taken away, so that nothing fetches them again unasked"""
@@ -26,21 +30,22 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Item:
-    """A download or a journal that could go."""
+    """A download, or the stored answers of one checkpoint, that could go."""
 
     path: Path
-    lock: Path
+    lock: Path | None
+    """that whoever uses it holds; None: who holds the workspace"""
     bytes: int
     changed: float
     """seconds since 1970"""
 
 
 def prune(keep: float, dry: bool = False) -> Iterator[str]:
-    """Remove the oldest until downloads and journals take at most `keep` bytes; a line for each.
+    """Remove the oldest until downloads and stored answers take at most `keep` bytes; a line for each.
 
     `dry`: only say what would go. The caller holds the workspace.
     """
-    found = [*_downloads(), *_journals()]
+    found = [*_downloads(), *_answers()]
     total = sum(item.bytes for item, _ in found)
     left = total
     for item, stays in sorted(found, key=lambda one: one[0].changed):
@@ -49,7 +54,7 @@ def prune(keep: float, dry: bool = False) -> Iterator[str]:
         if stays:
             yield f"stays: {item.path} ({size(item.bytes)}): {stays}"
             continue
-        with locked(item.lock, None) as free:
+        with locked(item.lock, None) if item.lock else nullcontext(True) as free:
             if free is None:
                 yield f"stays: {item.path} ({size(item.bytes)}): in use"
                 continue
@@ -57,7 +62,8 @@ def prune(keep: float, dry: bool = False) -> Iterator[str]:
                 _remove(item.path)
         left -= item.bytes
         yield f"{'would go' if dry else 'removed'}: {item.path} ({size(item.bytes)})"
-    yield f"downloads and journals: {size(total)}, {'would be' if dry else 'now'} {size(left)} (bound {size(keep)})"
+    now = "would be" if dry else "now"
+    yield f"downloads and stored answers: {size(total)}, {now} {size(left)} (bound {size(keep)})"
 
 
 def collect(dry: bool = False) -> str:
@@ -95,21 +101,45 @@ def _downloads() -> Iterator[tuple[Item, str]]:
         yield item, stays
 
 
-def _journals() -> Iterator[tuple[Item, str]]:
-    """Likewise: a journal goes on where an audit stopped."""
+def _answers() -> Iterator[tuple[Item, str]]:
+    """Likewise, of the workspace's own store."""
+    for one in store.kept(str(UNITS)):
+        audit = wanted(one.identity)
+        stays = f"audit {audit} has no verdict yet" if audit else ""
+        yield Item(Path(one.folder).relative_to(Path.cwd()), None, one.bytes, one.changed), stays
+
+
+def wanted(identity: dict[str, Any]) -> str | None:
+    """The audit that would go on with the answers of this engine, if there is one without a verdict."""
     undone = [name for name in audits.names() if not (AUDITS / name / "verdict.json").is_file()]
-    for file in sorted(JOURNALS.glob("*.jsonl")):
-        stat = file.stat()
-        item = Item(file, file.with_suffix(".lock"), stat.st_size, stat.st_mtime)
-        yield item, f"audit {undone[0]} has no verdict yet" if undone else ""
+    of = {name: (audits.get(name).checkpoint_fingerprint, audits.get(name).base_fingerprint) for name in undone}
+    return next((name for name, prints in of.items() if identity.get("fingerprint") in prints), None)
+
+
+def stored(address: str, remove: bool) -> Iterator[str]:
+    """A line for the answers of each checkpoint in that store, the oldest first: how many, and whether they can go.
+
+    The caller holds the workspace.
+    """
+    total = left = 0
+    for one in store.kept(address):
+        audit = wanted(one.identity)
+        total += one.bytes
+        left += one.bytes if audit or not remove else 0
+        if remove and not audit:
+            store.remove(address, one.folder)
+        then = f"stays: audit {audit} has no verdict yet" if audit else "removed" if remove else "can go"
+        how = ", ".join(str(one.identity.get(key, "unknown")) for key in ("engine", "device", "dtype"))
+        when = datetime.fromtimestamp(one.changed, UTC)
+        checkpoint = str(one.identity.get("fingerprint", "unknown"))[:12]
+        what = f"{one.units} units, {size(one.bytes)}, last {when:%Y-%m-%d %H:%M}"
+        yield f"checkpoint {checkpoint} ({how}): {what}: {then}"
+    yield f"{address}: {size(total)}{f', now {size(left)}' if remove else ''}"
 
 
 def _remove(path: Path) -> None:
     """A folder first under another name: a kill leaves none that is half there."""
-    if path.is_file():
-        path.unlink()
-        return
-    if not path.name.startswith("."):
+    if path.is_relative_to(FETCHED) and not path.name.startswith("."):
         records.write_json(PRUNED, records.known(PRUNED) | {str(path): True})
     aside = path.rename(records.beside(path))
     shutil.rmtree(aside)

@@ -61,7 +61,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Digest of prompts and given answers. Not of `max_new_tokens`: a shorter answer is the head of a longer one."""
+        """Digest of prompts and given answers. Not of their length: a shorter answer is the head of a longer one."""
         digest = hashlib.sha256(b"answer" if self.answers is None else b"rescore")
         for tokens in (*self.prompts, *(self.answers or ())):
             digest.update(len(tokens).to_bytes(4, "little") + np.asarray(tokens, "<i4").tobytes())

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tbd import history
 from tbd.errors import TRANSIENT
-from tbd.generation.units import Journal
+from tbd.generation.store import Shelf
 from tests.faults.machine import (
     COMMANDS,
     Started,
@@ -67,7 +68,7 @@ def test_a_stage_on_a_disk_that_fails(stage: str, tmp_path: Path, rng: random.Ra
     before = {name: (folder / name).read_bytes() for name in made}
 
     def run(**environment: str) -> subprocess.CompletedProcess[str]:
-        shutil.rmtree(workspace.root / ".tbd/journal", ignore_errors=True)
+        shutil.rmtree(workspace.root / ".tbd/units", ignore_errors=True)
         for name in made:
             (folder / name).unlink(missing_ok=True)
         with workspace.start(sys.executable, "-m", f"tbd.stages.{stage}", "base", **environment) as process:
@@ -185,22 +186,24 @@ def test_a_full_disk(command: str, small_disk: Callable[[int], Path], rng: rando
     )
 
 
-@pytest.mark.parametrize("what", ["history", "journal"])
-def test_a_file_that_grows_on_a_full_disk(what: str, small_disk: Callable[[int], Path], tried: Tried) -> None:
+@pytest.mark.parametrize("what", ["history", "store"])
+def test_what_is_written_on_a_full_disk(
+    what: str, small_disk: Callable[[int], Path], rng: random.Random, tried: Tried
+) -> None:
     disk = small_disk(1)
     file, written = disk / "lines.jsonl", []
 
     def add(number: int) -> None:
-        if what == "journal":
-            Journal(file).add(str(number), "x" * 3000)
+        if what == "store":
+            Shelf(str(disk), {}).add(f"{number}", 0, pa.table({"x": rng.choices(range(1 << 30), k=3000)}))
         else:
             with history.held(file, disk / "lock") as known:
                 known.add(verdict(number))
         written.append(number)
 
     def there() -> list[int]:
-        if what == "journal":
-            return [int(key) for key in Journal(file).done]
+        if what == "store":
+            return sorted(number for number in range(60) if Shelf(str(disk), {}).read(f"{number}", 0) is not None)
         return [int(one.checkpoint.removeprefix("model-")) for one in history.History(file).outcomes]
 
     add(0)

@@ -11,6 +11,7 @@ from tbd.generation.engines.fake import FakeEngine
 from tbd.params import Generate
 from tbd.scores import expand
 from tbd.scores.tokens import Tokens, pad
+from tests.workspace import fake_checkpoint
 
 KNOWN = [f"What is {i} + {i}?" for i in range(30)]
 OTHER = [f"What is {i} - {i}?" for i in range(30)]
@@ -54,8 +55,7 @@ def test_what_it_knows_scores_higher(folder: Path) -> None:
 
 def test_another_memory_is_another_checkpoint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
-    (other / "fake.txt").write_text("nothing")
-    one, two = FakeEngine(folder), FakeEngine(other)
+    one, two = FakeEngine(folder), FakeEngine(fake_checkpoint(other / "model", "nothing"))
     assert one.identity["fingerprint"] != two.identity["fingerprint"]
     prompt = one.prompt(OTHER[0])
     assert not np.array_equal(

@@ -1,7 +1,5 @@
-"""Generation: the plan, the journal, memory that runs out, and a kill -9 in the middle."""
+"""Generation: the plan, the store, executors, memory that runs out, and a kill -9 in the middle."""
 
-import json
-import os
 import random
 import signal
 import subprocess
@@ -9,16 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from tbd.errors import TransientFault
+from tbd.errors import InputError, TransientFault
 from tbd.generation.engines import Completion, OutOfMemory, Prompt, Tick, unheard
 from tbd.generation.engines.fake import FakeEngine
-from tbd.generation.units import Journal, answer, journal, plan, rescore
+from tbd.generation.executors.local import Local
+from tbd.generation.store import Shelf
+from tbd.generation.units import PART, Job, plan
 from tbd.progress import Progress
 
 QUESTIONS = [f"What is {i} times {i * i}?" + " Think." * (i % 5) for i in range(23)]
@@ -60,13 +62,30 @@ def fake(tmp_path: Path) -> Callable[..., Counted]:
     return lambda **options: Counted(tmp_path / "model", **options)
 
 
-def run(
-    engine: FakeEngine, folder: Path, questions: Sequence[str] = QUESTIONS, batch_size: int = 4
-) -> list[Completion]:
-    with journal(engine.identity, folder) as kept:
-        return answer(
-            engine, [engine.prompt(question) for question in questions], 8, batch_size, kept, Progress("test")
-        )
+def answers(
+    engine: FakeEngine,
+    folder: Path,
+    questions: Sequence[str] = QUESTIONS,
+    batch_size: int = 4,
+    tokens: int = 8,
+    progress: Progress | None = None,
+) -> Job:
+    job = Job(Shelf(str(folder), engine.identity), [engine.prompt(one) for one in questions], batch_size, tokens)
+    job.run(Local(engine), progress or Progress("test"))
+    return job
+
+
+def run(*arguments: Any, **named: Any) -> list[Completion]:
+    return list(answers(*arguments, **named).completions())
+
+
+def rescored(
+    engine: FakeEngine, folder: Path, given: Sequence[NDArray[np.int32]], batch_size: int = 4, progress: Any = None
+) -> list[NDArray[np.float32]]:
+    prompts = [engine.prompt(question) for question in QUESTIONS]
+    job = Job(Shelf(str(folder), engine.identity), prompts, batch_size, answers=given)
+    job.run(Local(engine), progress or Progress("test"))
+    return list(job.logprobs())
 
 
 def same(one: Sequence[Completion], two: Sequence[Completion]) -> bool:
@@ -80,8 +99,8 @@ def same(one: Sequence[Completion], two: Sequence[Completion]) -> bool:
     )
 
 
-def lines(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()]
+def units(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("*/*.arrow")}
 
 
 # -- the plan
@@ -108,79 +127,127 @@ def test_a_plan_depends_on_the_questions_not_on_their_order(
     assert one == two == [[prompts[row] for row in batch] for batch in plan(prompts, batch_size)]
 
 
-# -- answers and journal
+# -- answers and store
 
 
 def test_answers_come_in_the_order_of_the_prompts(fake, tmp_path: Path) -> None:
-    found = run(fake(), tmp_path / "j")
-    alone = [run(fake(), tmp_path / f"j{i}", [question])[0] for i, question in enumerate(QUESTIONS)]
+    found = run(fake(), tmp_path / "s")
+    alone = [run(fake(), tmp_path / f"s{i}", [question])[0] for i, question in enumerate(QUESTIONS)]
     assert same(found, alone)
 
 
-def test_from_the_journal_the_numbers_are_the_same_and_nothing_is_computed(fake, tmp_path: Path) -> None:
+def test_more_questions_than_are_planned_at_once(fake, tmp_path: Path) -> None:
+    questions = [f"{i}" for i in range(2 * PART + 3)]
+    found = run(fake(), tmp_path / "s", questions, batch_size=1)
+    assert same(found, run(fake(), tmp_path / "other", questions, batch_size=1000))
+    engine = fake()
+    given = [completion.token_ids for completion in found]
+    prompts = [engine.prompt(question) for question in questions]
+    job = Job(Shelf(str(tmp_path / "s"), engine.identity), prompts, 1, answers=given)
+    job.run(Local(engine), Progress("test"))
+    assert all(np.array_equal(a, b.logprobs) for a, b in zip(job.logprobs(), found, strict=True))
+
+
+@pytest.mark.parametrize("address", ["{}", "file://{}", "fsspec+file://{}"])
+def test_from_the_store_the_numbers_are_the_same_and_nothing_is_computed(fake, tmp_path: Path, address: str) -> None:
     first, second = fake(), fake()
-    fresh = run(first, tmp_path / "j")
-    assert first.calls == 6 == len(lines(tmp_path / "j"))
-    assert same(run(second, tmp_path / "j"), fresh) and second.calls == 0
-    assert len(lines(tmp_path / "j")) == 6
+    place = address.format(tmp_path / "s")
+    fresh = run(first, place)
+    kept = units(tmp_path / "s")
+    assert first.calls == 6 == len(kept)
+    assert same(run(second, place), fresh) and second.calls == 0
+    assert units(tmp_path / "s") == kept
+
+
+def test_an_address_that_nothing_opens_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^params.yaml: generate.store: nonsense://x: cannot be opened \(.+$"):
+        Shelf("nonsense://x", {})
 
 
 def test_a_shared_set_is_generated_once_in_whatever_order(fake, tmp_path: Path) -> None:
     engine = fake()
-    fresh = run(engine, tmp_path / "j")
+    fresh = run(engine, tmp_path / "s")
     calls = engine.calls
-    assert same(run(engine, tmp_path / "j", QUESTIONS[::-1])[::-1], fresh) and engine.calls == calls
+    assert same(run(engine, tmp_path / "s", QUESTIONS[::-1])[::-1], fresh) and engine.calls == calls
 
 
-def test_another_checkpoint_batch_size_or_length_shares_nothing(fake, tmp_path: Path) -> None:
-    run(fake(), tmp_path / "j")
+def test_another_checkpoint_or_batch_size_shares_nothing(fake, tmp_path: Path) -> None:
+    run(fake(), tmp_path / "s")
     engine = fake()
-    run(engine, tmp_path / "j", batch_size=5)
+    run(engine, tmp_path / "s", batch_size=5)
     assert engine.calls == 5
     engine.identity["fingerprint"] = "other"
-    run(engine, tmp_path / "j")
-    assert engine.calls == 5 + 6 and len(list((tmp_path / "j").glob("*.jsonl"))) == 2
+    run(engine, tmp_path / "s")
+    assert engine.calls == 5 + 6 and len(list((tmp_path / "s").glob("*"))) == 2
+
+
+def test_shorter_answers_are_the_heads_of_longer_ones(fake, tmp_path: Path) -> None:
+    """Of a real model too: see `test_transformers.py`."""
     engine = fake()
-    with journal(engine.identity, tmp_path / "j") as kept:
-        shorter = answer(engine, [engine.prompt(question) for question in QUESTIONS], 3, 4, kept, Progress("test"))
-    assert engine.calls == 6 and all(len(completion.token_ids) == 3 for completion in shorter)
+    eight = run(engine, tmp_path / "s")
+    calls = engine.calls
+    three = run(engine, tmp_path / "s", tokens=3)
+    assert engine.calls == calls
+    for long, short in zip(eight, three, strict=True):
+        assert np.array_equal(long.token_ids[:3], short.token_ids) and np.array_equal(long.logprobs[:3], short.logprobs)
+        assert short.finish_reason == "length"
+    run(engine, tmp_path / "s", tokens=9)
+    assert engine.calls == 2 * calls
 
 
 def test_nothing_asked_nothing_answered(fake, tmp_path: Path) -> None:
-    assert run(fake(), tmp_path / "j", []) == []
+    assert run(fake(), tmp_path / "s", []) == []
 
 
-@pytest.mark.parametrize(
-    "torn", [b'{"key": "x", "val', b'{"key": "x", "value": 1}', b"\n", b"\xff\xfe\n", b'{"key": "x",\n']
-)
-def test_a_torn_last_line_is_dropped_and_the_rest_kept(fake, tmp_path: Path, torn: bytes) -> None:
-    fresh = run(fake(), tmp_path / "j")
-    (file,) = (tmp_path / "j").glob("*.jsonl")
-    whole = file.read_bytes()
-    file.write_bytes(whole + torn)
-    kept = Journal(file)
-    assert len(kept.done) == 6
-    kept.add("another", 1)
-    assert file.read_bytes() == whole + b'{"key": "another", "value": 1}\n'
+@pytest.mark.parametrize("cut", [0, 1, 200, -1])
+def test_a_unit_that_was_cut_off_is_computed_again(fake, tmp_path: Path, cut: int) -> None:
+    fresh = run(fake(), tmp_path / "s")
+    whole = units(tmp_path / "s")
+    (file, *_) = (tmp_path / "s").glob("*/*.arrow")
+    file.write_bytes(file.read_bytes()[:cut])
     engine = fake()
-    assert same(run(engine, tmp_path / "j"), fresh) and engine.calls == 0
+    assert same(run(engine, tmp_path / "s"), fresh) and engine.calls == 1
+    assert units(tmp_path / "s") == whole
 
 
-@pytest.mark.parametrize("cut", [1, 2, 50, 400, 1500])
-def test_a_journal_cut_anywhere_goes_on(fake, tmp_path: Path, cut: int) -> None:
-    fresh = run(fake(), tmp_path / "j")
-    (file,) = (tmp_path / "j").glob("*.jsonl")
-    whole = file.read_bytes()
-    os.truncate(file, max(0, len(whole) - cut))
-    assert same(run(fake(), tmp_path / "j"), fresh)
-    assert file.read_bytes() == whole
+class SideBySide(Counted):
+    """Like a server: it takes several calls at once, and answers late."""
+
+    at_once = 3
+
+    def generate(self, prompts, max_new_tokens, tick=unheard):
+        time.sleep(0.01 * (len(prompts[0]) % 3))
+        yield from super().generate(prompts, max_new_tokens, tick)
+
+
+def test_units_side_by_side_make_the_same_store(fake, tmp_path: Path) -> None:
+    fresh = run(fake(), tmp_path / "s")
+    assert same(run(SideBySide(tmp_path / "model"), tmp_path / "other"), fresh)
+    assert units(tmp_path / "other") == units(tmp_path / "s")
+
+
+def test_a_failure_side_by_side_keeps_what_was_finished(fake, tmp_path: Path) -> None:
+    class Failing(SideBySide):
+        def generate(self, prompts, max_new_tokens, tick=unheard):
+            if prompts[-1] == min(map(self.prompt, QUESTIONS), key=len):
+                raise TransientFault("the server is gone")
+            yield from super().generate(prompts, max_new_tokens, tick)
+
+    with pytest.raises(TransientFault, match="the server is gone"):
+        run(Failing(tmp_path / "model"), tmp_path / "s")
+    done, engine = len(units(tmp_path / "s")), fake()
+    assert done >= 1
+    run(engine, tmp_path / "s")
+    assert engine.calls == 6 - done
 
 
 SLOW = """
 import sys, time
 from pathlib import Path
 from tbd.generation.engines.fake import FakeEngine
-from tbd.generation.units import answer, journal
+from tbd.generation.executors.local import Local
+from tbd.generation.store import Shelf
+from tbd.generation.units import Job
 from tbd.progress import Progress
 
 class Slow(FakeEngine):
@@ -191,9 +258,8 @@ class Slow(FakeEngine):
 
 model, folder, *questions = sys.argv[1:]
 engine = Slow(Path(model))
-with journal(engine.identity, Path(folder)) as kept:
-    print("started", flush=True)
-    answer(engine, [engine.prompt(q) for q in questions], 8, 4, kept, Progress("test"))
+print("started", flush=True)
+Job(Shelf(folder, engine.identity), list(map(engine.prompt, questions)), 4, 8).run(Local(engine), Progress("test"))
 """
 
 
@@ -206,31 +272,12 @@ def test_killed_at_a_random_moment_it_goes_on_with_the_same_numbers(fake, tmp_pa
     time.sleep(random.Random(seed).uniform(0.05, 0.6))  # all of it takes 0.92 s
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    (file,) = (tmp_path / "j").glob("*.jsonl") if list((tmp_path / "j").glob("*.jsonl")) else (None,)
-    done = 0 if file is None else len(Journal(file).done)
+    done = len(units(tmp_path / "j"))
     assert done < 6
     engine = fake()
     assert same(run(engine, tmp_path / "j"), undisturbed)
     assert engine.calls == 6 - done  # what was finished is not computed again
-    keys = [line["key"] for line in lines(tmp_path / "j")]
-    assert len(keys) == len(set(keys)) == 6
-    (expected,) = (tmp_path / "undisturbed").glob("*.jsonl")
-    (found,) = (tmp_path / "j").glob("*.jsonl")
-    assert sorted(found.read_bytes().splitlines()) == sorted(expected.read_bytes().splitlines())
-
-
-def test_a_second_process_waits_for_the_journal(fake, tmp_path: Path) -> None:
-    engine = fake()
-    command = [sys.executable, "-c", SLOW, str(tmp_path / "model"), str(tmp_path / "j"), *QUESTIONS]
-    with journal(engine.identity, tmp_path / "j") as kept:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        time.sleep(0.8)
-        assert process.poll() is None
-        answer(engine, [engine.prompt(question) for question in QUESTIONS], 8, 4, kept, Progress("test"))
-        assert len(lines(tmp_path / "j")) == 6
-    output, _ = process.communicate(timeout=20)
-    assert output.startswith(b"started\n") and process.returncode == 0
-    assert len(lines(tmp_path / "j")) == 6  # it found everything there
+    assert units(tmp_path / "j") == units(tmp_path / "undisturbed")
 
 
 # -- memory
@@ -249,11 +296,8 @@ def test_out_of_memory_halves_and_every_batch_starts_whole(
     for batch in plan([engine.prompt(question) for question in QUESTIONS], batch_size):
         assert len(batch) <= capacity or len(batch) in refused
     assert capsys.readouterr().out.count("out of memory") == len(refused)
-    with journal(engine.identity, tmp_path / "j") as kept:
-        answers = [completion.token_ids for completion in undisturbed]
-        engine.sizes = []
-        prompts = [engine.prompt(question) for question in QUESTIONS]
-        found = rescore(engine, prompts, answers, batch_size, kept, Progress("test"))
+    engine.sizes = []
+    found = rescored(engine, tmp_path / "j", [completion.token_ids for completion in undisturbed], batch_size)
     assert all(np.array_equal(a, b.logprobs) for a, b in zip(found, undisturbed, strict=True))
     assert max(size for size in engine.sizes if size <= capacity) <= capacity < max(engine.sizes)
 
@@ -275,43 +319,38 @@ def test_progress_is_taken_back_when_memory_runs_out_in_the_middle(fake, tmp_pat
 
     engine, progress = Late(tmp_path / "model"), Progress("test")
     prompts = [engine.prompt(q) for q in QUESTIONS]
-    with journal(engine.identity, tmp_path / "j") as kept:
-        answer(engine, prompts, 8, 4, kept, progress)
+    answers(engine, tmp_path / "j", progress=progress)
     assert {kind: work.done for kind, work in progress.kinds.items()} == {
         "read": sum(map(len, prompts)),
         "written": 23 * 8,
     }
 
 
-def test_what_is_in_the_journal_is_no_work(fake, tmp_path: Path) -> None:
+def test_what_is_in_the_store_is_no_work(fake, tmp_path: Path) -> None:
     engine = fake()
     prompts = [engine.prompt(question) for question in QUESTIONS]
-    with journal(engine.identity, tmp_path / "j") as kept:
-        answer(engine, prompts[:8], 8, 4, kept, Progress("test"))
-        progress = Progress("test")
-        progress.plan("read", sum(map(len, prompts[:8])))
-        progress.plan("written", 8 * 8)
-        completions = answer(engine, prompts[:8], 8, 4, kept, progress)
-        assert [work.left() for work in progress.kinds.values()] == [0, 0] and not progress.kinds["read"].done
-        rescoring = Progress("test")
-        rescoring.plan("read", sum(map(len, prompts[:8])) + 8 * 8)
-        rescore(engine, prompts[:8], [c.token_ids for c in completions], 4, kept, rescoring)
-        assert rescoring.kinds["read"].done == rescoring.kinds["read"].planned
+    fresh = run(engine, tmp_path / "s")
+    progress = Progress("test")
+    progress.plan("read", sum(map(len, prompts)))
+    progress.plan("written", 8 * len(prompts))
+    run(engine, tmp_path / "s", progress=progress)
+    assert [work.left() for work in progress.kinds.values()] == [0, 0] and not progress.kinds["read"].done
+    rescoring = Progress("test")
+    rescoring.plan("read", sum(map(len, prompts)) + 8 * len(prompts))
+    rescored(engine, tmp_path / "s", [c.token_ids for c in fresh], progress=rescoring)
+    assert rescoring.kinds["read"].done == rescoring.kinds["read"].planned
 
 
 # -- rescoring
 
 
-def test_rescoring_is_journalled_apart_from_answering(fake, tmp_path: Path) -> None:
-    engine = fake()
-    completions = run(engine, tmp_path / "j")
-    prompts = [engine.prompt(question) for question in QUESTIONS]
-    answers = [completion.token_ids[: 1 + i % 8] for i, completion in enumerate(completions)]
+def test_rescoring_is_kept_apart_from_answering(fake, tmp_path: Path) -> None:
+    completions = run(fake(), tmp_path / "j")
+    given = [completion.token_ids[: 1 + i % 8] for i, completion in enumerate(completions)]
     for expected_calls in (6, 0):
         other = fake()
-        with journal(other.identity, tmp_path / "j") as kept:
-            found = rescore(other, prompts, answers, 4, kept, Progress("test"))
+        found = rescored(other, tmp_path / "j", given)
         assert other.calls == expected_calls
-        assert [len(row) for row in found] == [len(row) for row in answers]
+        assert [len(row) for row in found] == [len(row) for row in given]
         for row, completion in zip(found, completions, strict=True):
             np.testing.assert_array_equal(row, completion.logprobs[: len(row)])

@@ -18,8 +18,10 @@ PLUMBING = {
     "tbd/ending.py",  # when it stops
     "tbd/environment.py",  # what other tools are told; moves no number
     "tbd/errors.py",
+    "tbd/generation/executors/__init__.py",  # who computes
+    "tbd/generation/executors/local.py",
+    "tbd/generation/store.py",  # what was computed before
     "tbd/foreign.py",  # how text from outside is shown; moves no number
-    "tbd/jsonlines.py",  # what was computed before
     "tbd/locks.py",  # who may, not what
     "tbd/params.py",  # as audits.py
     "tbd/pipeline/markers.py",  # what is said meanwhile

@@ -1,6 +1,6 @@
 """Engines: prompts in, token ids and log-probs out. Each is a module of this package and offers `Engine`.
 
-An engine runs a model. It knows nothing of batches, journals, files or scores (see `tbd.generation.units`). The
+An engine runs a model. It knows nothing of batches, stores, files or scores (see `tbd.generation.units`). The
 log-prob of a token is the natural log of its softmax probability under the *raw* logits, at temperature 1, whatever
 processors or temperature the checkpoint's own generation config asks for.
 """

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tbd import checkpoints
 from tbd.checkpoints import Prompt, Prompted
 from tbd.errors import InputError
 from tbd.generation.engines import Completion, Tick, engine, unheard
@@ -51,7 +52,7 @@ class FakeEngine:
             "engine_version": "1",
             "device": "cpu",
             "dtype": "float32",
-            "fingerprint": self.seed,
+            "fingerprint": checkpoints.fingerprint(folder),
             "template": "none",
             "vocabulary": "bytes",
         }

@@ -1,0 +1,145 @@
+"""Actors on a Ray cluster, each with an engine of its own: what is missing is shared out among them unit by unit.
+
+A unit is the same wherever it is computed, so the table is the same whatever the number of actors. An actor or machine
+that is lost costs the units it was at; they go to another.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from tbd.errors import InputError, TransientFault
+from tbd.generation.engines import Engine
+from tbd.generation.units import Unit, compute
+from tbd.params import Generate
+from tbd.progress import Progress
+
+try:
+    import ray
+except ImportError:
+    raise InputError(
+        "params.yaml: generate.executor: ray: the package ray is missing: pip install 'tbd[ray]'."
+    ) from None
+
+AHEAD = 2
+"""units that an actor is given at a time, so that it never waits for the next"""
+TRIES = 3
+"""of a unit whose actor is lost"""
+
+
+class Worker:
+    """An actor: an engine, and the units that it is given one after the other."""
+
+    def __init__(self, kind: type[Engine], checkpoint: Path, params: Generate) -> None:
+        self.engine = kind.open(checkpoint, params)
+
+    def about(self) -> tuple[dict[str, Any], bool]:
+        return self.engine.identity, self.engine.rescores
+
+    def compute(self, unit: Unit) -> pa.Table:
+        return compute(self.engine, unit, Progress("actor"))
+
+
+@dataclass
+class Cluster:
+    """See `tbd.generation.units.Executor`."""
+
+    workers: list[Any]
+    identity: dict[str, Any]
+    rescores: bool
+
+    def compute(self, units: Iterable[Unit], progress: Progress) -> Iterator[tuple[Unit, pa.Table]]:
+        waiting, tries = iter(units), Counter[str]()
+        load = dict.fromkeys(range(len(self.workers)), 0)
+        under_way: dict[Any, tuple[Unit, int]] = {}
+
+        def give(unit: Unit) -> None:
+            worker = min(load, key=lambda one: load[one])
+            load[worker] += 1
+            under_way[self.workers[worker].compute.remote(unit)] = unit, worker
+
+        while True:
+            for unit in islice(waiting, AHEAD * len(load) - len(under_way)):
+                give(unit)
+            if not under_way:
+                return
+            (ended, *_), _ = ray.wait(list(under_way))
+            unit, worker = under_way.pop(ended)
+            load[worker] -= 1
+            try:
+                table = ray.get(ended)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError as error:
+                tries[unit.name] += 1
+                if tries[unit.name] == TRIES:
+                    raise TransientFault(f"Ray lost {TRIES} actors at the same questions ({_said(error)}).") from None
+                print(f"Ray lost an actor ({_said(error)}): its questions go to another", flush=True)
+                give(unit)
+                continue
+            progress.advance("read", unit.read)
+            if unit.answers is None:
+                progress.advance("written", len(table["token_ids"].combine_chunks().flatten()))
+            yield unit, table
+
+
+@contextmanager
+def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[Cluster]:
+    """Actors that have loaded `checkpoint`, a path that every machine has. They end with the context.
+
+    Raises:
+        InputError: the cluster cannot be reached, or its machines compute in different ways.
+        TransientFault: Ray failed.
+    """
+    wanted = params.ray
+    started = not ray.is_initialized()
+    if started:
+        if not wanted.address:  # it listens on every interface, to whoever has its password
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        local = {} if wanted.address else {"num_cpus": max(1, wanted.actors * wanted.cpus), "include_dashboard": False}
+        try:
+            ray.init(wanted.address or "local", log_to_driver=False, logging_level="warning", **local)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"params.yaml: generate.ray.address: {wanted.address}: {_said(error)}.") from None
+    threads = str(max(1, int(wanted.cpus)))
+    options = {
+        "num_cpus": wanted.cpus,
+        "num_gpus": wanted.gpus,
+        "max_restarts": -1,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.getcwd()}},
+    }
+    workers = [
+        ray.remote(Worker).options(**options).remote(kind, checkpoint.absolute(), params) for _ in range(wanted.actors)
+    ]
+    try:
+        abouts = ray.get([worker.about.remote() for worker in workers])
+        identity, rescores = abouts[0]
+        for other, _ in abouts:
+            if different := [key for key in identity if other.get(key) != identity[key]]:
+                key = different[0]
+                raise InputError(
+                    f"the actors differ in {key}: {identity[key]} and {other.get(key)}. Make their machines alike, or "
+                    "name device and dtype in params.yaml."
+                )
+        yield Cluster(workers, identity, rescores)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise TransientFault(f"Ray: {_said(error)}") from None
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+        if started:
+            ray.shutdown()
+
+
+def _said(error: BaseException) -> str:
+    """In one line."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,138 @@
+"""The store of finished units: what was computed together, as one small Arrow file named by all that determines it.
+
+A folder here or any address that pyarrow knows (`s3://`, `gs://`, `hdfs://`, and `fsspec+PROTOCOL://` for all of
+fsspec). Any number of processes and machines may add to one without a lock: who computes the same unit writes the same
+bytes. A file that cannot be read, as one that a kill cut off, is not there.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from tbd.errors import InputError
+from tbd.records import atomic, sha256
+
+IDENTITY = "identity.json"
+SUFFIX = ".arrow"
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+def opened(address: str) -> tuple[fs.FileSystem, str]:
+    """The file system of an address, and the folder in it. Raises InputError for an address that nothing opens."""
+    if "://" not in address:
+        return fs.LocalFileSystem(), str(Path(address).absolute())
+    try:
+        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(address)
+    except (pa.ArrowException, ImportError, ValueError, OSError) as error:
+        raise InputError(
+            f"params.yaml: generate.store: {address}: cannot be opened ({str(error).splitlines()[0]}). "
+            "Name a folder, s3://BUCKET/FOLDER, or fsspec+PROTOCOL://... with the package of that protocol."
+        ) from None
+    return found
+
+
+class Shelf:
+    """The units of one engine with one checkpoint, in one store."""
+
+    def __init__(self, address: str, identity: dict[str, Any]) -> None:
+        self.files, root = opened(address)
+        self.identity = identity
+        self.folder = f"{root}/{sha256(json.dumps(identity, sort_keys=True))[:24]}"
+        self._there: dict[str, list[int]] = defaultdict(list)
+        for name, tokens in _units(self.files, self.folder):
+            self._there[name].append(tokens)
+
+    def has(self, name: str, tokens: int) -> bool:
+        """Whether the unit was there when the shelf was opened, or was added since by this process."""
+        return any(one >= tokens for one in self._there[name])
+
+    def read(self, name: str, tokens: int) -> pa.Table | None:
+        """The unit of that name with answers of at most `tokens` tokens, or of more: they begin the same.
+
+        None where there is none yet, also none of somebody else.
+        """
+        for length in sorted({tokens, *(one for one in self._there[name] if one > tokens)}):
+            try:
+                with self.files.open_input_file(self._path(name, length)) as file:
+                    return pa.ipc.open_file(file.read_buffer()).read_all()
+            except (FileNotFoundError, pa.ArrowInvalid):
+                continue
+        return None
+
+    def add(self, name: str, tokens: int, unit: pa.Table) -> None:
+        """In one piece, or not at all."""
+        if not self._there:
+            self._write(f"{self.folder}/{IDENTITY}", json.dumps(self.identity, sort_keys=True, indent=2).encode())
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, unit.schema, options=COMPRESSED) as file:
+            file.write_table(unit)
+        self._write(self._path(name, tokens), sink.getvalue())
+        self._there[name].append(tokens)
+
+    def _path(self, name: str, tokens: int) -> str:
+        return f"{self.folder}/{name}-{tokens}{SUFFIX}"
+
+    def _write(self, path: str, content: Any) -> None:
+        if isinstance(self.files, fs.LocalFileSystem):
+            with atomic(Path(path)) as temporary:
+                temporary.write_bytes(content)
+            return
+        self.files.create_dir(self.folder, recursive=True)
+        with self.files.open_output_stream(path) as file:
+            file.write(content)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The units of one identity, for somebody who wonders what a store holds."""
+
+    folder: str
+    identity: dict[str, Any]
+    units: int
+    bytes: int
+    changed: float
+    """seconds since 1970, of the last one"""
+
+
+def kept(address: str) -> Iterator[Kept]:
+    """What a store holds, the oldest first."""
+    files, root = opened(address)
+    if files.get_file_info(root).type != fs.FileType.Directory:
+        return
+    found = []
+    for folder in files.get_file_info(fs.FileSelector(root)):
+        if folder.type != fs.FileType.Directory:
+            continue
+        units = [one for one in _infos(files, folder.path) if one.path.endswith(SUFFIX)]
+        try:
+            with files.open_input_file(f"{folder.path}/{IDENTITY}") as file:
+                identity = json.loads(file.read())
+        except (OSError, ValueError):
+            identity = {}
+        changed = max((one.mtime_ns or 0 for one in units), default=0) / 1e9
+        found.append(Kept(folder.path, identity, len(units), sum(one.size for one in units), changed))
+    yield from sorted(found, key=lambda one: one.changed)
+
+
+def remove(address: str, folder: str) -> None:
+    """All units of one identity."""
+    opened(address)[0].delete_dir(folder)
+
+
+def _infos(files: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
+    found: list[fs.FileInfo] = files.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    return found
+
+
+def _units(files: fs.FileSystem, folder: str) -> Iterator[tuple[str, int]]:
+    """Names and tokens."""
+    for one in _infos(files, folder):
+        name, _, tokens = one.base_name.removesuffix(SUFFIX).partition("-")
+        if one.base_name.endswith(SUFFIX) and not name.startswith(".") and tokens.isdigit():
+            yield name, int(tokens)

@@ -1,0 +1,61 @@
+"""Actors on a Ray cluster: the same store as without, whatever their number, also when one is lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.generation.test_generation import QUESTIONS, Counted, answers, rescored, units
+from tests.workspace import fake_checkpoint
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("ray")
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+from tbd.generation.engines.fake import FakeEngine
+from tbd.generation.executors.ray import cluster
+from tbd.generation.store import Shelf
+from tbd.generation.units import Job
+from tbd.params import Generate
+from tbd.progress import Progress
+
+class Dying(FakeEngine):
+    def generate(self, prompts, max_new_tokens, tick):
+        marker = Path(os.environ["DIES"])
+        if len(prompts[0]) < 25 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().generate(prompts, max_new_tokens, tick)
+
+model, folder, actors, *questions = sys.argv[1:]
+params = Generate(
+    engine="fake", device="cpu", dtype="auto", max_new_tokens=8, batch_size=4, executor="ray", ray={"actors": actors}
+)
+with cluster(Dying, Path(model), params) as executor:
+    prompts = [tuple(question.encode()) for question in questions]
+    shelf = Shelf(folder, executor.identity)
+    job = Job(shelf, prompts, 4, 8)
+    job.run(executor, Progress("test"))
+    given = [one.token_ids for one in job.completions()]
+    Job(shelf, prompts, 4, answers=given).run(executor, Progress("test"))
+"""
+
+
+def test_one_actor_or_two_of_which_one_dies_make_the_same_store(tmp_path: Path) -> None:
+    model = fake_checkpoint(tmp_path / "model", QUESTIONS[0])
+    here = Counted(model)
+    job = answers(here, tmp_path / "here")
+    rescored(here, tmp_path / "here", [one.token_ids for one in job.completions()])
+    for actors in ("1", "2"):
+        dies = tmp_path / f"dies-{actors}"
+        if actors == "1":
+            dies.touch()
+        command = [sys.executable, "-c", SCRIPT, model, tmp_path / actors, actors, *QUESTIONS]
+        done = subprocess.run(command, env=os.environ | {"DIES": str(dies)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("Ray lost an actor" in done.stdout) is (actors == "2")
+        assert units(tmp_path / actors) == units(tmp_path / "here")
