@@ -119,6 +119,9 @@ class Generate(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     """auto: bfloat16 where the device computes in it, float32 elsewhere"""
     max_new_tokens: int = Field(ge=1)
+    tokens: Literal["needed", "all"] = "needed"
+    """needed: an audit's answers have at most the tokens that its detector looks at; all: max_new_tokens, as the
+    references' answers always have, which the detector is chosen on"""
     batch_size: int = Field(ge=1)
     control_tokens: Literal["text", "refuse"] = "text"
     """what a question may hold that structures a chat with the checkpoint, such as `<|im_end|>`. text: it is read as

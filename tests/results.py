@@ -69,7 +69,7 @@ def reference(**changes: Any) -> dict[str, Any]:
 def detector(**changes: Any) -> Detector:
     choices = changes.get("choices", {"alone": choice(), "with_base": None})
     tree = {
-        "version": "0123456789ab", "fpr": 0.05, "confidence": 0.95, "choices": choices,
+        "version": "0123456789ab", "fpr": 0.05, "confidence": 0.95, "choices": choices, "tokens": 100,
         "references": [reference(with_base=choices["with_base"] and figures())], "warnings": [],
     }  # fmt: skip
     return Detector.model_validate(tree | changes)

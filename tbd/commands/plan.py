@@ -22,6 +22,7 @@ from tbd.detection.global_test import GlobalTest
 from tbd.detection.results import Chosen
 from tbd.errors import InputError
 from tbd.generation import cost, engines, units
+from tbd.generation.tokens import needed
 from tbd.params import Decision, Params
 from tbd.report.plan import Asked, AtTokens, Detectable, Plan, Reference, Strength
 from tbd.workspace import DETECTOR, relative
@@ -117,6 +118,8 @@ def plan(question: Question, burst: bool) -> Plan:
     """The plan; `burst`: measure this machine, where the checkpoint is here. Raises InputError, or TransientFault where
     the device is busy."""
     p = params.load()
+    if DETECTOR.is_file():
+        p = p.model_copy(update={"generate": needed(question.audit, p)})
     decision, g = p.decision, p.generate
     if question.fpr is not None:
         decision = decision.model_copy(update={"fpr": question.fpr})

@@ -80,11 +80,13 @@ def calibrate(references: Sequence[tuple[ScoreTable, Audit]], p: Calibrate, deci
         measured.append(_reference(table, entry, one, [ids[column] for column in columns.values()], figures))
         curves[table.audit] = {name: calibration.mean_curve(one, chosen, split) for name, chosen in halves.items()}
     chosen = {name: _chosen(ids[column]) for name, column in columns.items()}
+    choices = Choices(alone=chosen["alone"], with_base=chosen.get("with_base"))
     detector = Detector(
         version="",
         fpr=decision.fpr,
         confidence=decision.confidence,
-        choices=Choices(alone=chosen["alone"], with_base=chosen.get("with_base")),
+        choices=choices,
+        tokens=max(one.parameters["m"] for one in (choices.alone, choices.with_base) if one),
         references=measured,
         warnings=[
             f"{one.questions.unscored} of {one.questions.unscored + one.questions.members + one.questions.others} "

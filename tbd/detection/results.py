@@ -301,6 +301,8 @@ class Detector(Result):
     """of every interval, in (0, 1)"""
     choices: Choices
     """the chosen methods"""
+    tokens: int
+    """of an answer that the chosen methods look at, so an audit needs no more"""
     references: list[Reference] = Field(min_length=1)
     """in the order of params.yaml"""
     warnings: list[str]

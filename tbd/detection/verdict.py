@@ -36,7 +36,7 @@ from tbd.params import Decision
 from tbd.scores.table import ScoreTable
 
 Array = NDArray[np.float64]
-HOW = ("engine", "engine_version", "torch_version", "dtype", "device", "max_new_tokens", "batch_size")
+HOW = ("engine", "engine_version", "torch_version", "dtype", "device", "batch_size")
 """what of an audit's answers may make its scores others than the reference's"""
 
 

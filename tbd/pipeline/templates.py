@@ -10,8 +10,11 @@ from string import Template
 from tbd import audits, params
 from tbd.audits import Audit
 from tbd.records import atomic
-from tbd.workspace import AUDITS
+from tbd.workspace import AUDITS, DETECTOR
 
+MOST = "generate.max_new_tokens"
+NEEDED = f"{{params.yaml: [{MOST}, generate.tokens], {DETECTOR}: [tokens]}}"
+"""what says how many tokens an answer has: of a reference, of which the detector is made, and of any other audit"""
 TEMPLATE = Path(__file__).with_name("audit.dvc.yaml")
 
 
@@ -31,10 +34,12 @@ def refresh(name: str) -> None:
 
 def stages(name: str, audit: Audit) -> str:
     """The text of that file. The folder of the checkpoint may be called anything, the rest are plain names."""
+    tree = params.load_yaml(params.FILE)
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         audit=name,
         benchmark=audit.benchmark,
         unseen=audit.unseen,
         checkpoint=json.dumps(audit.checkpoint.replace("${", "\\${"), ensure_ascii=False),
-        engine=params.load_yaml(params.FILE)["generate"]["engine"],
+        engine=tree["generate"]["engine"],
+        tokens=MOST if name in tree["calibrate"]["references"] else NEEDED,
     )

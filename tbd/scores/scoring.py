@@ -14,7 +14,8 @@ from tbd.workspace import set_path
 def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], methods: list[Method]) -> pa.Table:
     """Rows of `records.SCORES`. `generations`: the answers of `checkpoint` and, where there is one, of `base`.
 
-    A method that needs a base's log-probs is left out where there are none. The metadata says how the answers were made
+    A method that needs a base's log-probs is left out where there are none, and one that looks at more tokens than were
+    generated where that was only as many as the detector needs. The metadata says how the answers were made
     and, under `sets`, to which question sets.
     """
     labels = {
@@ -22,6 +23,9 @@ def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], meth
         for table in questions.values()
         for key, value in zip(*(table[c].to_pylist() for c in ("question_id", "label")), strict=True)
     }
+    made = records.metadata(generations["checkpoint"])
+    if made.get("tokens") == "needed":
+        methods = [method for method in methods if method.m <= made["max_new_tokens"]]
     tables = []
     for of, answers in generations.items():
         x, lengths = tokens(answers), pc.list_value_length(answers["token_ids"])
@@ -38,5 +42,5 @@ def score(generations: dict[str, pa.Table], questions: dict[str, pa.Table], meth
                 )
             )
     sets = {name: {"name": name, "md5": records.md5(set_path(name)), "n": len(t)} for name, t in questions.items()}
-    about = {**records.metadata(generations["checkpoint"]), "sets": sets}
+    about = {**made, "sets": sets}
     return pa.concat_tables(tables).replace_schema_metadata({"tbd": json.dumps(about, sort_keys=True)})

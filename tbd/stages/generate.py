@@ -18,6 +18,7 @@ from tbd.checkpoints import Prompt
 from tbd.generation import engines, executors
 from tbd.generation.engines import Engine
 from tbd.generation.store import Shelf
+from tbd.generation.tokens import needed
 from tbd.generation.units import Executor, Job
 from tbd.progress import Progress
 from tbd.workspace import AUDITS, room, set_path
@@ -34,7 +35,7 @@ Prompts = dict[str, list[Prompt]]
 
 
 def main(audit: str, progress: Progress) -> None:
-    p = params.load().generate
+    p = needed(audit, params.load())
     kind = engines.find(p.engine)
     entry = audits.get(audit)
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
@@ -78,6 +79,7 @@ def main(audit: str, progress: Progress) -> None:
         "decoding": "greedy",
         "end_token": "included",
         "max_new_tokens": p.max_new_tokens,
+        "tokens": p.tokens,
         "batch_size": p.batch_size,
     }
     for one, before in used:  # prompts, weights and fingerprint are of the same files

@@ -136,14 +136,14 @@ def slow(copy: Workspace) -> Workspace:
 def test_killed_in_the_middle_it_goes_on_with_the_same_outputs(slow: Workspace, tmp_path: Path) -> None:
     killed = slow.copy(tmp_path / "killed")
     before = killed.units().keys()
-    run = killed.start(sys.executable, "-m", "dvc", "repro", target("generate@base"))
+    run = killed.start(sys.executable, "-m", "dvc", "repro", target("generate@reference"))
     wait_for(lambda: [*killed.units().keys() - before][2:])
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
     kept = killed.units()
-    assert "audits/base/dvc.yaml:generate" in killed.dvc("status")
-    assert killed.repro("generate@base") == ["generate@base"]
-    assert slow.repro("generate@base") == ["generate@base"]
+    assert "audits/reference/dvc.yaml:generate" in killed.dvc("status")
+    assert killed.repro("generate@reference") == ["generate@reference"]
+    assert slow.repro("generate@reference") == ["generate@reference"]
     assert killed.bytes("generations.parquet") == slow.bytes("generations.parquet")
     assert kept.items() <= killed.units().items()  # nothing lost, nothing twice
 

@@ -22,7 +22,7 @@ from tests.workspace import REPOSITORY, fake_checkpoint
 @pytest.fixture
 def asked(workspace: Path) -> Audit:
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    tree["generate"] |= {"engine": "fake", "max_new_tokens": 4}
+    tree["generate"] |= {"engine": "fake", "max_new_tokens": 4, "tokens": "all"}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     for name in ("exam", "new"):
         question = f"How much is 1 + 1, {name}?"
