@@ -105,7 +105,7 @@ def recorded(states: Sequence[str], workspace: Path = Path()) -> bool:
         experiment = client.get_experiment_by_name(CHECKS)
         if experiment is None or experiment.lifecycle_stage == "deleted":
             return False
-        return all(_finished(client, experiment.experiment_id, state) for state in states)
+        return all(_runs(client, experiment.experiment_id, state) for state in states)
 
 
 # --- what a run holds -------------------------------------------------------------------------------------------------
@@ -252,10 +252,12 @@ def _warnings(result: Verdict | Detector) -> str:
 
 
 def _send(record: Record, uri: str) -> tuple[str, bool]:
-    """(run id, whether the run is new). A run that a kill left half made is not FINISHED, so another is made."""
+    """(run id, whether the run is new). One that a kill left half made is marked as KILLED, and another is made."""
     with reaching(uri) as client:
         experiment = open_experiment(client, record.experiment, uri)
-        found = _finished(client, experiment, record.state)
+        found = _runs(client, experiment, record.state)
+        for half in [] if found else _runs(client, experiment, record.state, "RUNNING"):
+            client.set_terminated(half.info.run_id, "KILLED")
         run_id = found[0].info.run_id if found else _write(client, experiment, record)
         if record.detector:
             from tbd.tracking import detector_model
@@ -265,10 +267,9 @@ def _send(record: Record, uri: str) -> tuple[str, bool]:
         return run_id, not found
 
 
-def _finished(client: Any, experiment: str, state: str) -> list[Any]:
-    """The run of this state, if there is one."""
-    finished = f"tags.state = '{state}' and attributes.status = 'FINISHED'"
-    found: list[Any] = client.search_runs([experiment], finished, max_results=1)
+def _runs(client: Any, experiment: str, state: str, status: str = "FINISHED") -> list[Any]:
+    """The runs of this state of a result."""
+    found: list[Any] = client.search_runs([experiment], f"tags.state = '{state}' and attributes.status = '{status}'")
     return found
 
 

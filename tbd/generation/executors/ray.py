@@ -101,13 +101,13 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
     wanted = params.ray
     started = not ray.is_initialized()
     if started:
-        if not wanted.address:  # it listens on every interface, to whoever has its password
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
         local = {} if wanted.address else {"num_cpus": max(1, wanted.actors * wanted.cpus), "include_dashboard": False}
         try:
             ray.init(wanted.address or "local", log_to_driver=False, logging_level="warning", **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"params.yaml: generate.ray.address: {wanted.address}: {_said(error)}.") from None
+            if wanted.address:
+                raise InputError(f"params.yaml: generate.ray.address: {wanted.address}: {_said(error)}.") from None
+            raise TransientFault(f"Ray did not start: {_said(error)}.") from None
     threads = str(max(1, int(wanted.cpus)))
     options = {
         "num_cpus": wanted.cpus,
