@@ -35,11 +35,12 @@ def refresh(name: str) -> None:
 def stages(name: str, audit: Audit) -> str:
     """The text of that file. The folder of the checkpoint may be called anything, the rest are plain names."""
     tree = params.load_yaml(params.FILE)
+    references = tree.get("calibrate", {}).get("references", [])
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         audit=name,
         benchmark=audit.benchmark,
         unseen=audit.unseen,
         checkpoint=json.dumps(audit.checkpoint.replace("${", "\\${"), ensure_ascii=False),
         engine=tree["generate"]["engine"],
-        tokens=MOST if name in tree["calibrate"]["references"] else NEEDED,
+        tokens=MOST if name in references else NEEDED,
     )

@@ -99,8 +99,7 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
         TransientFault: Ray failed.
     """
     wanted = params.ray
-    started = not ray.is_initialized()
-    if started:
+    if not ray.is_initialized():  # it ends with this process
         local = {} if wanted.address else {"num_cpus": max(1, wanted.actors * wanted.cpus), "include_dashboard": False}
         try:
             ray.init(wanted.address or "local", log_to_driver=False, logging_level="warning", **local)
@@ -136,8 +135,6 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
     finally:
         for worker in workers:
             ray.kill(worker)
-        if started:
-            ray.shutdown()
 
 
 def _said(error: BaseException) -> str:
