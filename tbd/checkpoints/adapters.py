@@ -168,7 +168,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         if key not in READ:
             raise InputError(f"{file}: {key[:40]!r} is not known to tbd. Merge the adapter into its base.")
         if not READ[key](value):
-            raise InputError(f"{file}: {key} is {str(value)[:80]!r}. Save the adapter with save_pretrained().")
+            raise InputError(f"{file}: {key} is {value!r:.80}. Save the adapter with save_pretrained().")
         if isinstance(value, list | dict) and len(value) > len(shapes):
             raise InputError(f"{file}: {key} has {len(value)} entries, and the weights have {len(shapes)} tensors.")
         found[key] = value
