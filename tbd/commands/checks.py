@@ -115,7 +115,9 @@ def present() -> list[str]:
         if folder.is_dir():
             gone = pin is not None and _fingerprint(folder) != pin
         else:
-            gone = (audit.origin is None and audit.checkpoint not in made) or audit.checkpoint in pruned
+            origin = audit.origin or ""
+            there = ":/" in origin or (origin and Path(origin).is_dir())  # afar, or an adapter's folder
+            gone = (not there and audit.checkpoint not in made) or audit.checkpoint in pruned
         if gone and (AUDITS / name / "verdict.json").is_file():
             what = "holds other weights by now" if folder.is_dir() else "is no longer there"
             print(f"{name}: {folder} {what}; the verdict stands", flush=True)
