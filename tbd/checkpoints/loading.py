@@ -129,12 +129,18 @@ def _adapt(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             if model.device.type == "meta":
                 return model
             tensors = load_file(folder / checkpoints.ADAPTER_WEIGHTS)
+            if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+                raise ValueError(f"{broken[0]} holds numbers that are not finite")
             cast = {
                 name: tensor.to(model.device, torch.float32 if ".lora_" in name else model.dtype)
                 for name, tensor in tensors.items()
             }
             set_peft_model_state_dict(adapted, cast, low_cpu_mem_usage=True)
-            merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+            for name, weight in adapted.named_parameters():
+                if ".lora_" in name:
+                    weight.data = weight.data.float()  # PEFT has made it the type of the base
+            set_peft_model_state_dict(adapted, cast)
+            merged: PreTrainedModel = adapted.merge_and_unload()
     except torch.OutOfMemoryError:
         raise TransientFault(f"{folder}: no room for its adapter on {model.device} now.") from None
     except Exception as error:  # whatever the library raises, the file is the user's

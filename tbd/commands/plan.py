@@ -95,7 +95,7 @@ def asked(
         raise InputError(f"--base {base}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
     its = Path(what) if what is not None else None
     if its is not None and adapters.is_adapter(its) and not adapters.parts(its):
-        base = base or adapters.named_base(folder)
+        base = base or adapters.named_base(its)
         if base is None or not Path(base).is_dir():
             raise InputError(
                 f"{its}: an adapter (LoRA) whose base {base!r:.200} is not here, and tbd plan downloads nothing. "

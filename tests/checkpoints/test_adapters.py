@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tbd import checkpoints, sources
 from tbd.checkpoints import adapters, loading, prompting
+from tbd.commands import plan
 from tbd.errors import Incomplete, InputError, Lacking
 from tbd.generation import cost
 from tests.adapters import write_adapter
@@ -66,12 +67,13 @@ def test_it_answers_as_the_model_that_is_merged_by_hand(
     assert origin == "lora" and adapters.parts(whole) == {"adapter": "lora", "base": str(tiny_checkpoint)}
     loading.fits(whole)
     ids = torch.arange(5, 60)[None]
-    with torch.inference_mode():
-        base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-        before = base(ids).logits
-        by_hand = PeftModel.from_pretrained(base, folder).merge_and_unload()(ids).logits
-        here = loading.load_model(whole, "cpu", torch.float32)(ids).logits
-    assert torch.equal(here, by_hand) and not torch.allclose(here, before)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.inference_mode():
+            base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=dtype)
+            before = base(ids).logits
+            by_hand = PeftModel.from_pretrained(base, folder).merge_and_unload()(ids).logits
+            here = loading.load_model(whole, "cpu", dtype)(ids).logits
+        assert torch.equal(here, by_hand) and not torch.allclose(here, before)
     assert prompting.prompts(whole, ["Why?"], 4, "text") == prompting.prompts(tiny_checkpoint, ["Why?"], 4, "text")
     assert cost.parameters(whole) > cost.parameters(tiny_checkpoint)
 
@@ -207,15 +209,24 @@ def test_tensors_that_do_not_fit_the_base(
         (whole | {first.replace("layers.0", "layers.9"): whole[first].clone()}, tiny_checkpoint, "no place for"),
         (whole | {first: whole[first].repeat(1, 2)}, tiny_checkpoint, "it is of another base"),
         (whole, wide, "it is of another base"),
-        (whole | {first: whole[first] * torch.nan}, tiny_checkpoint, "NaN"),
+        (whole | {first: whole[first] * torch.nan}, tiny_checkpoint, "not finite"),
     ):
         save_file(tensors, file)
         joined = sources.resolve(str(copy), str(base))
         assert said in refusal(lambda folder=joined: loading.load_model(folder, "cpu", torch.float32))
-        if said != "NaN":
+        if said != "not finite":
             assert said in refusal(lambda folder=joined: loading.fits(folder))
 
 
 def test_without_peft_it_says_what_to_install(adapter: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     assert "pip install -c constraints.txt peft" in refusal(lambda: sources.find(str(adapter)), Lacking)
+
+
+def test_a_plan_is_of_both_and_downloads_nothing(
+    adapter: Path, copy: Path, tiny_checkpoint: Path, workspace: Path
+) -> None:
+    asked = plan.asked(str(adapter), "exam", "new", None, None)
+    assert asked.base == tiny_checkpoint and asked.checkpoint == sources.resolve(str(adapter))
+    change(copy, base_model_name_or_path="org/name")
+    assert "downloads nothing" in refusal(lambda: plan.asked(str(copy), "exam", "new", None, None))
