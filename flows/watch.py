@@ -130,7 +130,7 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
         for one in waits:
             logger.info("%s: %s", checkpoint.name, one.why)
         return Counter(waiting=1) if waits else Counter(known=1)
-    here = standing.fetched(checkpoint)
+    here = standing.fetched(checkpoint, p)
     if seen is None or here is None:
         state = retrying(fetch)(address, checkpoint, p, return_state=True)
         if not state.is_completed():
@@ -142,7 +142,8 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
         if isinstance(got, Wait | Broken):
             logger.info("%s: %s", checkpoint.name, got.why)
             if isinstance(got, Broken):
-                add(outcomes.failure(checkpoint, None, got.why).model_copy(update={"state": decide.asked(p)}))
+                of = partial(outcomes.fault, p=p) if got.lacking else outcomes.failure
+                add(of(checkpoint, None, got.why).model_copy(update={"state": decide.asked(p)}))
             return Counter(waiting=1) if isinstance(got, Wait) else Counter(failed=1)
         here = got
     done: Counter[str] = Counter()

@@ -109,7 +109,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
     check.add_argument("--unseen", metavar="NAME", help="questions of the same kind the checkpoint cannot have seen")
     check.add_argument(
-        "--base", metavar="CKPT", help="what the checkpoint was distilled from: finds more, and checks the sets"
+        "--base",
+        metavar="CKPT",
+        help="what the checkpoint was distilled from, or is an adapter of: finds more, and checks the sets",
     )
     check.add_argument(
         "--as", dest="audit", metavar="AUDIT", help="name of the audit (default: checkpoint and benchmark)"

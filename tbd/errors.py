@@ -40,6 +40,10 @@ class Incomplete(InputError):
     """A checkpoint that lacks a part, as one that is still being copied does."""
 
 
+class Lacking(InputError):
+    """What is missing is this machine's: a package, a model that is named. Once it is there, all is well."""
+
+
 class TransientFault(Exception):
     """Something that heals by itself: the network, a server's 5xx, a busy device. Worth trying again. Exit code 3."""
 

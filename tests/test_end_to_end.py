@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tbd import records, scores
+from tbd import audits, records, scores
 from tbd.reference import world
+from tests.adapters import write_adapter
 from tests.workspace import Workspace, create
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,7 @@ SMALL: dict[str, Any] = {
     "generate": {"device": "cpu", "dtype": "float32", "max_new_tokens": 20, "batch_size": 16},
     "score": {"methods": {"tbd": {"m": [10, 20]}, "mean_logprob": {"m": 20}, "logprob_ratio": {"m": 20}}},
     "calibrate": {"bootstrap": 100},
+    "watch": {"settle": 0.5},
 }
 
 
@@ -164,3 +166,18 @@ def test_a_set_and_a_model_of_ones_own(workspace: Workspace, tmp_path: Path) -> 
     before = (workspace.root / "audits/mine-exam/audit.yaml").read_bytes()
     assert "with another checkpoint_fingerprint" in workspace.tbd(*check, "--as", "mine-exam", code=2).stderr
     assert (workspace.root / "audits/mine-exam/audit.yaml").read_bytes() == before
+
+
+def test_an_adapter_of_the_base_is_audited_when_it_appears(workspace: Workspace) -> None:
+    if not (workspace.root / "mlflow.db").is_file():
+        pytest.skip("goes on from the tests above")
+    folder = workspace.root / "checkpoints/incoming/lora"
+    write_adapter(folder, workspace.root / "checkpoints/base")
+    tbd(workspace, "watch", "checkpoints/incoming")
+    (name,) = [one for one in audits.names(workspace.root) if one.startswith("lora-")]
+    audit = audits.get(name, workspace.root)
+    assert audit.base == "checkpoints/base" and audit.origin == "checkpoints/incoming/lora"
+    assert audit.checkpoint.startswith("checkpoints/adapters/lora--")
+    tbd(workspace, "verify", name)
+    generations = records.read_table(workspace.root / "audits" / name / "generations.parquet", records.GENERATIONS)
+    assert records.metadata(generations)["fingerprint"] == audit.checkpoint_fingerprint

@@ -40,12 +40,20 @@ class Prompted(NamedTuple):
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""what a folder that holds an adapter has; see `tbd.checkpoints.adapters`"""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 IDENTITY = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py")
 """files that decide what a checkpoint answers; a model card or a licence is none"""
 PROVENANCE = "tbd.json"
 """says how tbd made a checkpoint; left out of the fingerprint"""
-LARGEST = {"*.safetensors": None, "config.json": 4 << 20, "*.index.json": 32 << 20, "*": 128 << 20}
+LARGEST = {
+    "*.safetensors": None,
+    "config.json": 4 << 20,
+    ADAPTER_CONFIG: 4 << 20,
+    "*.index.json": 32 << 20,
+    "*": 128 << 20,
+}
 """most bytes of a file, by the first pattern that matches; honest ones have a tenth of it. None: as many as it likes"""
 HEADER = 32 << 20
 """most bytes of the header of a safetensors file"""
@@ -59,42 +67,43 @@ SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensor
 def inspect(folder: Path) -> None:
     """Raise InputError, naming what is missing or broken, unless `folder` holds a complete safetensors checkpoint.
 
-    It is an Incomplete (a kind of InputError) if the folder might just be on its way here.
+    An adapter counts as one beside its base alone, as `tbd.checkpoints.adapters.join` puts them together. It is an
+    Incomplete (a kind of InputError) if the folder might just be on its way here.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
     scan(folder)
-    if (folder / "adapter_config.json").is_file():
+    files = shards(folder)
+    if (folder / ADAPTER_CONFIG).is_file() and not files:
         raise InputError(f"{folder}: an adapter (LoRA), not a whole model. Merge it into its base and save that.")
     state(folder)
     config = folder / "config.json"
     if not config.is_file():
         raise Incomplete(f"{folder}: no config.json. Save the model there with save_pretrained().")
     try:
-        said = _json(config.read_bytes())
+        said = parsed(config.read_bytes())
         if not isinstance(said, dict):
             raise ValueError
     except ValueError:
         raise Incomplete(f"{config}: not a readable model configuration. Copy it again.") from None
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
+    if not files:
         if pickled := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):
             raise InputError(
                 f"{folder}: weights only as pickle ({pickled[0]}), which can run code when loaded. "
                 "Convert them with save_pretrained(safe_serialization=True)."
             )
         raise Incomplete(f"{folder}: no *.safetensors file. Save the model there with save_pretrained().")
-    count = sum(len(tensors(shard)) for shard in shards)
+    count = sum(len(tensors(shard)) for shard in files)
     for index in folder.glob("*.index.json"):
         try:
-            named = set(map(str, _json(index.read_bytes())["weight_map"].values()))
+            named = set(map(str, parsed(index.read_bytes())["weight_map"].values()))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Incomplete(f"{index}: not a readable index of weight files. Copy it again.") from None
-        if missing := sorted(named - {shard.name for shard in shards}):
+        if missing := sorted(named - {shard.name for shard in files}):
             raise Incomplete(
                 f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again."
             )
-    _check_numbers(folder, shards)
+    _check_numbers(folder, files)
     for part in (said, *said.values()):
         for key, value in part.items() if isinstance(part, dict) else ():
             if LAYERS.fullmatch(key) and isinstance(value, int | float) and value > count:
@@ -103,6 +112,11 @@ def inspect(folder: Path) -> None:
                 )
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise Incomplete(f"{folder}: no tokenizer ({', '.join(TOKENIZERS)}). Save it there with save_pretrained().")
+
+
+def shards(folder: Path) -> list[Path]:
+    """The files of a model's weights; those of an adapter are none."""
+    return sorted(file for file in folder.glob("*.safetensors") if file.name != ADAPTER_WEIGHTS)
 
 
 def _check_numbers(folder: Path, shards: Iterable[Path]) -> None:
@@ -134,7 +148,7 @@ def fingerprint(folder: Path) -> str:
 
     The same weights in another folder have the same fingerprint; a changed weight, tokenizer or template changes it.
     """
-    return _digest(state(folder))
+    return digest(state(folder))
 
 
 State = tuple[tuple[Path, int, int, int, int], ...]
@@ -172,27 +186,32 @@ def unchanged(folder: Path, before: State) -> None:
 
 
 @contextmanager
-def links(folder: Path) -> Iterator[Path]:
+def links(folder: Path, with_adapter: bool = False) -> Iterator[Path]:
     """A folder of links to the files that the fingerprint is of, and to nothing else, for a library that loads.
 
-    It would find more in the checkpoint's own: weights in sub-folders, other templates, code.
+    It would find more in the checkpoint's own: weights in sub-folders, other templates, code. An adapter is left out,
+    unless asked for: it would make transformers look for the base that it names.
     """
     with tempfile.TemporaryDirectory(prefix="tbd-") as temporary:
         for file, *_ in state(folder):
-            if file.suffix != ".py":
+            if file.suffix != ".py" and (with_adapter or file.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
                 (Path(temporary) / file.name).symlink_to(file.resolve())
         yield Path(temporary)
 
 
+def digest(files: State) -> str:
+    """The fingerprint that a folder of these files has; they are sorted by name."""
+    found = hashlib.sha256()
+    for file, *times in files:
+        found.update(os.fsencode(file.name) + f"\0{_content(file.resolve(), *times)}\n".encode())
+    return found.hexdigest()
+
+
 @cache
-def _digest(files: State) -> str:
-    """The digest of these files, kept for as long as their sizes and times are the same: they may be gigabytes."""
-    digest = hashlib.sha256()
-    for file, *_ in files:
-        with file.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(os.fsencode(file.name) + f"\0{content}\n".encode())
-    return digest.hexdigest()
+def _content(file: Path, *_: int) -> str:
+    """The digest of a file, kept for as long as its size and times are the same: it may be gigabytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def pinned(path: str, expected: str | None) -> Path:
@@ -207,7 +226,12 @@ def pinned(path: str, expected: str | None) -> Path:
 
 
 def tensors(shard: Path) -> dict[str, int]:
-    """The names of a safetensors file's tensors, and how many numbers each holds. Raises InputError if it is cut off.
+    """The names of a safetensors file's tensors, and how many numbers each holds. Raises what `shapes` does."""
+    return {name: prod(shape) for name, shape in shapes(shard).items()}
+
+
+def shapes(shard: Path) -> dict[str, tuple[int, ...]]:
+    """The names of a safetensors file's tensors, and the shape of each. Raises InputError if it is cut off.
 
     Such a file is 8 bytes that give the length of its header, the header as JSON, and the tensors' bytes.
     """
@@ -219,20 +243,20 @@ def tensors(shard: Path) -> dict[str, int]:
                 raise ValueError
             if length > HEADER:
                 raise InputError(f"{shard}: a header of {length} bytes, more than {HEADER}. Save the model again.")
-            header = _json(file.read(length))
+            header = parsed(file.read(length))
         found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         if any(len(tensor["shape"]) > DIMENSIONS for tensor in found.values()):
             raise ValueError
         end = max((int(tensor["data_offsets"][1]) for tensor in found.values()), default=0)
-        numbers = {name: prod(map(int, tensor["shape"])) for name, tensor in found.items()}
+        sides = {name: tuple(map(int, tensor["shape"])) for name, tensor in found.items()}
     except (ValueError, ArithmeticError, struct.error, LookupError, TypeError, AttributeError):
         raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:
         raise Incomplete(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")
-    return numbers
+    return sides
 
 
-def _json(content: bytes) -> Any:
+def parsed(content: bytes) -> Any:
     """Parsed JSON. Raises ValueError for whatever is none, and for one that is nested too deeply."""
     try:
         return json.loads(content.decode("utf-8"))

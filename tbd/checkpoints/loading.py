@@ -4,6 +4,7 @@ Whatever transformers finds wrong with a user's files becomes an error of one li
 """
 
 import re
+import warnings
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from tbd import checkpoints, records
+from tbd.checkpoints import adapters
 from tbd.errors import InputError, TransientFault, first_line
 
 SENSES = re.compile(r"(^|\.)(vision|visual|multi_modal|vqmodel|audio)")
@@ -42,7 +44,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The checkpoint's causal language model in evaluation mode.
+    """The checkpoint's causal language model in evaluation mode; an adapter beside it is added to its weights.
 
     Raises InputError, or TransientFault if the device has no room for it now.
     """
@@ -55,6 +57,8 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
         model.to(device)
     except torch.OutOfMemoryError:
         raise TransientFault(f"{folder}: no room for its weights on {device} now.") from None
+    if adapters.is_adapter(folder):
+        model = _adapt(model, folder)
     model.eval()
     return model
 
@@ -65,7 +69,9 @@ def fits(folder: Path) -> None:
     Takes no memory for them. A quantized model is left to `load_model`: what can read it may need its device.
     """
     if "quantization_config" not in records.known(folder / "config.json"):
-        _load(folder, device_map="meta")
+        model = _load(folder, device_map="meta")
+        if adapters.is_adapter(folder):
+            _adapt(model, folder)
 
 
 def _load(folder: Path, **how: Any) -> PreTrainedModel:
@@ -99,6 +105,58 @@ def _load(folder: Path, **how: Any) -> PreTrainedModel:
             "padded batches."
         )
     return model
+
+
+def _adapt(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with the adapter of `folder` added to its weights, in float32 and rounded to their type.
+
+    On the device `meta` that is only tried.
+
+    Raises InputError unless the adapter has exactly the tensors that its configuration and the model ask for.
+    """
+    adapters.needs_peft(folder)
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    said, there = adapters.read(folder)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            config = LoraConfig(**said, task_type="CAUSAL_LM", inference_mode=True, init_lora_weights=False)
+            adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
+            embeddings = any(name.endswith(".base_layer.weight") for name in there)
+            asked = get_peft_model_state_dict(adapted, save_embedding_layers=embeddings)
+            _check_tensors({name: tuple(tensor.shape) for name, tensor in asked.items()}, there)
+            if model.device.type == "meta":
+                return model
+            tensors = load_file(folder / checkpoints.ADAPTER_WEIGHTS)
+            if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+                raise ValueError(f"{broken[0]} holds numbers that are not finite")
+            cast = {
+                name: tensor.to(model.device, torch.float32 if ".lora_" in name else model.dtype)
+                for name, tensor in tensors.items()
+            }
+            set_peft_model_state_dict(adapted, cast, low_cpu_mem_usage=True)
+            for name, weight in adapted.named_parameters():
+                if ".lora_" in name:
+                    weight.data = weight.data.float()  # PEFT has made it the type of the base
+            set_peft_model_state_dict(adapted, cast)
+            merged: PreTrainedModel = adapted.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise TransientFault(f"{folder}: no room for its adapter on {model.device} now.") from None
+    except Exception as error:  # whatever the library raises, the file is the user's
+        raise InputError(f"{folder}: the adapter cannot be added to its base ({first_line(error)}).") from None
+    return merged
+
+
+def _check_tensors(asked: dict[str, tuple[int, ...]], there: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError for the first tensor of an adapter that is missing, not asked for, or of another shape."""
+    if missing := sorted(asked.keys() - there.keys()):
+        raise ValueError(f"its weights lack {missing[0]}, {len(missing)} missing in all")
+    if unexpected := sorted(there.keys() - asked.keys()):
+        raise ValueError(f"the base has no place for {unexpected[0]}, {len(unexpected)} such in all")
+    for name, shape in asked.items():
+        if there[name] != shape:
+            raise ValueError(f"{name} is {there[name]}, and the base needs {shape}: it is of another base")
 
 
 def _check_size(files: Path, config: PreTrainedConfig) -> None:

@@ -59,7 +59,7 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
 
 def fits(folder: Path) -> None:
     """See `tbd.checkpoints.loading.fits`, in a process with limits. Raises as `prompts` does."""
-    with checkpoints.links(folder) as files:
+    with checkpoints.links(folder, with_adapter=True) as files:
         _answer("fitting", folder, files, {"files": str(files), "limits": [LOADING, MEMORY]})
 
 

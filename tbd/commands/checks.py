@@ -13,12 +13,13 @@ import pandas as pd
 
 from tbd import audits, checkpoints, params, records, scores, sources
 from tbd.audits import Audit
+from tbd.checkpoints import adapters
 from tbd.commands import prune
 from tbd.commands.sets import pipeline_outputs, questions
 from tbd.detection import decisions
 from tbd.detection.results import read_detector, read_verdict
 from tbd.detection.verdict import judge
-from tbd.errors import InputError, TransientFault
+from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.history import History, outbox
 from tbd.params import Rule
 from tbd.pipeline import repro, workspace_lock
@@ -53,8 +54,10 @@ def prepare(
     rate = fpr if fpr is not None else p.decision.fpr
     if not params.SMALLEST_RATE <= rate < 1:
         raise InputError(f"--fpr {rate:g}: a rate is at least {params.SMALLEST_RATE:g} and below 1.")
-    folder, address = sources.find(checkpoint)
+    folder, address = sources.find(checkpoint, base)
     base_folder = sources.resolve(base) if base is not None else None
+    if base_folder is None and (own := adapters.parts(folder).get("base")):
+        base_folder = Path(own)  # what an adapter was put on is its base
     texts = {key: questions(key) for key in (benchmark, unseen)}
     have, need = len(texts[unseen]), decisions.negatives_needed(rate)
     if have < need:
@@ -75,7 +78,7 @@ def prepare(
     )
     if base_folder and entry.base_fingerprint == entry.checkpoint_fingerprint:
         raise InputError(f"--base {base}: the same model as the checkpoint. Leave --base out.")
-    slug = re.sub("[^A-Za-z0-9_-]+", "-", f"{folder.resolve().name}-{benchmark}").strip("-_")[:63]
+    slug = re.sub("[^A-Za-z0-9_-]+", "-", f"{_name(folder)}-{benchmark}").strip("-_")[:63]
     name = check_name(asked if asked is not None else slug, "audit")
     taken = audits.load()
     if name in taken and asked is None and not _same(taken[name], entry):
@@ -93,6 +96,11 @@ def prepare(
     return name, known
 
 
+def _name(folder: Path) -> str:
+    """What a checkpoint is called: by its folder, or that of the adapter."""
+    return Path(adapters.parts(folder).get("adapter", folder)).resolve().name
+
+
 def _same(known: Audit, entry: Audit) -> bool:
     """Whether both ask the same; one of a checkpoint that the pipeline makes is not pinned."""
     pins = {"checkpoint_fingerprint": None, "base_fingerprint": None}
@@ -105,15 +113,25 @@ def present() -> list[str]:
     for name, audit in audits.load().items():
         folder, pin = Path(audit.checkpoint), audit.checkpoint_fingerprint
         if folder.is_dir():
-            gone = pin is not None and decide.fingerprint(folder) != pin
+            gone = pin is not None and _fingerprint(folder) != pin
         else:
-            gone = (audit.origin is None and audit.checkpoint not in made) or audit.checkpoint in pruned
+            origin = audit.origin or ""
+            there = ":/" in origin or (origin and Path(origin).is_dir())  # afar, or an adapter's folder
+            gone = (not there and audit.checkpoint not in made) or audit.checkpoint in pruned
         if gone and (AUDITS / name / "verdict.json").is_file():
             what = "holds other weights by now" if folder.is_dir() else "is no longer there"
             print(f"{name}: {folder} {what}; the verdict stands", flush=True)
         else:
             names.append(name)
     return names
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """None: a part is missing, such as an adapter's base."""
+    try:
+        return decide.fingerprint(folder)
+    except Incomplete:
+        return None
 
 
 def settled(names: Sequence[str]) -> bool:
@@ -145,7 +163,7 @@ def ready(names: Iterable[str]) -> None:
     for name in names:
         audit = audits.get(name)
         if audit.origin is not None and not Path(audit.checkpoint).is_dir():
-            sources.resolve(audit.origin)
+            sources.resolve(audit.origin, audit.base)
         path = set_path(audit.unseen)
         if path.is_file():  # else the pipeline is about to make or check it out
             _enough(f"audit {name!r}", audit.unseen, len(records.read_table(path, records.QUESTIONS)), audit.fpr, p)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from tbd import audits, checkpoints, locks, params, scores
-from tbd.checkpoints import Prompt
+from tbd import audits, checkpoints, locks, params, scores, sources
+from tbd.checkpoints import Prompt, adapters
 from tbd.commands.sets import questions
 from tbd.detection import decisions, power, results
 from tbd.detection.global_test import GlobalTest
@@ -93,9 +93,18 @@ def asked(
         )
     if base is not None and not Path(base).is_dir() and not base.startswith(("hf://", "models:/")) and "@" not in base:
         raise InputError(f"--base {base}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
+    its = Path(what) if what is not None else None
+    if its is not None and adapters.is_adapter(its) and not adapters.parts(its):
+        base = base or adapters.named_base(its)
+        if base is None or not Path(base).is_dir():
+            raise InputError(
+                f"{its}: an adapter (LoRA) whose base {base!r:.200} is not here, and tbd plan downloads nothing. "
+                "Name its folder: --base FOLDER."
+            )
+        its = sources.whole(its, base)
     return Question(
         audit=None,
-        checkpoint=_checked(Path(what), size) if what is not None else None,
+        checkpoint=_checked(its, size) if its is not None else None,
         parameters=size,
         with_base=base is not None,
         base=_checked(Path(base), None) if base is not None else None,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tbd import audits, params, records
+from tbd.checkpoints import adapters
 from tbd.generation import store
 from tbd.history import FAILED, History
 from tbd.locks import locked
@@ -80,13 +81,13 @@ def _downloads() -> Iterator[tuple[Item, str]]:
     known, entries = History(), audits.load()
     judged = {one.fingerprint for one in known.outcomes if one.outcome != FAILED}
     bases = {audit.base for audit in entries.values()} | {rule.base for rule in params.load().watch.policy}
-    memory = [(entry[2], entry[1], place) for place, entry in decide.remembered().items()]
+    memory = [(_downloaded(entry[2]), entry[1], place) for place, entry in decide.remembered().items()]
     for folder in sorted(FETCHED.glob("*/*")):
         if folder.parent.name not in ("hub", "mlflow") or folder.suffix == ".lock":
             continue
         path = str(folder)
         prints: set[str | None] = {mark for there, mark, _ in memory if there == path}
-        prints |= {audit.checkpoint_fingerprint for audit in entries.values() if audit.checkpoint == path}
+        prints |= {audit.checkpoint_fingerprint for audit in entries.values() if _downloaded(audit.checkpoint) == path}
         places = {place for there, _, place in memory if there == path}
         item = Item(
             folder, folder.parent / f".{folder.name.removeprefix('.')}.lock", _size(folder), folder.stat().st_mtime
@@ -99,6 +100,11 @@ def _downloads() -> Iterator[tuple[Item, str]]:
         elif not prints and item.changed > time.time() - DAY:
             stays = "on its way here"
         yield item, stays
+
+
+def _downloaded(checkpoint: str) -> str:
+    """The folder of a checkpoint, or of the adapter that it was put together from."""
+    return adapters.parts(Path(checkpoint)).get("adapter", checkpoint)
 
 
 def _answers() -> Iterator[tuple[Item, str]]:

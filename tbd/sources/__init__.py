@@ -4,15 +4,20 @@ A source lists the checkpoints that are there and gets them onto this machine. I
 tells checkpoints apart by their fingerprint, and `tbd.history` knows which were audited.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from tbd import checkpoints
-from tbd.errors import InputError
+from tbd.checkpoints import adapters
+from tbd.errors import InputError, Lacking
+from tbd.workspace import relative
 
 FETCHED = Path("checkpoints")
 """where downloaded checkpoints are put, in a folder for each kind of source"""
+ADAPTERS = FETCHED / "adapters"
+"""where adapters are put together with their bases, as folders of links"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Source(Protocol):
         """
 
 
+NAME_IT = "Name its base: --base FOLDER, or base in watch.policy of params.yaml."
+
+
 def source(address: str) -> Source:
     """The source at an address. Raises InputError for an address of no known kind.
 
@@ -75,17 +83,19 @@ def source(address: str) -> Source:
     return Folder(address)
 
 
-def resolve(checkpoint: str) -> Path:
+def resolve(checkpoint: str, base: str | None = None) -> Path:
     """The local folder of a checkpoint. Takes and raises what `find` does."""
-    return find(checkpoint)[0]
+    return find(checkpoint, base)[0]
 
 
-def find(checkpoint: str) -> tuple[Path, str | None]:
-    """The local folder of a checkpoint, checked; and if it was downloaded, its address, pinned to the weights of now.
+def find(checkpoint: str, base: str | None = None) -> tuple[Path, str | None]:
+    """The local folder of a checkpoint, checked; and if tbd put it there, what it was before.
+
+    That is the address of a download, pinned to the weights of now, or the folder of an adapter (see `whole`).
 
     `checkpoint` is a folder, a hub id with its revision (`org/name@revision`, `hf://org/name@revision`) or a version of
     a registered model (`models:/NAME/VERSION`). The latter two are downloaded into the workspace; from the hub
-    safetensors and text files alone.
+    safetensors and text files alone. `base`: the base of an adapter, as in `whole`.
 
     Raises:
         InputError: it is none of these, or the folder is not a checkpoint that may be loaded (see
@@ -101,8 +111,45 @@ def find(checkpoint: str) -> tuple[Path, str | None]:
                 f"{checkpoint}: no such folder; for a model on the hub name its revision too: {checkpoint}@REVISION."
             )
         folder, origin = _fetch(f"hf://{checkpoint}")
-    checkpoints.inspect(folder)
-    return folder, origin
+    together = whole(folder, base)
+    checkpoints.inspect(together)
+    return together, origin or (relative(folder) if together != folder else None)
+
+
+def whole(folder: Path, base: str | None = None) -> Path:
+    """The checkpoint in a folder: itself, or what an adapter and its base make, put together.
+
+    `base`: the adapter's base as `find` takes it; if None, what the adapter names: a folder that is here, or a hub id.
+    Raises what `find` does, and Lacking where the base that it names is not to be had.
+    """
+    if not adapters.is_adapter(folder) or folder.parent.resolve() == ADAPTERS.resolve():
+        return folder
+    if checkpoints.shards(folder):
+        raise InputError(f"{folder}: an adapter (LoRA) and a whole model in one folder. Take away what is not meant.")
+    adapters.check(folder)
+    adapters.needs_peft(folder)
+    named = base or adapters.named_base(folder)
+    if named is None:
+        raise Lacking(f"{folder}: an adapter (LoRA) that names no base. {NAME_IT}")
+    if base is None and not (_is_model(named) or checkpoints.HUB_ID.match(named)):
+        raise Lacking(f"{folder}: an adapter (LoRA) of {named[:200]!r}, which is not here. {NAME_IT}")
+    try:
+        under = _base(named)
+    except InputError as error:
+        if base is not None:
+            raise
+        raise Lacking(f"{folder}: an adapter (LoRA) of {named[:200]!r}: {str(error)[:400]} {NAME_IT}") from None
+    return adapters.join(folder, under, ADAPTERS)
+
+
+def _base(named: str) -> Path:
+    """The local folder of an adapter's base; one that is an adapter itself as it is, to be refused."""
+    return Path(named) if os.path.isfile(Path(named, checkpoints.ADAPTER_CONFIG)) else find(named)[0]
+
+
+def _is_model(folder: str) -> bool:
+    """Whether a model is in that folder; False for what no folder can be called."""
+    return any(os.path.isfile(Path(folder, name)) for name in ("config.json", checkpoints.ADAPTER_CONFIG))
 
 
 def _fetch(address: str) -> tuple[Path, str]:

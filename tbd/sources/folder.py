@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tbd.checkpoints import IDENTITY, PICKLES, files
+from tbd.checkpoints import ADAPTER_CONFIG, IDENTITY, PICKLES, files
 from tbd.checkpoints.files import shown
 from tbd.errors import InputError, TransientFault, is_fault
 from tbd.records import sha256
@@ -29,7 +29,7 @@ class Folder:
             with os.scandir(self.folder) as entries:
                 names = [entry.name for entry in entries if entry.name[0] != "." and (_lost(entry) or entry.is_dir())]
             folders = [self.folder / name for name in names]
-            if (self.folder / "config.json").is_file():
+            if any((self.folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
                 folders = [self.folder]
         except OSError as error:
             kind = TransientFault if is_fault(error) else InputError

@@ -168,7 +168,7 @@ def _checkpoint(root: Path) -> Path:
     if (root / "config.json").is_file():
         return root
     for adapter in root.rglob("adapter_config.json"):
-        return adapter.parent  # to be refused; otherwise the base beside it would be audited in its place
+        return adapter.parent  # otherwise the base beside it would be audited in its place
     models = [config.parent for config in root.rglob("config.json")]
     if len(models) != 1:
         return root

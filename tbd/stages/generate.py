@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tbd import audits, checkpoints, params, records, stages
-from tbd.checkpoints import Prompt
+from tbd.checkpoints import Prompt, adapters
+from tbd.errors import InputError
 from tbd.generation import engines, executors
 from tbd.generation.engines import Engine
 from tbd.generation.store import Shelf
@@ -43,6 +44,11 @@ def main(audit: str, progress: Progress) -> None:
     used = [(Path(one), checkpoints.state(Path(one))) for one in (entry.checkpoint, entry.base) if one is not None]
     folder = checkpoints.pinned(entry.checkpoint, entry.checkpoint_fingerprint)
     base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
+    if not kind.adapts and any(map(adapters.is_adapter, filter(None, (folder, base_folder)))):
+        raise InputError(
+            f"{audit}: an adapter (LoRA), which engine {p.engine!r} does not add to its base. Set generate.engine: "
+            "transformers, or merge the adapter into its base."
+        )
     questions = sum(map(len, sets.values()))
     longest = questions * p.max_new_tokens
     room(AUDITS / audit, REST + BYTES * longest * (3 if base_folder else 1), "its answers and report")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tbd import audits, checkpoints, records, sources
 from tbd.audits import Audit
-from tbd.errors import Incomplete, InputError, TransientFault, fault, first_line, is_fault
+from tbd.checkpoints import adapters
+from tbd.errors import Incomplete, InputError, Lacking, TransientFault, fault, first_line, is_fault
 from tbd.generation import engines
 from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
@@ -59,6 +60,8 @@ class Broken:
 
     found: Found
     why: str
+    lacking: bool = False
+    """for want of something on this machine, so it is looked at again"""
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,15 @@ class Standing:
             self.bases[address] = fingerprint(sources.resolve(address))
         return self.bases[address]
 
-    def fetched(self, found: Found) -> Fetched | None:
-        """This version, if it was here and complete before; its folder may have been pruned since."""
-        version, fingerprint, folder = self.fingerprints.get(found.place, ("", "", ""))
-        return Fetched(found, fingerprint, Path(folder)) if version == found.version else None
+    def fetched(self, found: Found, p: Params) -> Fetched | None:
+        """This version, if it was here and complete before; its folder may have been pruned since.
+
+        An adapter with another base than before is not this version.
+        """
+        version, weights, folder = self.fingerprints.get(found.place, ("", "", ""))
+        if version != found.version or _rebased(Path(folder), weights, _base(found, p)):
+            return None
+        return Fetched(found, weights, Path(folder))
 
 
 def rules(name: str, policy: list[Rule]) -> list[Rule]:
@@ -149,12 +157,30 @@ def peek(found: Found, p: Params, standing: Standing, retry: bool = False) -> li
         return [Known(found, f"failed before: {failed.reason}", failed)]
     if pause := tries.pause(found, None, failed, p, retry):
         return [Wait(found, pause)]
-    fetched = standing.fetched(found)
+    fetched = standing.fetched(found, p)
     if fetched is None or late is not None:
         return None
     decisions = decide(fetched, p, standing, retry)
     gone = not fetched.folder.is_dir()
     return None if gone and any(isinstance(one, Job) for one in decisions) else decisions
+
+
+def _base(found: Found, p: Params) -> str | None:
+    """The base that the policy names for a checkpoint of this name: of an adapter it is that one's."""
+    return next((rule.base for rule in rules(found.name, p.watch.policy) if rule.base is not None), None)
+
+
+def _rebased(folder: Path, weights: str, base: str | None) -> bool:
+    """Whether this is an adapter that was put together with another base, or one that has changed since."""
+    own = adapters.parts(folder).get("base")
+    if own is None:
+        return False
+    if base is not None and relative(sources.resolve(base)) != own:
+        return True
+    try:
+        return fingerprint(folder) != weights
+    except InputError:  # a part is missing
+        return True
 
 
 def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
@@ -164,7 +190,7 @@ def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
             raise found.trouble
         if late := _late(found, p):
             return Broken(found, late)
-        folder = source.fetch(found)
+        folder = sources.whole(source.fetch(found), _base(found, p))
         checkpoints.inspect(folder)
         engine = engines.find(p.generate.engine)
         engine.prompts(folder, p.generate, [TRIAL])
@@ -172,6 +198,8 @@ def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
         weights = checkpoints.fingerprint(folder)
     except TransientFault:
         raise
+    except Lacking as error:  # once it is there, the checkpoint is what it was
+        return Broken(found, str(error), lacking=True)
     except (InputError, OSError, ValueError, RecursionError, MemoryError) as error:  # what reading its files may raise
         if is_fault(error):
             raise fault(error) from None
@@ -194,8 +222,9 @@ def _decide(
     found: Found, folder: Path, weights: str, rule: Rule, standing: Standing, p: Params, retry: bool
 ) -> Decision:
     known = standing.history
-    pin = standing.base(rule.base) if rule.base is not None else None
-    base, pin = (rule.base, pin) if pin != weights else (None, None)
+    base = rule.base if rule.base is not None else adapters.parts(folder).get("base")
+    pin = standing.base(base) if base is not None else None
+    base, pin = (base, pin) if pin != weights else (None, None)
     place = relative(folder)
     wanted = Audit(
         checkpoint=place,

@@ -19,6 +19,7 @@ from tbd.watch import decide, outcomes
 from tbd.watch import look as looking
 from tbd.watch.decide import Broken, Decision, Fetched, Job, Known, Same, Standing, Wait
 from tbd.workspace import DETECTOR, check_name, relative, set_path
+from tests.adapters import write_adapter
 from tests.workspace import REPOSITORY, fake_checkpoint
 
 SET: dict[str, Any] = {"name": "exam", "md5": "0" * 32, "n": 30}
@@ -358,3 +359,28 @@ def test_an_audit_without_a_verdict_in_the_history_counts_as_failed(p: Params) -
     assert said.audit is not None and outcomes.standing(said.audit, History()) == said
     history.FILE.unlink()
     assert outcomes.standing(said.audit, History()).outcome == FAILED
+
+
+def test_an_adapter_is_audited_anew_when_its_base_changes(p: Params, tiny_checkpoint: Path) -> None:
+    shutil.copytree(tiny_checkpoint, "base")
+    folder = write_adapter(INCOMING / "lora", Path("base"))
+    (found,) = Folder(str(INCOMING)).look()
+    p = p.model_copy(update={"generate": p.generate.model_copy(update={"engine": "transformers"})})
+    job = only(p)
+    assert isinstance(job, Job) and job.base == "base" and job.fingerprint == checkpoint.fingerprint(job.folder)
+    judged(job)
+    assert [type(one) for one in decide.peek(found, p, Standing()) or []] == [Known]
+
+    shutil.copytree("base", "other")
+    os.utime("base/config.json")
+    assert decide.peek(found, p, Standing()) is not None  # the same content
+    Path("base/generation_config.json").write_text("{}")
+    assert decide.peek(found, p, Standing()) is None
+    ruled = changed(p, policy=[p.watch.policy[0].model_copy(update={"base": "other"})])
+    assert decide.peek(found, ruled, Standing()) is None
+
+    shutil.rmtree("base")
+    lacking = decide.fetch(Folder(str(INCOMING)), found, p)  # it names one that is not here
+    assert isinstance(lacking, Broken) and lacking.lacking and "--base" in lacking.why
+    (folder / "adapter_model.safetensors").unlink()
+    assert "adapter_model.safetensors" in getattr(decide.fetch(Folder(str(INCOMING)), found, p), "why", "")

@@ -55,6 +55,9 @@ class Engine(Protocol):
     rescores: bool
     """whether `logprobs` can be asked: not every server says them of a text that it is given"""
 
+    adapts: bool
+    """whether it adds an adapter (`tbd.checkpoints.adapters`) to its base: one that does not answers as the base"""
+
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "Engine":
         """The engine with the weights of `checkpoint`. Raises InputError for one that cannot be loaded."""

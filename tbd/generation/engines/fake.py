@@ -28,6 +28,7 @@ class FakeEngine:
 
     at_once = 1
     rescores = True
+    adapts = False
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "FakeEngine":

@@ -106,6 +106,7 @@ class TransformersEngine:
 
     at_once = 1
     rescores = True
+    adapts = True
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "TransformersEngine":
