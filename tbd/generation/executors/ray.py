@@ -6,7 +6,7 @@ that is lost costs the units it was at; they go to another.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -51,37 +51,37 @@ class Worker:
 class Cluster:
     """See `tbd.generation.units.Executor`."""
 
+    start: Callable[[], Any]
+    """a new actor"""
     workers: list[Any]
     identity: dict[str, Any]
     rescores: bool
 
     def compute(self, units: Iterable[Unit], progress: Progress) -> Iterator[tuple[Unit, pa.Table]]:
         waiting, tries = iter(units), Counter[str]()
-        load = dict.fromkeys(range(len(self.workers)), 0)
-        under_way: dict[Any, tuple[Unit, int]] = {}
+        under_way: dict[Any, tuple[Unit, Any]] = {}
 
         def give(unit: Unit) -> None:
-            worker = min(load, key=lambda one: load[one])
-            load[worker] += 1
-            under_way[self.workers[worker].compute.remote(unit)] = unit, worker
+            load = Counter(id(worker) for _, worker in under_way.values())
+            worker = min(self.workers, key=lambda one: load[id(one)])
+            under_way[worker.compute.remote(unit)] = unit, worker
 
         while True:
-            for unit in islice(waiting, AHEAD * len(load) - len(under_way)):
+            for unit in islice(waiting, AHEAD * len(self.workers) - len(under_way)):
                 give(unit)
             if not under_way:
                 return
             (ended, *_), _ = ray.wait(list(under_way))
             unit, worker = under_way.pop(ended)
-            load[worker] -= 1
             try:
                 table = ray.get(ended)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except ray.exceptions.RayError as error:
+            except ray.exceptions.RayActorError as error:
                 tries[unit.name] += 1
                 if tries[unit.name] == TRIES:
                     raise TransientFault(f"Ray lost {TRIES} actors at the same questions ({_said(error)}).") from None
-                print(f"Ray lost an actor ({_said(error)}): its questions go to another", flush=True)
+                if worker in self.workers:
+                    print(f"Ray lost an actor: its questions go to another ({_said(error)})", flush=True)
+                    self.workers[self.workers.index(worker)] = self.start()
                 give(unit)
                 continue
             progress.advance("read", unit.read)
@@ -98,7 +98,7 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
         InputError: the cluster cannot be reached, or its machines compute in different ways.
         TransientFault: Ray failed.
     """
-    wanted = params.ray
+    wanted, workers = params.ray, list[Any]()
     if not ray.is_initialized():  # it ends with this process
         local = {} if wanted.address else {"num_cpus": max(1, wanted.actors * wanted.cpus), "include_dashboard": False}
         try:
@@ -107,17 +107,16 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
             if wanted.address:
                 raise InputError(f"params.yaml: generate.ray.address: {wanted.address}: {_said(error)}.") from None
             raise TransientFault(f"Ray did not start: {_said(error)}.") from None
-    threads = str(max(1, int(wanted.cpus)))
-    options = {
-        "num_cpus": wanted.cpus,
-        "num_gpus": wanted.gpus,
-        "max_restarts": -1,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.getcwd()}},
-    }
-    workers = [
-        ray.remote(Worker).options(**options).remote(kind, checkpoint.absolute(), params) for _ in range(wanted.actors)
-    ]
+    environment = {"OMP_NUM_THREADS": str(max(1, int(wanted.cpus))), "PYTHONPATH": os.getcwd()}
+    actor = ray.remote(Worker).options(
+        num_cpus=wanted.cpus, num_gpus=wanted.gpus, runtime_env={"env_vars": environment}
+    )
+
+    def start() -> Any:
+        return actor.remote(kind, checkpoint.absolute(), params)
+
     try:
+        workers += [start() for _ in range(wanted.actors)]
         abouts = ray.get([worker.about.remote() for worker in workers])
         identity, rescores = abouts[0]
         for other, _ in abouts:
@@ -127,7 +126,7 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
                     f"the actors differ in {key}: {identity[key]} and {other.get(key)}. Make their machines alike, or "
                     "name device and dtype in params.yaml."
                 )
-        yield Cluster(workers, identity, rescores)
+        yield Cluster(start, workers, identity, rescores)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
