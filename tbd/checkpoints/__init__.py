@@ -13,12 +13,15 @@ import stat
 import struct
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tbd.checkpoints.files import scan, shown
 from tbd.errors import Incomplete, InputError, TransientFault
@@ -28,10 +31,52 @@ Prompt = tuple[int, ...]
 """token ids of a question in the checkpoint's chat template, up to where the answer begins"""
 
 
+class Packed(Sequence[Prompt]):
+    """Prompts at 4 bytes a token; a million of them are some hundred megabytes, not gigabytes."""
+
+    def __init__(self, tokens: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
+        """`tokens`: of all prompts, one after the other; `ends`: where each begins, and where the last ends."""
+        self.tokens, self.ends = tokens, ends
+
+    @classmethod
+    def of(cls, parts: Iterable[Sequence[Sequence[int]]]) -> "Packed":
+        """Prompts that come some at a time."""
+        tokens, lengths = [np.empty(0, np.int32)], [np.zeros(1, np.int64)]
+        for part in parts:
+            tokens.append(np.fromiter(itertools.chain.from_iterable(part), np.int32))
+            lengths.append(np.fromiter(map(len, part), np.int64))
+        return cls(np.concatenate(tokens), np.concatenate(lengths).cumsum())
+
+    @overload
+    def __getitem__(self, at: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Packed": ...
+    def __getitem__(self, at: int | slice) -> "Prompt | Packed":
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            assert step == 1
+            return Packed(self.tokens, self.ends[start : max(start, stop) + 1])
+        at = range(len(self))[at]
+        return tuple(self.tokens[self.ends[at] : self.ends[at + 1]].tolist())
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def total(self) -> int:
+        """Tokens of all of them."""
+        return int(self.ends[-1] - self.ends[0])
+
+
 class Prompted(NamedTuple):
     """Questions as prompts, and what was put around them."""
 
-    prompts: list[Prompt]
+    prompts: Packed
     frame: str
     """digest of what the chat template puts around a question"""
     odd: int

@@ -1,7 +1,7 @@
 """Questions as prompts of a checkpoint, made in a process of its own: chat template and tokenizer are somebody else's.
 
 That process (`tbd.checkpoints.rendering`) is limited in time and memory, and its environment holds no secrets. One does
-all questions of an audit; it takes about a second, because it does without torch. Whether weights and configuration fit
+some thousand questions; it takes about a second, because it does without torch. Whether weights and configuration fit
 together is asked of another such process (`tbd.checkpoints.fitting`), which needs torch and takes some seconds.
 """
 
@@ -10,13 +10,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tbd import checkpoints
-from tbd.checkpoints import Prompted
+from tbd.checkpoints import Packed, Prompted
 from tbd.errors import InputError, TransientFault
 from tbd.records import question_id
 
@@ -26,6 +26,8 @@ LOADING, EACH = 30, 3
 """seconds of processor for the tokenizer, and for each question"""
 MEMORY = 2 << 30
 """bytes"""
+PART = 10_000
+"""questions that one process makes prompts of"""
 PATIENCE = 600
 """seconds until it counts as stuck, and one more for each question"""
 KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
@@ -43,18 +45,27 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
         InputError: tokenizer or template do not work or exceed the limits, or a question cannot be asked.
         TransientFault: the process was ended, or is stuck, or the disk failed.
     """
-    with checkpoints.links(folder) as files:
-        asked = {
-            "folder": str(folder),
-            "files": str(files),
-            "questions": [(question_id(question), question) for question in questions],
-            "max_new_tokens": max_new_tokens,
-            "control_tokens": control_tokens,
-            "today": TODAY.isoformat(),
-            "limits": [LOADING, EACH, MEMORY],
-        }
-        answer = _answer("rendering", folder, files, asked)
-    return Prompted([tuple(prompt) for prompt in answer["prompts"]], answer["frame"], answer["odd"])
+    frame, odd = "", 0
+
+    def parts() -> Iterator[list[list[int]]]:
+        nonlocal frame, odd
+        with checkpoints.links(folder) as files:
+            for start in range(0, max(1, len(questions)), PART):
+                asked = {
+                    "folder": str(folder),
+                    "files": str(files),
+                    "questions": [(question_id(one), one) for one in questions[start : start + PART]],
+                    "max_new_tokens": max_new_tokens,
+                    "control_tokens": control_tokens,
+                    "today": TODAY.isoformat(),
+                    "limits": [LOADING, EACH, MEMORY],
+                }
+                answer = _answer("rendering", folder, files, asked)
+                frame, odd = answer["frame"], odd + answer["odd"]
+                yield answer["prompts"]
+
+    packed = Packed.of(parts())
+    return Prompted(packed, frame, odd)
 
 
 def fits(folder: Path) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from tbd import audits, checkpoints, locks, params, scores, sources
-from tbd.checkpoints import Prompt, adapters
+from tbd.checkpoints import Packed, adapters
 from tbd.commands.sets import questions
 from tbd.detection import decisions, power, results
 from tbd.detection.global_test import GlobalTest
@@ -138,7 +138,7 @@ def plan(question: Question, burst: bool) -> Plan:
     benchmark, unseen, notes = _sets(question, frames, decision)
     texts = [text for frame in frames for text in frame["question"]]
     prompts = {role: kind.prompts(folder, g, texts).prompts for role, folder in _here(question)}
-    tokens = {role: sum(map(len, some)) for role, some in prompts.items()}
+    tokens = {role: some.total for role, some in prompts.items()}
     own = tokens.get("checkpoint", cost.rough_tokens(texts))
     passes = cost.passes(len(texts), own, g.max_new_tokens, tokens.get("base", own) if question.with_base else None)
     if question.checkpoint is None:
@@ -268,7 +268,7 @@ def _no_evidence(reference: Reference, measured: Strength, benchmark: Asked, uns
     )
 
 
-def _memory(role: cost.Role, folder: Path, prompts: list[Prompt], split: int, p: Params) -> cost.Memory:
+def _memory(role: cost.Role, folder: Path, prompts: Packed, split: int, p: Params) -> cost.Memory:
     """`split`: so many prompts are the benchmark's, the others unseen; batches are planned for each set by itself."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     batches = [
@@ -287,7 +287,7 @@ def _dtype(p: Params) -> str:
     return choose_dtype("auto", choose_device(p.generate.device))
 
 
-def _speeds(question: Question, prompts: dict[cost.Role, list[Prompt]], p: Params) -> list[cost.Speed]:
+def _speeds(question: Question, prompts: dict[cost.Role, Packed], p: Params) -> list[cost.Speed]:
     """Of every model that is here, measured one after the other."""
     kind, here, found = engines.find(p.generate.engine), _here(question), []
     with locks.device(p.serve.device_slots):

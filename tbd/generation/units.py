@@ -174,7 +174,7 @@ class Job:
         answers = iter(self.answers) if self.answers is not None else None
         size = PART * self.batch_size
         for start in range(0, len(self.prompts), size):
-            prompts = self.prompts[start : start + size]
+            prompts = list(self.prompts[start : start + size])
             given = None if answers is None else list(islice(answers, len(prompts)))
             whole = prompts if given is None else [(*p, *a.tolist()) for p, a in zip(prompts, given, strict=True)]
             yield [

@@ -14,10 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tbd import audits, checkpoints, params, records, stages
-from tbd.checkpoints import Prompt, adapters
+from tbd.checkpoints import Packed, adapters
 from tbd.errors import InputError
 from tbd.generation import engines, executors
-from tbd.generation.engines import Engine
 from tbd.generation.store import Shelf
 from tbd.generation.tokens import needed
 from tbd.generation.units import Executor, Job
@@ -31,8 +30,8 @@ ROWS = 65536
 REST = 50_000_000
 """bytes that the report, its plots and DVC's copies of them take"""
 
-Prompts = dict[str, list[Prompt]]
-"""by question set"""
+Sets = dict[str, pa.Table]
+"""questions by set; prompts are those of one set after the other"""
 
 
 def main(audit: str, progress: Progress) -> None:
@@ -52,13 +51,14 @@ def main(audit: str, progress: Progress) -> None:
     questions = sum(map(len, sets.values()))
     longest = questions * p.max_new_tokens
     room(AUDITS / audit, REST + BYTES * longest * (3 if base_folder else 1), "its answers and report")
-    prompts, around = rendered(kind, folder, p, sets)
-    progress.plan("read", tokens(prompts))
+    texts = [text for table in sets.values() for text in table["question"].to_pylist()]
+    prompts, frame, odd = kind.prompts(folder, p, texts)
+    progress.plan("read", prompts.total)
     progress.plan("written", longest)
     if base_folder:
-        base_prompts, _ = rendered(kind, base_folder, p, sets)
-        rescoring = tokens(prompts) + longest
-        progress.plan("read", tokens(base_prompts) + rescoring)
+        base_prompts = kind.prompts(base_folder, p, texts).prompts
+        rescoring = prompts.total + longest
+        progress.plan("read", base_prompts.total + rescoring)
         progress.plan("written", longest)
     progress.begin(f"loading {entry.checkpoint}")
     with executors.opened(kind, folder, p) as executor:
@@ -67,7 +67,7 @@ def main(audit: str, progress: Progress) -> None:
         how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
         todo = f"{questions} questions, {read:,} tokens to read, at most {written:,} to write"
         print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
-        answers = answered(executor, prompts, p, progress)
+        answers = answered(executor, sets, prompts, p, progress)
     rescored, base_answers, base_identity = None, [], {}
     if base_folder:  # only now: two models at once need not fit
         progress.begin(f"loading {entry.base}")
@@ -80,7 +80,7 @@ def main(audit: str, progress: Progress) -> None:
                 print("the base's engine does not say the log-probs of given tokens: they are left out", flush=True)
             else:
                 rescored = rescore(base, prompts, answers, p, progress)
-            base_answers = answered(base, base_prompts, p, progress, "the base's answers")
+            base_answers = answered(base, sets, base_prompts, p, progress, "the base's answers")
     decoding = {
         "decoding": "greedy",
         "end_token": "included",
@@ -90,36 +90,23 @@ def main(audit: str, progress: Progress) -> None:
     }
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
-    out, made = AUDITS / audit, identity | decoding | around | {"device_asked": p.device}
+    out, made = AUDITS / audit, identity | decoding | {"device_asked": p.device, "frame": frame, "odd_prompts": odd}
     made["base_fingerprint"] = base_identity.get("fingerprint")
-    write(out / "generations.parquet", rows(sets, prompts, answers, rescored), made)
-    base_rows = rows(sets, base_prompts, base_answers) if base_folder else iter(())
+    write(out / "generations.parquet", rows(sets, answers, rescored), made)
+    base_rows = rows(sets, base_answers) if base_folder else iter(())
     write(out / "base_generations.parquet", base_rows, base_identity | decoding)
 
 
-def rendered(
-    kind: type[Engine], folder: Path, p: params.Generate, sets: dict[str, pa.Table]
-) -> tuple[Prompts, dict[str, Any]]:
-    """The questions of every set as prompts, all made at once, and what the table says of them."""
-    made = kind.prompts(folder, p, [text for table in sets.values() for text in table["question"].to_pylist()])
-    prompts = iter(made.prompts)
-    by_set = {name: list(islice(prompts, len(table))) for name, table in sets.items()}
-    return by_set, {"frame": made.frame, "odd_prompts": made.odd}
-
-
-def tokens(prompts: Prompts) -> int:
-    return sum(len(prompt) for some in prompts.values() for prompt in some)
-
-
 def answered(
-    executor: Executor, prompts: Prompts, p: params.Generate, progress: Progress, what: str = "answers"
+    executor: Executor, sets: Sets, prompts: Packed, p: params.Generate, progress: Progress, what: str = "answers"
 ) -> list[Job]:
     """The answers to each set, which has batches of its own, so that two audits can share them."""
-    shelf, jobs = Shelf(p.store, executor.identity), []
-    for name, asked in prompts.items():
+    shelf, jobs, start = Shelf(p.store, executor.identity), list[Job](), 0
+    for name, table in sets.items():
         progress.begin(f"{what} to {name}")
-        jobs.append(Job(shelf, asked, p.batch_size, p.max_new_tokens))
+        jobs.append(Job(shelf, prompts[start : start + len(table)], p.batch_size, p.max_new_tokens))
         jobs[-1].run(executor, progress)
+        start += len(table)
     return jobs
 
 
@@ -133,24 +120,21 @@ class Written:
         return (one.token_ids for job in self.jobs for one in job.completions())
 
 
-def rescore(base: Executor, prompts: Prompts, answers: list[Job], p: params.Generate, progress: Progress) -> Job:
+def rescore(base: Executor, prompts: Packed, answers: list[Job], p: params.Generate, progress: Progress) -> Job:
     """The base's log-prob of each token the checkpoint wrote, after the checkpoint's prompt."""
     written = Written(answers)
-    progress.plan("read", tokens(prompts) + sum(map(len, written)))
+    progress.plan("read", prompts.total + sum(map(len, written)))
     progress.begin("the base's log-probs of the same tokens")
-    everything = [prompt for some in prompts.values() for prompt in some]
-    job = Job(Shelf(p.store, base.identity), everything, p.batch_size, answers=written)
+    job = Job(Shelf(p.store, base.identity), prompts, p.batch_size, answers=written)
     job.run(base, progress)
     return job
 
 
-def rows(
-    sets: dict[str, pa.Table], prompts: Prompts, answers: list[Job], rescored: Job | None = None
-) -> Iterator[dict[str, Any]]:
+def rows(sets: Sets, answers: list[Job], rescored: Job | None = None) -> Iterator[dict[str, Any]]:
     """A row of `records.GENERATIONS` for each question, in the order of the sets."""
     base_logprobs = repeat(None) if rescored is None else rescored.logprobs()
-    for (name, table), asked, job in zip(sets.items(), prompts.values(), answers, strict=True):
-        for identity, prompt, completion in zip(table["question_id"], asked, job.completions(), strict=True):
+    for (name, table), job in zip(sets.items(), answers, strict=True):
+        for identity, prompt, completion in zip(table["question_id"], job.prompts, job.completions(), strict=True):
             yield {
                 "set": name,
                 "question_id": identity.as_py(),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbd import checkpoints
-from tbd.checkpoints import Prompt, Prompted
+from tbd.checkpoints import Packed, Prompt, Prompted
 from tbd.errors import InputError
 from tbd.generation.engines import Completion, Tick, engine, unheard
 from tbd.params import Generate
@@ -36,7 +36,7 @@ class FakeEngine:
 
     @classmethod
     def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> Prompted:
-        return Prompted(list(map(cls.open(checkpoint, params).prompt, questions)), frame="none", odd=0)
+        return Prompted(Packed.of([list(map(cls.open(checkpoint, params).prompt, questions))]), frame="none", odd=0)
 
     @classmethod
     def fits(cls, checkpoint: Path) -> None:
