@@ -42,3 +42,13 @@ def test_one_that_looks_at_them_is_counted(folder: Path, template: str) -> None:
 def test_a_system_prompt_or_a_thinking_switch_is_another_frame(folder: Path) -> None:
     frames = [prompted(folder, text + PLAIN + after).frame for text in ("", "<|system|>x") for after in ("", "<think>")]
     assert len(set(frames)) == 4 and frames[0] == prompted(folder, PLAIN).frame
+
+
+def test_many_questions_are_made_in_parts(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = ["What?", "How many?", "Why?"]
+    at_once = prompting.prompts(tiny_checkpoint, questions, None, "text")
+    monkeypatch.setattr(prompting, "PART", 2)
+    assert prompting.prompts(tiny_checkpoint, questions, None, "text") == at_once
+    packed = at_once.prompts
+    assert [*packed[1:]] == [*packed][1:] and packed[-1] == [*packed][2] and len(packed[3:]) == 0
+    assert packed.total == sum(map(len, packed)) and packed[1:].total == len(packed[1]) + len(packed[2])
