@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 
 from tbd.errors import InputError
 
-ROWS = 16_384
-"""of a large table that are read at a time: 40 MB of log-probs in answers of 300 tokens"""
+ROWS = 8192
+"""of a large table that are read at a time: 20 MB of log-probs, as float64, in answers of 300 tokens"""
+BUFFER = 1 << 20
+"""bytes of a column that are read at a time"""
 
 QUESTIONS = pa.schema(
     [
@@ -157,10 +159,11 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     """The same some rows at a time, `ROWS` at most; nothing of an empty table."""
-    with _reading(path, schema), pq.ParquetFile(path) as file:
+    with _reading(path, schema), pq.ParquetFile(path, buffer_size=BUFFER) as file:
         schema = schema.with_metadata(file.schema_arrow.metadata)
-        for batch in file.iter_batches(ROWS, columns=schema.names):
-            yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+        for group in range(file.num_row_groups):  # of all groups at once Arrow holds what it has read of each
+            for batch in file.iter_batches(ROWS, [group], schema.names):
+                yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
 
 
 def stored_table(path: Path, schema: pa.Schema) -> ds.Dataset:

@@ -7,10 +7,10 @@ import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tbd import audits, checkpoints, params, records, scores, sources
@@ -250,9 +250,14 @@ def verify(name: str) -> list[str]:
 
 
 def _same_rows(one: Path, other: Path) -> bool:
-    """Whether two tables of `records.SCORES` hold the same."""
-    both = zip_longest(*(records.read_batches(path, records.SCORES) for path in (one, other)))
-    return all(a and b and a.to_pandas().equals(b.to_pandas()) for a, b in both)
+    """Whether two tables of `records.SCORES` hold the same; a column at a time."""
+    both = [records.stored_table(path, records.SCORES) for path in (one, other)]
+    for name in records.SCORES.names:
+        a, b = (table.to_table(columns=[name])[name] for table in both)
+        same = np.array_equal(a, b, equal_nan=True) if name == "score" else a.equals(b)
+        if not same:
+            return False
+    return True
 
 
 def _short(value: Any) -> str:

@@ -22,6 +22,8 @@ Array = NDArray[np.float64]
 
 RARE = 10
 """permutations as extreme as the data from which on they are counted; below, the tail is approximated"""
+TINY = float(np.finfo(float).tiny)
+"""the smallest p-value that is said: below it a tail is 0 in the arithmetic of numbers"""
 CHUNK = 8_000_000
 """labels drawn, and taken into a product, at a time: 64 MB"""
 LABELS = 1_000_000_000
@@ -121,7 +123,7 @@ class GlobalTest:
         counted = int((smallest <= smallest[0]).sum())
         if counted <= RARE:
             tails = [tail(values[:, k], sums[0, k], self.strata) for k in range(values.shape[1])]
-            return min(counted / len(smallest), 2 * min(tails))
+            return min(counted / len(smallest), max(2 * min(tails), TINY))
         return counted / len(smallest)
 
     def shift_needed(self, benchmark: ArrayLike, unseen: ArrayLike, level: float) -> float:
