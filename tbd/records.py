@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tbd.errors import InputError
+
+ROWS = 8192
+"""of a large table that are read at a time: 20 MB of log-probs, as float64, in answers of 300 tokens"""
+BUFFER = 1 << 20
+"""bytes of a column that are read at a time"""
 
 QUESTIONS = pa.schema(
     [
@@ -146,16 +152,40 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
     Raises InputError if it is missing, broken or of another shape.
     """
+    with _reading(path, schema):
+        table = pq.read_table(path, columns=schema.names)
+        return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
+
+
+def read_batches(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The same some rows at a time, `ROWS` at most; nothing of an empty table."""
+    with _reading(path, schema), pq.ParquetFile(path, buffer_size=BUFFER) as file:
+        schema = schema.with_metadata(file.schema_arrow.metadata)
+        for group in range(file.num_row_groups):  # of all groups at once Arrow holds what it has read of each
+            for batch in file.iter_batches(ROWS, [group], schema.names):
+                yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+def stored_table(path: Path, schema: pa.Schema) -> ds.Dataset:
+    """The same unread: its `to_table` reads chosen columns and rows, in the order of the file."""
+    with _reading(path, schema):
+        found = ds.dataset(path, format="parquet")
+        found.schema.empty_table().select(schema.names).cast(schema)
+        return found
+
+
+@contextmanager
+def _reading(path: Path, schema: pa.Schema) -> Iterator[None]:
+    """Raise InputError if the file is missing, broken or of another shape."""
     if not path.is_file():
         raise InputError(f"{path}: not found.")
     try:
-        table = pq.read_table(path)
-        return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
+        yield
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path}: not a table of {', '.join(schema.names)} ({str(error).splitlines()[0]}).") from None
 
 
-def metadata(table: pa.Table) -> dict[str, Any]:
+def metadata(table: pa.Table | ds.Dataset) -> dict[str, Any]:
     """What `write_table` was given as metadata; empty if nothing."""
     stored: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"tbd", b"{}"))
     return stored

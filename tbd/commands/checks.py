@@ -4,11 +4,13 @@ Everything that can be refused is refused here, before anything is written.
 """
 
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tbd import audits, checkpoints, params, records, scores, sources
@@ -24,7 +26,7 @@ from tbd.history import History, outbox
 from tbd.params import Rule
 from tbd.pipeline import repro, workspace_lock
 from tbd.pipeline.lock_file import LockFile, target
-from tbd.scores.scoring import score
+from tbd.scores.scoring import LABELS, score
 from tbd.scores.table import ScoreTable
 from tbd.sets import blind, near_duplicates
 from tbd.tracking import runs
@@ -223,17 +225,19 @@ def verify(name: str) -> list[str]:
     ]
     try:
         stored = read_verdict(folder / "verdict.json").model_dump(mode="json")
+        methods = scores.expand(p.score.methods)
         sets = {key: records.read_table(set_path(key), records.QUESTIONS) for key in (audit.benchmark, audit.unseen)}
-        generations = {"checkpoint": records.read_table(folder / "generations.parquet", records.GENERATIONS)}
-        if len(base := records.read_table(folder / "base_generations.parquet", records.GENERATIONS)):
+        generations = {"checkpoint": folder / "generations.parquet"}
+        if records.stored_table(base := folder / "base_generations.parquet", records.GENERATIONS).count_rows():
             generations["base"] = base
-        table = score(generations, sets, scores.expand(p.score.methods))
-        kept = records.read_table(folder / "scores.parquet", records.SCORES)
-        if not table.to_pandas().equals(kept.to_pandas()):
-            differences.append(f"{folder}/scores.parquet: other scores than its generations give")
-        texts = blind.texts(sets[audit.benchmark], sets[audit.unseen], p.decision.blind, p.calibrate.seed)
-        scored, detector = ScoreTable(name, table), read_detector(DETECTOR)
-        judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed, texts)
+        with tempfile.TemporaryDirectory() as temporary:
+            again = Path(temporary, "scores.parquet")
+            score(generations, {key: table.select(LABELS.names) for key, table in sets.items()}, methods, again)
+            if not _same_rows(again, folder / "scores.parquet"):
+                differences.append(f"{folder}/scores.parquet: other scores than its generations give")
+            texts = blind.texts(sets[audit.benchmark], sets[audit.unseen], p.decision.blind, p.calibrate.seed)
+            scored, detector = ScoreTable(name, again), read_detector(DETECTOR)
+            judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed, texts)
     except (InputError, KeyError, ValueError) as error:
         if not differences:
             raise
@@ -243,6 +247,17 @@ def verify(name: str) -> list[str]:
             two = f"{_short(stored[key])} on disk, {_short(value)} recomputed"
             differences.append(f"{folder}/verdict.json: {key}: {two}")
     return differences
+
+
+def _same_rows(one: Path, other: Path) -> bool:
+    """Whether two tables of `records.SCORES` hold the same; a column at a time."""
+    both = [records.stored_table(path, records.SCORES) for path in (one, other)]
+    for name in records.SCORES.names:
+        a, b = (table.to_table(columns=[name])[name] for table in both)
+        same = np.array_equal(a, b, equal_nan=True) if name == "score" else a.equals(b)
+        if not same:
+            return False
+    return True
 
 
 def _short(value: Any) -> str:

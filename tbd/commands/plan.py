@@ -195,6 +195,7 @@ def plan(question: Question, burst: bool) -> Plan:
         max_new_tokens=g.max_new_tokens,
         rough=question.checkpoint is None,
         passes=passes,
+        disk=cost.disk(len(texts), g.max_new_tokens, question.with_base),
         memory=memory,
         speeds=speeds,
         seconds=cost.seconds(passes, speeds),

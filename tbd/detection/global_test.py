@@ -22,8 +22,14 @@ Array = NDArray[np.float64]
 
 RARE = 10
 """permutations as extreme as the data from which on they are counted; below, the tail is approximated"""
+TINY = float(np.finfo(float).tiny)
+"""the smallest p-value that is said: below it a tail is 0 in the arithmetic of numbers"""
 CHUNK = 8_000_000
-"""labels taken into a product at a time: 64 MB"""
+"""labels drawn, and taken into a product, at a time: 64 MB"""
+LABELS = 1_000_000_000
+"""labels drawn at most, 125 MB: a test of more than 100,000 units has fewer permutations than it is asked for"""
+FEWEST = 200
+"""permutations, however many units there are"""
 GRID = 2.0**-24
 """rank values are multiples of it, so that sums of equal values are equal in whatever order they are added"""
 
@@ -70,25 +76,34 @@ class GlobalTest:
         ours = int(in_benchmark[first].sum())
         self.units = ours, len(first) - ours
         """units of the benchmark, and unseen ones"""
+        permutations = min(permutations, max(FEWEST, LABELS // len(first)))
         self.labellings = self._draw(in_benchmark[first], permutations, np.random.default_rng(seed))
-        """(1 + permutations, units) whether the unit counts as the benchmark's; the first row is as it is"""
+        """(1 + permutations, units), eight units a byte: whether the unit counts as the benchmark's; the first row is
+        as it is"""
 
     @property
     def clustered(self) -> bool:
         """Whether some questions are permuted together or within a source."""
         return len(self.strata) > 1 or len(self.strata[0].units) < len(self.unit)
 
-    def _draw(self, observed: NDArray[np.bool_], permutations: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-        drawn = np.empty((1 + permutations, len(observed)), bool)
-        drawn[0] = observed
-        for stratum in self.strata:
-            if len(stratum.units) == len(observed):
-                rng.permuted(np.broadcast_to(observed, drawn[1:].shape), axis=1, out=drawn[1:])
-            else:
-                drawn[1:, stratum.units] = rng.permuted(
-                    np.broadcast_to(observed[stratum.units], (permutations, len(stratum.units))), axis=1
-                )
-        return drawn
+    def _draw(self, observed: NDArray[np.bool_], permutations: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        packed = [np.packbits(observed[None], axis=1)]
+        for rows in self._chunks(permutations, len(observed)):
+            drawn = np.empty((rows, len(observed)), bool)
+            for stratum in self.strata:
+                if len(stratum.units) == len(observed):
+                    rng.permuted(np.broadcast_to(observed, drawn.shape), axis=1, out=drawn)
+                else:
+                    drawn[:, stratum.units] = rng.permuted(
+                        np.broadcast_to(observed[stratum.units], (rows, len(stratum.units))), axis=1
+                    )
+            packed.append(np.packbits(drawn, axis=1))
+        return np.concatenate(packed)
+
+    @staticmethod
+    def _chunks(rows: int, units: int) -> list[int]:
+        """Numbers of rows that add up to `rows`, each of about CHUNK labels."""
+        return [len(part) for part in np.array_split(np.empty(rows), 1 + rows * units // CHUNK)]
 
     def p_value(self, benchmark: ArrayLike, unseen: ArrayLike) -> float:
         """p-value of "the benchmark scores no higher than unseen questions", in (0, 1]; small = contaminated.
@@ -99,13 +114,16 @@ class GlobalTest:
         """
         values = self._values(np.concatenate([np.asarray(benchmark, float), np.asarray(unseen, float)]))
         sums = np.concatenate(
-            [rows @ values for rows in np.array_split(self.labellings, 1 + self.labellings.size // CHUNK)]
+            [
+                np.unpackbits(rows, axis=1, count=len(values)).astype(float) @ values
+                for rows in np.array_split(self.labellings, 1 + len(self.labellings) * len(values) // CHUNK)
+            ]
         )
         smallest = np.min([_share_at_least(column) for column in sums.T], axis=0)
         counted = int((smallest <= smallest[0]).sum())
         if counted <= RARE:
             tails = [tail(values[:, k], sums[0, k], self.strata) for k in range(values.shape[1])]
-            return min(counted / len(smallest), 2 * min(tails))
+            return min(counted / len(smallest), max(2 * min(tails), TINY))
         return counted / len(smallest)
 
     def shift_needed(self, benchmark: ArrayLike, unseen: ArrayLike, level: float) -> float:
@@ -138,7 +156,7 @@ class GlobalTest:
             raise ValueError("NaN among the scores: leave unscored questions out, and count them")
         values = rank_values(scores)
         centred = np.round((values - values.mean(axis=0)) / GRID) * GRID
-        made = np.zeros((len(self.labellings[0]), values.shape[1]))
+        made = np.zeros((sum(self.units), values.shape[1]))
         np.add.at(made, self.unit, centred)
         return made
 

@@ -13,6 +13,8 @@ from scipy.stats import betabinom, norm
 EXACT = 30
 """up to so many questions of the benchmark the null distribution is counted, above it is normal with continuity
 correction"""
+NEAR = 2.0
+"""1 that rounding up may add, and as much for what the arithmetic of large numbers may lose"""
 
 
 def members_at_least(benchmark: ArrayLike, unseen: ArrayLike, confidence: float) -> NDArray[np.int64]:
@@ -30,12 +32,32 @@ def members_at_least(benchmark: ArrayLike, unseen: ArrayLike, confidence: float)
     lowest = np.concatenate([[0], np.cumsum(above)])  # of the k lowest questions together
     critical = critical_values(m, n, 1 - confidence)
     bounds = np.zeros(m, np.int64)
-    found = 0
+    found, at = 0, m
+    line = _line(m, n, 1 - confidence)
+    bend = np.diff(line)  # falls, while `above` rises: how far k questions are from the line has one minimum over k
     for r in range(1, m + 1):
-        others = r - found  # so many of the top r not members, together with the k lowest of the rest: can it be?
-        top = lowest[m - r + others] - lowest[m - r]
-        rest = np.arange(m - r + 1)
-        if not (top + lowest[rest] <= critical[others + rest]).any():
+        # `others` of the top r not members, together with the k lowest of the rest: can it be? 0 <= k <= rest
+        others, rest = r - found, m - r
+        top = lowest[rest + others] - lowest[rest]
+        few = np.arange(min(rest, EXACT - others) + 1)
+        at = min(at, rest)
+        while at > 0 and above[at - 1] >= bend[others + at - 1]:
+            at -= 1
+        can_be = (top + lowest[few] <= critical[others + few]).any()
+        if not can_be and (first := max(0, EXACT + 1 - others)) <= rest:
+            k, width = max(at, first), 1
+            if top + lowest[k] <= line[others + k]:
+                can_be = True
+            else:  # the line is rounded up: those less than NEAR above it are compared one by one
+                while width < rest and any(
+                    top + lowest[end] < line[others + end] + NEAR
+                    for end in (k - width, k + width)
+                    if first <= end <= rest
+                ):
+                    width *= 2
+                near = np.arange(max(first, k - width), min(rest, k + width) + 1)
+                can_be = (top + lowest[near] <= critical[others + near]).any()
+        if not can_be:
             found += 1
         bounds[r - 1] = found
     return bounds
@@ -44,9 +66,7 @@ def members_at_least(benchmark: ArrayLike, unseen: ArrayLike, confidence: float)
 def critical_values(m: int, n: int, level: float) -> NDArray[np.float64]:
     """(m + 1,) at s: the largest Mann-Whitney U of s questions over n exchangeable ones that is not rejected at
     `level`."""
-    sizes = np.arange(m + 1)
-    centre, deviation = sizes * n / 2, np.sqrt(sizes * n * (sizes + n + 1) / 12)
-    critical = np.ceil(centre - 0.5 + norm.isf(level) * deviation)  # smallest c with P(U > c) <= level
+    critical = np.ceil(_line(m, n, level))  # smallest c with P(U > c) <= level
     ways = np.ones(1)
     for s in range(1, min(m, EXACT) + 1):  # Gaussian binomials: times (1 - q^(n + s)), through (1 - q^s)
         longer = np.concatenate([ways, np.zeros(n)])
@@ -58,6 +78,12 @@ def critical_values(m: int, n: int, level: float) -> NDArray[np.float64]:
         critical[s] = np.nonzero(above <= level + 1e-12)[0][0]
     critical[0] = 0
     return np.asarray(critical)
+
+
+def _line(m: int, n: int, level: float) -> NDArray[np.float64]:
+    """(m + 1,) the normal approximation of the critical values before rounding: concave."""
+    sizes = np.arange(m + 1.0)
+    return np.asarray(sizes * n / 2 - 0.5 + norm.isf(level) * np.sqrt(sizes * n * (sizes + n + 1) / 12))
 
 
 def flags_by_chance(m: int, n: int, fpr: float, confidence: float) -> tuple[float, int]:

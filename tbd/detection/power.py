@@ -31,6 +31,8 @@ FOUND = 0.8
 """the smallest detectable share is found in so many audits"""
 BASES = 500
 """models that saw neither set: what they leave possible is drawn from so many"""
+LARGEST = 20_000
+"""questions of a simulated audit: a larger one is simulated as one of this size, and sees no less"""
 CHUNK = 4_000_000
 """scores simulated at a time: 100 MB or so"""
 
@@ -177,6 +179,8 @@ def curve(
     `decision.simulations` audits a share; the interval is of a quarter as many resampled references, each with some
     audits at every share. Below one question there is no share: a small benchmark has fewer points.
     """
+    if benchmark + unseen > LARGEST:  # in the same proportion
+        benchmark, unseen = (max(1, round(n * LARGEST / (benchmark + unseen))) for n in (benchmark, unseen))
     rng, n, above = np.random.default_rng(seed), reference.unseen, np.array(reference.above)
     audits = Audits(benchmark, unseen, decision.level, with_base, 10 * decision.simulations, rng)
     leaked = np.unique(np.maximum(1, np.rint(np.array(SHARES) * benchmark))).astype(int)

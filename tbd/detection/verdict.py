@@ -1,10 +1,9 @@
 """The verdict on one audit, from its scores and the detector: everything `verdict.json` says."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from tbd.audits import Audit
@@ -57,8 +56,8 @@ class Judgement:
 class Texts:
     """What the questions themselves say about an audit, in the order of the sets."""
 
-    sources: tuple[Sequence[str], Sequence[str]]
-    """where each question comes from, of the benchmark and of the unseen set"""
+    sources: tuple[ArrayLike, ArrayLike]
+    """a number or name of where each question comes from, of the benchmark and of the unseen set"""
     blind: Blind | None
 
 

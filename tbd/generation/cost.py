@@ -1,13 +1,14 @@
 """What generating the answers of an audit costs: tokens, memory, time. Numbers in, estimates out.
 
-Time comes from a measured burst of the real engine alone. Memory is weights and keys and values of one batch; what the
-library needs beside that comes on top.
+Time comes from a measured burst of the real engine, or, for hardware that is not here, from the roofline: arithmetic
+that was not measured. Memory is weights and keys and values of one batch; what the library needs beside that comes on
+top.
 """
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tbd import checkpoints
 from tbd.checkpoints import Prompt
@@ -21,6 +22,8 @@ CHARACTERS = 4
 """of a question to a token, where the tokenizer is not here: a rule of thumb for English"""
 BURST = 8
 """tokens of an answer that a burst writes"""
+STORED = 8
+"""bytes of a token in generations.parquet at most: its id and its log-prob; a base's log-prob adds 4"""
 GROWTH = 4
 """each run of a burst has so many times the questions of the one before"""
 
@@ -135,6 +138,55 @@ def seconds(work: Sequence[Pass], speeds: Sequence[Speed]) -> float | None:
         return None
     computing = [one.read / by_model[one.model].read + one.written / by_model[one.model].written for one in work]
     return sum(computing) + sum(speed.load for speed in speeds)
+
+
+def disk(questions: int, max_new_tokens: int, with_base: bool) -> int:
+    """Bytes of the answers in an audit's folder at most; the store of finished answers takes as much again."""
+    return questions * max_new_tokens * ((STORED + 4) + STORED if with_base else STORED)
+
+
+class Model(NamedTuple):
+    """What the roofline knows of a model."""
+
+    parameters: float
+    active: float
+    """parameters a token is multiplied with: fewer than all in a mixture of experts"""
+    cache: float
+    """bytes of keys and values a token"""
+    bytes: int = 2
+    """of a parameter"""
+
+
+class Hardware(NamedTuple):
+    """Some devices of one kind that share a model evenly."""
+
+    devices: int
+    memory: float
+    """bytes of each"""
+    bandwidth: float
+    """bytes a second of each"""
+    operations: float
+    """a second of each"""
+
+
+def at_a_time(model: Model, on: Hardware, length: int, most: int) -> int:
+    """Answers of `length` tokens, the prompt's included, that fit beside the weights in nine tenths of the memory; at
+    most `most`. 0: the weights do not fit."""
+    free = 0.9 * on.devices * on.memory - model.parameters * model.bytes
+    return int(min(most, max(0.0, free) // (model.cache * length)))
+
+
+def roofline(work: Sequence[Pass], model: Model, on: Hardware, rows: int, length: int, share: float) -> float:
+    """Seconds of all passes where the hardware reaches `share` of its bandwidth and of its operations.
+
+    Reading a token takes 2 operations for each active parameter. Writing one for each of `rows` answers at a time reads
+    every weight and half of the keys and values of `length` tokens from memory, or takes those operations, whichever is
+    slower. In a mixture of experts that many answers need every expert. (Williams et al., CACM 52, 2009.)
+    """
+    operation = 2 * model.active / (on.devices * on.operations)
+    step = (model.parameters * model.bytes + rows * model.cache * length / 2) / (on.devices * on.bandwidth)
+    written = max(step / rows, operation)
+    return sum(one.read * operation + one.written * written for one in work) / share
 
 
 def burst(

@@ -6,20 +6,21 @@ that only deceive.
 """
 
 import base64
-import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tbd.detection.results import Detector, Verdict
 from tbd.records import atomic
 from tbd.report.explain import explain
-from tbd.report.text import count, level, missing, number, p_value, percent, plain, score, shorten, span
+from tbd.report.text import count, level, number, p_value, percent, plain, score, shorten, span
 
 ROWS = 200
 """flagged questions listed; the rest is counted"""
@@ -65,9 +66,11 @@ def named(text: str) -> Markup:
     return Markup(re.sub("`([^`]*)`", r'<bdi class="name">\1</bdi>', escaped))
 
 
-def _order(row: Mapping[str, Any]) -> tuple[float, float, str]:
-    p, score = (math.inf if missing(row[key]) else row[key] for key in ("p_value", "score"))
-    return p, -score, row["question_id"]
+def _first(rows: pa.Table, most: int) -> list[dict[str, Any]]:
+    """The most suspicious first, at most so many."""
+    order = [("p_value", "ascending"), ("score", "descending"), ("question_id", "ascending")]
+    found: list[dict[str, Any]] = rows.take(pc.sort_indices(rows.drop_columns("question"), order)[:most]).to_pylist()
+    return found
 
 
 def environment() -> Environment:
@@ -87,19 +90,17 @@ def environment() -> Environment:
     return made
 
 
-def render(
-    verdict: Verdict, detector: Detector, questions: Sequence[Mapping[str, Any]], plots: Mapping[str, Path]
-) -> str:
+def render(verdict: Verdict, detector: Detector, questions: pa.Table, plots: Mapping[str, Path]) -> str:
     """The report as HTML5.
 
     Args:
         verdict: what was decided.
         detector: what it was decided with.
-        questions: the benchmark, one mapping a question: question_id, question, score, p_value, flagged, label (1, 0 or
-        None). plots: PNG files by name, of `FIGURES`; other names are not shown.
+        questions: the benchmark, rows of `records.VERDICT_QUESTIONS` with a column `question`.
+        plots: PNG files by name, of `FIGURES`; other names are not shown.
     """
-    flagged = sorted((row for row in questions if row["flagged"]), key=_order)
-    unscored = sorted((row for row in questions if missing(row["score"]) or missing(row["p_value"])), key=_order)
+    flagged = questions.filter(questions["flagged"])
+    unscored = questions.filter(pc.is_nan(questions["p_value"]))
     template = environment().get_template("report.html.j2")
     return template.render(
         v=verdict,
@@ -108,12 +109,12 @@ def render(
         detector=detector,
         choice=verdict.detector.choice,
         warnings=list(dict.fromkeys([*verdict.warnings, *detector.warnings])),
-        flagged=flagged[:ROWS],
-        more_flagged=len(flagged[ROWS:]),
-        flagged_members=sum(row["label"] == 1 for row in flagged),
-        unscored=unscored[:UNSCORED_ROWS],
-        more_unscored=len(unscored[UNSCORED_ROWS:]),
-        labels=any(not missing(row["label"]) for row in questions),
+        flagged=_first(flagged, ROWS),
+        more_flagged=max(0, len(flagged) - ROWS),
+        flagged_members=pc.sum(pc.equal(flagged["label"], 1)).as_py() or 0,
+        unscored=_first(unscored, UNSCORED_ROWS),
+        more_unscored=max(0, len(unscored) - UNSCORED_ROWS),
+        labels=questions["label"].null_count < len(questions),
         on_reference=verdict.audit in {one.name for one in detector.references},
         figures=[(*FIGURES[name], embedded(plots[name])) for name in FIGURES if name in plots],
     )
@@ -123,7 +124,7 @@ def write(
     path: Path,
     verdict: Verdict,
     detector: Detector,
-    questions: Sequence[Mapping[str, Any]],
+    questions: pa.Table,
     plots: Mapping[str, Path],
 ) -> Path:
     """`render` into a file, in one piece."""

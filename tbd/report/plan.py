@@ -111,6 +111,8 @@ class Plan(Result):
     """whether prompts were counted by characters, because the tokenizer is not here"""
     passes: list[Pass]
     """what is read and written"""
+    disk: int
+    """bytes of the answers in the audit's folder, at most; the store of finished answers takes as much again"""
     memory: list[Memory]
     """of each model whose size is known"""
     speeds: list[Speed]
@@ -177,6 +179,7 @@ def costs(plan: Plan) -> list[tuple[str, str]]:
         )
         for one in plan.speeds
     ]
+    lines.append(("answers on disk", f"at most {size(plan.disk)}, and as much in the store of finished answers"))
     taken = "not measured" if plan.seconds is None else f"{clock(plan.seconds)} at most, by the speed measured just now"
     return [*lines, ("time on this machine", taken)]
 

@@ -34,6 +34,8 @@ DASHES = ("-", "--", "-.", ":")
 
 DASHED = {"line_dash": "dash", "line_color": INK, "line_width": 1.5, "opacity": 1}
 BINS = 20
+POINTS = 5000
+"""questions of a group, and corners of a curve, drawn one by one: of more, so many at equal distances"""
 DPI = 150
 STYLE: Any = {
     "font.size": 11.5,
@@ -65,17 +67,25 @@ class Group(NamedTuple):
     """scores that are not finite"""
 
     @property
+    def dots(self) -> NDArray[np.intp]:
+        """Places in `scores` of those that are drawn one by one."""
+        return some(len(self.scores))
+
+    @property
     def legend(self) -> str:
         return f"{self.name} ({len(self.scores)}{f', {self.left_out} not scored' if self.left_out else ''})"
 
 
-def groups(benchmark_scores: ArrayLike, unseen_scores: ArrayLike, labels: Sequence[Any] | None) -> list[Group]:
+def some(n: int) -> NDArray[np.intp]:
+    """All of 0 to n - 1, or POINTS of them at equal distances, the first and the last among them."""
+    return np.linspace(0, n - 1, min(n, POINTS)).round().astype(int)
+
+
+def groups(benchmark_scores: ArrayLike, unseen_scores: ArrayLike, labels: ArrayLike | None) -> list[Group]:
     """The groups to draw, empty ones left out: benchmark (by label where there are labels: 1, 0, None), then unseen."""
     benchmark, unseen = np.asarray(benchmark_scores, float), np.asarray(unseen_scores, float)
     truth = (
-        np.full(len(benchmark), np.nan)
-        if labels is None
-        else np.array([np.nan if v is None else v for v in labels], float)
+        np.full(len(benchmark), np.nan) if labels is None else np.asarray(labels, float)  # None becomes NaN
     )
     unlabelled = "benchmark questions" if np.isnan(truth).all() else "benchmark, no label"
     parts = [
@@ -89,6 +99,11 @@ def groups(benchmark_scores: ArrayLike, unseen_scores: ArrayLike, labels: Sequen
         for name, colour, scores, of in parts
     ]
     return [Group(name, colour, index, scores[index], n - len(index)) for name, colour, scores, index, n in drawn if n]
+
+
+def each_question(parts: Sequence[Group]) -> str:
+    """What a dot is."""
+    return f"{POINTS} questions each" if any(len(part.scores) > POINTS for part in parts) else "each question"
 
 
 def edges(scores: Sequence[Array]) -> Array:
@@ -142,12 +157,12 @@ def scores(
     path: Path,
     benchmark_scores: ArrayLike,
     unseen_scores: ArrayLike,
-    labels: Sequence[Any] | None,
+    labels: ArrayLike | None,
     threshold: float | None,
     method_id: str,
 ) -> Path:
-    """Distributions of the benchmark's and the unseen questions' scores, one dot a question below, and the flag
-    threshold.
+    """Distributions of the benchmark's and the unseen questions' scores, one dot a question below (POINTS of a group at
+    most), and the flag threshold.
 
     `labels` (1 member, 0 not, None unknown) splits the benchmark. A question is flagged if its score is strictly above
     `threshold`; None draws no line.
@@ -160,9 +175,8 @@ def scores(
         for row, part in enumerate(parts):
             top.stairs(shares(part.scores, bins), bins, fill=True, color=part.colour, alpha=0.25)
             top.stairs(shares(part.scores, bins), bins, color=part.colour, linewidth=1.8, label=part.legend)
-            bottom.scatter(
-                part.scores, spread(len(part.scores)) - row, s=16, color=part.colour, alpha=0.6, linewidths=0
-            )
+            x = part.scores[part.dots]
+            bottom.scatter(x, spread(len(x)) - row, s=16, color=part.colour, alpha=0.6, linewidths=0)
         if threshold is not None and np.isfinite(threshold):
             for axes in (top, bottom):
                 label = "flagged above this" if axes is top else None
@@ -171,7 +185,7 @@ def scores(
         top.tick_params(bottom=False)
         bottom.set_ylim(0.6 - max(len(parts), 1), 0.6)
         bottom.set_yticks([])
-        bottom.set_ylabel("each question")
+        bottom.set_ylabel(each_question(parts))
         bottom.set_xlabel(f"{SCORE_AXIS}\n{method_id}")
         if parts:
             figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
@@ -282,7 +296,7 @@ def interactive_audit(
     benchmark_scores: ArrayLike,
     p_values: ArrayLike,
     unseen_scores: ArrayLike,
-    labels: Sequence[Any] | None,
+    labels: ArrayLike | None,
     threshold: float | None,
     fpr: float,
     method_id: str,
@@ -317,12 +331,13 @@ def interactive_audit(
         )
         unseen = part.name == "unseen questions"
         each = [
-            ["unseen", ""] if unseen else [html.escape(question_ids[i]), f"<br>p-value {p[i]:.4g}"] for i in part.at
+            ["unseen", ""] if unseen else [html.escape(str(question_ids[i])), f"<br>p-value {p[i]:.4g}"]
+            for i in part.at[part.dots].tolist()
         ]
         shown["marker"] = {"color": part.colour, "size": 8, "opacity": 0.65}
         figure.add_scatter(
-            x=part.scores,
-            y=spread(len(part.scores)) - row,
+            x=part.scores[part.dots],
+            y=spread(len(each)) - row,
             mode="markers",
             customdata=each,
             hovertemplate="%{customdata[0]}<br>score %{x:.4g}%{customdata[1]}<extra></extra>",
@@ -354,7 +369,7 @@ def interactive_audit(
     )
     figure.update_xaxes(range=[0, 1], row=3, col=1)
     figure.update_yaxes(title_text="% of the group", row=1, col=1)
-    figure.update_yaxes(title_text="each question", showticklabels=False, ticks="", row=2, col=1)
+    figure.update_yaxes(title_text=each_question(parts), showticklabels=False, ticks="", row=2, col=1)
     figure.update_yaxes(title_text="benchmark questions", row=3, col=1)
     return _write_html(path, figure, "audit", "Scores and p-values", barmode="overlay", height=900)
 
@@ -384,7 +399,8 @@ def interactive_roc(path: Path, curves: Mapping[str, Curve], target_fpr: float) 
 
 def _finite(curve: Curve) -> tuple[Array, Array]:
     x, y = (np.asarray(values, float) for values in curve)
-    drawn = np.isfinite(x) & np.isfinite(y)
+    drawn = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    drawn = drawn[some(len(drawn))]
     return x[drawn], y[drawn]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 Matrix = NDArray[np.float64]
@@ -40,7 +41,7 @@ def pad(lists: pa.ChunkedArray | pa.ListArray | Sequence[ArrayLike]) -> Matrix:
     return padded
 
 
-def tokens(generations: pa.Table) -> Tokens:
-    """The log-probs in a table of `records.GENERATIONS`; those of the base if every row has them."""
-    base = generations["base_logprobs"]
-    return Tokens(pad(generations["logprobs"]), pad(base) if len(base) and not base.null_count else None)
+def tokens(generations: pa.Table, m: int | None = None) -> Tokens:
+    """The log-probs in a table of `records.GENERATIONS`, of the first `m` tokens; the base's if every row has them."""
+    own, base = (pc.list_slice(generations[name], 0, m) for name in ("logprobs", "base_logprobs"))
+    return Tokens(pad(own), pad(base) if len(base) and not base.null_count else None)

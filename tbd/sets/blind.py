@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import rankdata
 
 from tbd.detection.results import Blind
@@ -17,9 +18,11 @@ from tbd.params import Blind as Rule
 
 def texts(benchmark: pa.Table, unseen: pa.Table, rule: Rule, seed: int) -> Texts:
     """What the questions of two sets, rows of `records.QUESTIONS`, say by themselves."""
-    found = control(benchmark["question"].to_pylist(), unseen["question"].to_pylist(), rule, seed)
+    found = control(benchmark["question"], unseen["question"], rule, seed)
+    both = pa.chunked_array([*benchmark["source"].chunks, *unseen["source"].chunks], pa.string())
+    sources = pc.rank(both, tiebreaker="dense").to_numpy()  # numbers take a tenth of the memory of texts
     return Texts(
-        sources=(benchmark["source"].to_pylist(), unseen["source"].to_pylist()),
+        sources=(sources[: len(benchmark)], sources[len(benchmark) :]),
         blind=Blind(auc=found[0], p_value=found[1]) if found else None,
     )
 
@@ -41,9 +44,9 @@ def control(benchmark: Sequence[str], unseen: Sequence[str], rule: Rule, seed: i
 
     rng = np.random.default_rng(seed)
     benchmark, unseen = (
-        [some[row] for row in rng.choice(len(some), rule.questions, replace=False)]
+        [str(some[row]) for row in rng.choice(len(some), rule.questions, replace=False).tolist()]
         if len(some) > rule.questions
-        else some
+        else [*map(str, some)]
         for some in (benchmark, unseen)
     )
     try:

@@ -42,12 +42,10 @@ def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8]
     }
     table = pa.table(columns, schema=records.VERDICT_QUESTIONS)
     records.write_table(folder / "questions.parquet", table)
-    ids = questions["question_id"].to_pylist()
-    labels = None if known is None else known.tolist()
     benchmark, unseen, p_values = judgement.scores, judgement.unseen_scores, judgement.p_values
     method = verdict.detector.id
     drawn = {"scores": folder / "plots" / "scores.png", "p_values": folder / "plots" / "p_values.png"}
-    plots.scores(drawn["scores"], benchmark, unseen, labels, verdict.threshold, method)
+    plots.scores(drawn["scores"], benchmark, unseen, known, verdict.threshold, method)
     plots.p_values(drawn["p_values"], p_values, verdict.fpr)
     if verdict.power:
         drawn["power"] = folder / "plots" / "power.png"
@@ -59,18 +57,18 @@ def write(name: str, audit: Audit, judgement: Judgement, known: NDArray[np.int8]
         plots.roc(drawn["roc"], {method: metrics.roc(benchmark[scored], known[scored])[:2]}, verdict.fpr)
     plots.interactive_audit(
         folder / "plots" / "interactive.html",
-        ids,
+        questions["question_id"],
         benchmark,
         p_values,
         unseen,
-        labels,
+        known,
         verdict.threshold,
         verdict.fpr,
         method,
     )
-    texts = questions["question"].to_pylist()
-    rows = [row | {"question": text} for row, text in zip(table.to_pylist(), texts, strict=True)]
-    report.write(folder / "report.html", verdict, detector, rows, drawn)
+    report.write(
+        folder / "report.html", verdict, detector, table.append_column("question", questions["question"]), drawn
+    )
     results.write(folder / "verdict.json", verdict)
 
 

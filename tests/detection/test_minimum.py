@@ -48,6 +48,23 @@ def test_bounds_are_those_of_closed_testing() -> None:
         assert members_at_least(scores, unseen, 0.95).tolist() == expected
 
 
+@pytest.mark.parametrize(("m", "n", "digits"), [(35, 400, 3), (150, 60, 1), (150, 60, 0), (300, 300, 3)])
+def test_bounds_of_many_questions_are_those_of_the_definition(m: int, n: int, digits: int) -> None:
+    """Every number of others, and every number of the lowest beside them, tried."""
+    rng = np.random.default_rng(m + digits)
+    for leaked in (0, m // 5, m):
+        scores, unseen = np.round(rng.normal(size=m) + 2 * (np.arange(m) < leaked), digits), rng.normal(size=n)
+        unseen = np.round(unseen, digits)
+        lowest = np.concatenate([[0], np.cumsum((np.sort(scores)[:, None] > unseen).sum(1))])
+        critical, found, expected = critical_values(m, n, 0.05), 0, []
+        for r in range(1, m + 1):
+            rest, others = np.arange(m - r + 1), r - found
+            top = lowest[m - r + others] - lowest[m - r]
+            found += not (top + lowest[rest] <= critical[others + rest]).any()
+            expected.append(found)
+        assert members_at_least(scores, unseen, 0.95).tolist() == expected
+
+
 def test_clear_members_are_counted() -> None:
     rng = np.random.default_rng(3)
     bounds = members_at_least(np.r_[rng.normal(9, 1, 60), rng.normal(size=40)], rng.normal(size=200), 0.95)

@@ -26,6 +26,22 @@ def test_rough_tokens_by_hand() -> None:
     assert cost.rough_tokens(["12345678", "123456789", ""]) == 2 + 3 + 0
 
 
+def test_disk_and_roofline_by_hand() -> None:
+    assert cost.disk(10, 300, False) == 10 * 300 * 8 and cost.disk(10, 300, True) == 10 * 300 * (12 + 8)
+    model = cost.Model(parameters=1e9, active=1e9, cache=1000)
+    on = cost.Hardware(devices=2, memory=2e9, bandwidth=1e12, operations=1e14)
+    # 3.6 GB of memory less 2 GB of weights: 1.6e9 / (1000 x 500) answers
+    assert cost.at_a_time(model, on, 500, 5000) == 3200 and cost.at_a_time(model, on, 500, 64) == 64
+    assert cost.at_a_time(model, on._replace(devices=1), 500, 64) == 0
+    # reading: 1e6 tokens x 2e9 / 2e14 = 10 s; a step reads 2e9 + 10 x 1000 x 250 bytes at 2e12 and gives 10 tokens
+    work = cost.passes(1, 1_000_000, 1000, None)
+    expected = 10 + 100 * (2e9 + 2.5e6) / 2e12
+    assert cost.roofline(work, model, on, 10, 500, 1.0) == pytest.approx(expected)
+    assert cost.roofline(work, model, on, 10, 500, 0.5) == pytest.approx(2 * expected)
+    # with a thousand answers a step takes longer to compute than to read: 1e-5 s a token
+    assert cost.roofline(work, model, on, 1000, 500, 1.0) == pytest.approx(10 + 1000 * 1e-5)
+
+
 SMOLLM = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
 
 

@@ -33,6 +33,7 @@ def plan(**changes: Any) -> Plan:
         "strengths": [Strength(name="on reference, min_k(m=32,k=0.2)", d_prime=None, auc=0.97, found=FOUND),
                       Strength(name="assumed, d' = 0.5", d_prime=0.5, auc=0.64, found=ASSUMED)],
         "max_new_tokens": 32, "rough": False, "passes": cost.passes(228, 24_315, 32, 24_000),
+        "disk": cost.disk(228, 32, True),
         "memory": [cost.memory("checkpoint", 7_000_000_000, "bfloat16")], "speeds": [], "seconds": 3765.0,
         "notes": ["Sources repeat."],
     }  # fmt: skip
@@ -48,6 +49,7 @@ def test_the_table_says_what_is_seen_and_what_it_costs() -> None:
     assert "NO EVIDENCE cannot come out" in said and "M = 8: 0.90 [0.80, 0.92]; M = 32: 0.97" in said
     assert "checkpoint answers 24,315 tokens read, at most 7,296 written" in lines
     assert "base reads the checkpoint's answers 31,611 tokens read, at most 0 written" in lines
+    assert any(line.startswith("answers on disk at most 0 MB") for line in lines)
     assert any("14.0 GB weights" in line and "keys and values not known" in line for line in lines)
     assert "time on this machine 1:02:45 at most, by the speed measured just now" in lines
 

@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from tbd import records
 from tbd.detection.results import Detector, Power, Verdict
 from tbd.report import audit as report
 from tbd.report import plots, text
@@ -56,6 +58,13 @@ def rows(label: bool = False) -> list[dict[str, Any]]:
     ]
 
 
+COLUMNS = records.VERDICT_QUESTIONS.append(pa.field("question", pa.string()))
+
+
+def questions(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, COLUMNS)
+
+
 class Page(HTMLParser):
     """Tags, attributes and visible text of a page; refuses tags that are not closed in order."""
 
@@ -86,10 +95,8 @@ class Page(HTMLParser):
             self.pieces.append(data)
 
 
-def shown(v: Verdict, questions: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
-    return Page(
-        report.render(v, kwargs.pop("detector", detector()), rows() if questions is None else questions, kwargs)
-    ).text
+def shown(v: Verdict, asked: list[dict[str, Any]] | None = None, **kwargs: Any) -> str:
+    return Page(report.render(v, kwargs.pop("detector", detector()), questions(asked or rows()), kwargs)).text
 
 
 @pytest.mark.parametrize("kind", ["CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE"])
@@ -111,7 +118,7 @@ def as_shown(text: str) -> str:
 
 def test_the_numbers_behind_a_sentence_are_one_click_away() -> None:
     v = verdict()
-    raw = report.render(v, detector(), rows(), {})
+    raw = report.render(v, detector(), questions(rows()), {})
     parts = raw.split("<details>")[1:]
     assert len(parts) == 5 and "<details open" not in raw
     for part, sentence in zip(parts, explain(v).sentences, strict=True):
@@ -210,8 +217,8 @@ def test_warnings_of_verdict_and_detector_once_each() -> None:
     assert "Warnings" not in shown(verdict())
 
 
-def hostile() -> tuple[Verdict, Detector, list[dict[str, Any]]]:
-    """Every text that reaches a report, hostile. A file cannot hold a lone surrogate, and a model refuses it."""
+def hostile() -> tuple[Verdict, Detector, pa.Table]:
+    """Every text that reaches a report, hostile. No file can hold a lone surrogate."""
 
     def poison(value: Any, text: str, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -222,8 +229,10 @@ def hostile() -> tuple[Verdict, Detector, list[dict[str, Any]]]:
         return text if isinstance(value, str) and not closed else value
 
     told, made = verdict(labelled=LABELLED, warnings=["w"]), detector(warnings=["w"])
-    ours = [poison(each.model_dump(), HOSTILE.replace("\ud800", "")) for each in (told, made)]
-    return Verdict.model_validate(ours[0]), Detector.model_validate(ours[1]), poison(rows(label=True), HOSTILE)
+    text = HOSTILE.replace("\ud800", "")
+    ours = [poison(each.model_dump(), text) for each in (told, made)]
+    asked = questions(poison(rows(label=True), text))
+    return Verdict.model_validate(ours[0]), Detector.model_validate(ours[1]), asked
 
 
 def test_hostile_text_stays_text() -> None:
@@ -233,13 +242,15 @@ def test_hostile_text_stays_text() -> None:
     assert "script" not in page.tags and "img" not in page.tags
     assert not {name for name, _ in page.attributes if name.startswith("on") or name in ("href", "src")}
     assert '<script>alert("1")</script>' in page.text and "{{ 7*7 }}" in page.text
-    assert "�gnp.exe� ��[31m �" in page.text
+    assert "�gnp.exe� ��[31m" in page.text
     assert not set("\u202e\u202c\x00\x1b\ud800") & set(raw)
 
 
 def test_no_network_and_no_script(tmp_path: Path) -> None:
     p = plots.p_values(tmp_path / "p_values.png", [0.1, 0.9], 0.05)
-    raw = report.render(verdict(), detector(), rows(), {"p_values": p, "interactive": tmp_path / "not shown.html"})
+    raw = report.render(
+        verdict(), detector(), questions(rows()), {"p_values": p, "interactive": tmp_path / "not shown.html"}
+    )
     page = Page(raw)
     assert "script" not in page.tags and "link" not in page.tags and "://" not in raw
     sources = [value or "" for name, value in page.attributes if name == "src"]
@@ -253,7 +264,11 @@ def test_same_inputs_same_bytes(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         figure = plots.scores(tmp_path / folder / "scores.png", [-0.1, -0.2], [-0.3], [1, 0], -0.15, "tbd(m=100)")
         path = report.write(
-            tmp_path / folder / "report.html", verdict(labelled=LABELLED), detector(), rows(True), {"scores": figure}
+            tmp_path / folder / "report.html",
+            verdict(labelled=LABELLED),
+            detector(),
+            questions(rows(True)),
+            {"scores": figure},
         )
         written.append(path.read_bytes())
     assert written[0] == written[1]
