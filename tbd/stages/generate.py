@@ -25,8 +25,6 @@ from tbd.workspace import AUDITS, room, set_path
 
 BYTES = 60
 """of a token that is written: in the store, in the table, and in DVC's copy of that"""
-ROWS = 65536
-"""that are written at a time"""
 REST = 50_000_000
 """bytes that the report, its plots and DVC's copies of them take"""
 
@@ -147,7 +145,7 @@ def rows(sets: Sets, answers: list[Job], rescored: Job | None = None) -> Iterato
 def write(path: Path, rows: Iterator[dict[str, Any]], metadata: dict[str, Any]) -> None:
     """Some rows at a time."""
     with records.table_writer(path, records.GENERATIONS, metadata) as table:
-        while some := list(islice(rows, ROWS)):
+        while some := list(islice(rows, records.ROWS)):
             table.write_table(pa.Table.from_pylist(some, records.GENERATIONS))
 
 
