@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 
 from tbd import params, records
 from tbd.checkpoints.loading import choose_device, choose_dtype, load_model, load_tokenizer
@@ -35,9 +37,11 @@ QUESTIONS = set_path("unseen")
 PLAIN_BATCH = 16
 
 
-def plain(model: Any, tokenizer: Any, ends: frozenset[int], prompts: list[Prompt], new: int) -> int:
-    """Tokens generated, their log-probs taken from `output_scores`."""
-    tokens = 0
+def plain(
+    model: Any, tokenizer: Any, ends: frozenset[int], prompts: list[Prompt], new: int
+) -> list[NDArray[np.float32]]:
+    """The log-probs of each answer, taken from `output_scores`."""
+    found = []
     for start in range(0, len(prompts), PLAIN_BATCH):
         batch = [list(prompt) for prompt in prompts[start : start + PLAIN_BATCH]]
         padded = tokenizer.pad({"input_ids": batch}, padding_side="left", return_tensors="pt").to(model.device)
@@ -46,11 +50,12 @@ def plain(model: Any, tokenizer: Any, ends: frozenset[int], prompts: list[Prompt
                 **padded, max_new_tokens=new, do_sample=False, output_scores=True, return_dict_in_generate=True
             )
             answers = out.sequences[:, padded["input_ids"].shape[1] :]
-            torch.stack(out.scores, 1).float().log_softmax(-1).gather(2, answers[..., None])
-        for row in answers.tolist():
+            steps = [step.float().log_softmax(-1).gather(1, answers[:, [i]]) for i, step in enumerate(out.scores)]
+            logprobs = torch.cat(steps, 1).cpu().numpy()
+        for row, own in zip(answers.tolist(), logprobs, strict=True):
             stops = [place for place, token in enumerate(row) if token in ends]
-            tokens += stops[0] + 1 if stops else len(row)
-    return tokens
+            found.append(own[: stops[0] + 1 if stops else len(row)])
+    return found
 
 
 def ours(engine: TransformersEngine, prompts: list[Prompt], new: int, batch_size: int) -> int:
@@ -79,7 +84,7 @@ def runner(kind: str, count: int) -> Callable[[], int]:
     """Load what `kind` needs and nothing else; calling the result answers `count` questions and returns the tokens."""
     p = params.load().generate
     questions = records.read_table(QUESTIONS, records.QUESTIONS)["question"].to_pylist()[:count]
-    prompts = TransformersEngine.prompts(CHECKPOINT, p, questions)
+    prompts = list(TransformersEngine.prompts(CHECKPOINT, p, questions).prompts)
     if kind != "plain":
         with mock.patch.object(engine_module, "pack") if kind == "unpacked" else nullcontext():
             engine = TransformersEngine(CHECKPOINT, p.device, p.dtype)
@@ -88,7 +93,7 @@ def runner(kind: str, count: int) -> Callable[[], int]:
     model = load_model(CHECKPOINT, device, getattr(torch, choose_dtype(p.dtype, device)))
     tokenizer = load_tokenizer(CHECKPOINT)
     ends = frozenset([tokenizer.eos_token_id])
-    return partial(plain, model, tokenizer, ends, prompts, p.max_new_tokens)
+    return lambda: sum(map(len, plain(model, tokenizer, ends, prompts, p.max_new_tokens)))
 
 
 def main() -> None:
