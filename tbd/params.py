@@ -6,11 +6,12 @@ An unknown key is refused with a suggestion, so that a misspelt parameter never 
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tbd.errors import InputError, unknown
 from tbd.workspace import UNITS
@@ -110,6 +111,50 @@ class Ray(Section):
     """of an actor"""
 
 
+class Server(Section):
+    """The server of the engine `openai`. Its API key is no parameter: TBD_SERVER_KEY or OPENAI_API_KEY."""
+
+    urls: list[str] = []
+    """addresses at which the checkpoint (and its base) is served, http://HOST:PORT; requests are shared among them"""
+    command: str | None = None
+    """starts a server, without a shell; {checkpoint} is the folder, {port} a free one of 127.0.0.1, {dtype} as above"""
+    model: str | None = None
+    """the name that the checkpoint is served under; None: its folder's name or path. Not for an audit with a base"""
+    concurrency: int = Field(64, ge=1)
+    """requests at an address at a time, at most; fewer for a while where it is overloaded"""
+    timeout: float = Field(120, gt=0)
+    """seconds until an answer counts as lost"""
+    tries: int = Field(8, ge=1)
+    """of a request that fails or whose answer is wrong"""
+    backoff: float = Field(0.5, gt=0)
+    """seconds before the first retry, twice as long before each further one, up to 30"""
+    patience: float = Field(1800, gt=0)
+    """seconds that a server which is started may take until it answers"""
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: list[str]) -> list[str]:
+        for place, url in enumerate(urls, 1):
+            try:
+                parts = urlsplit(url)
+                odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query
+            except ValueError:
+                odd = True
+            if odd:
+                raise ValueError(f"number {place} is no address such as http://host:8000")
+            if "@" in parts.netloc:
+                raise ValueError(f"number {place} holds credentials. Put the key into TBD_SERVER_KEY")
+        return urls
+
+    @field_validator("command")
+    @classmethod
+    def _places(cls, command: str | None) -> str | None:
+        for place in ("{checkpoint}", "{port}"):
+            if command is not None and place not in command:
+                raise ValueError(f"has no {place}")
+        return command
+
+
 class Generate(Section):
     """Greedy decoding and how it is run. What comes after `control_tokens` makes no difference to the numbers."""
 
@@ -131,6 +176,13 @@ class Generate(Section):
     executor: Literal["local", "ray"] = "local"
     """who computes the units that are missing: the engine in this process, or actors on a Ray cluster"""
     ray: Ray = Ray()
+    server: Server = Server()
+
+    @model_validator(mode="after")
+    def _one_server(self) -> Self:
+        if self.engine == "openai" and bool(self.server.urls) == (self.server.command is not None):
+            raise ValueError("the engine openai needs one of server.urls and server.command")
+        return self
 
 
 class Score(Section):

@@ -126,6 +126,21 @@ class Clusters(Result):
     """among the unseen ones"""
 
 
+class Noise(Result):
+    """How much a server's numbers differ when the same questions are asked a second time, in another order."""
+
+    questions: int
+    """asked twice"""
+    diverged: int
+    """of them, with another answer the second time"""
+    tokens: int
+    """compared: those of the answers up to where they diverge"""
+    median: float | None
+    """of the absolute difference of a token's log-prob, in nats; None: no token was compared"""
+    largest: float | None
+    """the largest one"""
+
+
 class Generation(Result):
     """How the answers were made. An engine may add what else can change its numbers."""
 
@@ -138,9 +153,9 @@ class Generation(Result):
     torch_version: str | None = None
     """None: an engine without torch"""
     device: str
-    """kind of device, such as cpu or cuda"""
+    """kind of device, such as cpu or cuda; server: not known"""
     dtype: str
-    """of the computation: bfloat16, float16 or float32"""
+    """of the computation: bfloat16, float16 or float32; server: not known"""
     template: str
     """digest of the chat template"""
     vocabulary: str
@@ -159,6 +174,8 @@ class Generation(Result):
     """questions around which it puts another one"""
     device_asked: str | None = None
     """`generate.device` of params.yaml"""
+    noise: Noise | None = None
+    """None: it was not measured, because the engine plans what is computed together"""
 
 
 class Provenance(Generation):

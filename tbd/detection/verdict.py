@@ -37,6 +37,8 @@ from tbd.scores.table import ScoreTable
 Array = NDArray[np.float64]
 HOW = ("engine", "engine_version", "torch_version", "dtype", "device", "batch_size")
 """what of an audit's answers may make its scores others than the reference's"""
+NOISY = 0.05
+"""nats; a server's log-probs that differ by more from one time to the next are worth a warning"""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def _choice(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list
     if best.id in scored.methods():
         return "with_base", best
     warnings.append(
-        "The base model has another vocabulary, so no score compares the two; the base serves for the check only."
+        "The base has another vocabulary, or its engine says none of these tokens' log-probs, so no score compares the "
+        "two; the base serves for the check only."
     )
     return "alone", detector.choices.alone
 
@@ -251,6 +254,11 @@ def _answers(
         warnings.append("The chat template puts another text around the questions than on the reference.")
     if own.get("device_asked") == "auto" and own["device"] == "cpu":
         warnings.append("generate.device is auto and no GPU was found: the answers were computed on the CPU.")
+    if (noise := own.get("noise")) and (noise["median"] is None or noise["median"] > NOISY):
+        warnings.append(
+            "The server gives other log-probs when the same questions are asked again, which hides small leaks. "
+            "Let it compute in float32 or batch-invariantly (docs/engines.md)."
+        )
     return Answers(
         looked_at=looked_at,
         short=max(float(each.mean()) for each in short),

@@ -450,9 +450,15 @@ def _method(v: Verdict) -> str:
     checked = (
         "no base model" if base is None else f"base model {code(base)}, which scores both sets at p = {p_value(p)}"
     )
+    noise, again = "", made.noise
+    if again is not None:
+        noise = f" (asked a second time, {again.diverged} of {again.questions} answers differed"
+        if again.median is not None and again.largest is not None:
+            noise += f", log-probs by {again.median:.2g} nats in the middle and {again.largest:.2g} at most"
+        noise += ")"
     return (
         f"Measured with {code(detector.id)} ({named}) of detector {code(detector.version)}, on greedy "
         f"answers of {code(v.checkpoint)} ({code(v.checkpoint_fingerprint[:12])}) by {code(made.engine)} "
-        f"{code(made.engine_version)}{torch} in {code(made.dtype)} on {code(made.device)}; unseen set "
+        f"{code(made.engine_version)}{torch} in {code(made.dtype)} on {code(made.device)}{noise}; unseen set "
         f"{code(v.unseen.name)} ({v.unseen.n} questions); {checked}."
     )

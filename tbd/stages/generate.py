@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tbd import audits, checkpoints, params, records, stages
 from tbd.checkpoints import Packed, adapters
 from tbd.errors import InputError
-from tbd.generation import engines, executors
+from tbd.generation import engines, executors, noise
 from tbd.generation.store import Shelf
 from tbd.generation.tokens import needed
 from tbd.generation.units import Executor, Job
@@ -66,6 +66,10 @@ def main(audit: str, progress: Progress) -> None:
         todo = f"{questions} questions, {read:,} tokens to read, at most {written:,} to write"
         print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
         answers = answered(executor, sets, prompts, p, progress)
+        apart = None
+        if identity["device"] == "server":  # nobody plans what it computes together
+            progress.begin("asking some questions again")
+            apart = noise.measure(executor, answers[0], progress)
     rescored, base_answers, base_identity = None, [], {}
     if base_folder:  # only now: two models at once need not fit
         progress.begin(f"loading {entry.base}")
@@ -88,7 +92,8 @@ def main(audit: str, progress: Progress) -> None:
     }
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
-    out, made = AUDITS / audit, identity | decoding | {"device_asked": p.device, "frame": frame, "odd_prompts": odd}
+    around = {"device_asked": p.device, "frame": frame, "odd_prompts": odd, "noise": apart}
+    out, made = AUDITS / audit, identity | decoding | around
     made["base_fingerprint"] = base_identity.get("fingerprint")
     write(out / "generations.parquet", rows(sets, answers, rescored), made)
     base_rows = rows(sets, base_answers) if base_folder else iter(())

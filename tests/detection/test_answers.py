@@ -68,3 +68,12 @@ def test_how_the_answers_were_made_otherwise_than_the_references_is_said() -> No
     (line,) = said(LOW, device_asked="auto").warnings
     assert "the answers were computed on the CPU" in line
     assert said(LOW, device_asked="cpu").warnings == []
+
+
+def test_a_server_that_contradicts_itself_is_a_warning() -> None:
+    noise = {"questions": 16, "diverged": 3, "tokens": 200, "median": 0.004, "largest": 0.3}
+    found = said(LOW, noise=noise)
+    assert found.generation.noise.diverged == 3 and found.warnings == []
+    for median in (0.15, None):
+        (line,) = said(LOW, noise=noise | {"median": median}).warnings
+        assert "asked again, which hides small leaks" in line

@@ -14,7 +14,7 @@ from tbd.detection.decisions import Evidence
 from tbd.detection.results import Answers, Power, SameKind, Verdict
 from tbd.params import Blind, Decision
 from tbd.report.explain import Explanation, explain
-from tests.results import ANSWERS, NO_BASE, POWER, SAME_KIND, verdict
+from tests.results import ANSWERS, GENERATION, NO_BASE, POWER, SAME_KIND, verdict
 
 QUIET = SAME_KIND | {"shift_needed": None}
 CLEAN = {
@@ -196,6 +196,11 @@ def test_the_method_is_named() -> None:
         assert part in text
     assert "(Token Probability Deviation)" in explain(verdict()).method
     assert explain(verdict(**NO_BASE)).method.endswith("no base model.")
+    noise = {"questions": 16, "diverged": 3, "tokens": 200, "median": 0.0041, "largest": 0.31}
+    text = explain(verdict(generation=GENERATION | {"noise": noise})).method
+    assert "3 of 16 answers differed, log-probs by 0.0041 nats in the middle and 0.31 at most)" in text
+    none = noise | {"tokens": 0, "median": None, "largest": None}
+    assert "3 of 16 answers differed);" in explain(verdict(generation=GENERATION | {"noise": none})).method
 
 
 HOSTILE = "x`](http://evil.example) **b** <script>alert(1)</script>\n\n# head \u202e\x1b[31m were"

@@ -1,5 +1,7 @@
 """The stage `generate` while somebody touches the checkpoint."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tbd.generation.engines.fake import FakeEngine
 from tbd.progress import Progress
 from tbd.stages import generate
 from tbd.workspace import set_path
+from tests.model_server import ModelServer
 from tests.workspace import REPOSITORY, fake_checkpoint
 
 
@@ -65,3 +68,24 @@ def test_a_file_that_is_swapped_and_swapped_back_leaves_no_answers(
     assert not Path("audits/a/generations.parquet").exists()
     generate.main("a", Progress("generate"))
     assert len(records.read_table(Path("audits/a/generations.parquet"), records.GENERATIONS)) == 2
+
+
+def test_a_server_answers_an_audit_and_its_noise_floor_is_kept(
+    asked: Audit, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base by the same server, which does not echo: no log-probs of the base are made up."""
+    shutil.copytree(tiny_checkpoint, "base")
+    shutil.copytree(tiny_checkpoint, "model", dirs_exist_ok=True)
+    Path("model/added.json").write_text("{}")  # so that it is another checkpoint
+    audits.write("a", asked.model_copy(update={"base": "base", "checkpoint_fingerprint": None}))
+    with ModelServer("base", "model") as server:
+        server.echoes = False
+        tree = yaml.safe_load(Path("params.yaml").read_text())
+        tree["generate"] |= {"engine": "openai", "server": {"urls": [server.url]}}
+        Path("params.yaml").write_text(yaml.safe_dump(tree))
+        generate.main("a", Progress("generate"))
+    found = records.read_table(Path("audits/a/generations.parquet"), records.GENERATIONS)
+    assert found["base_logprobs"].null_count == len(found) == 2
+    made = records.metadata(found)
+    assert made["noise"] == {"questions": 1, "diverged": 0, "tokens": 4, "median": 0.0, "largest": 0.0}
+    assert "127.0.0.1" not in json.dumps(made) and "they are left out" in capsys.readouterr().out

@@ -1,0 +1,246 @@
+"""Requests to servers of one model: so many at a time as they bear, again where they fail, never past a bound.
+
+It knows addresses, times and bytes, and nothing of prompts, tokens or log-probs: what an answer must be, whoever asks
+says. Requests run on one event loop in a thread of its own, for all callers in all threads.
+"""
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import cache
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+
+from tbd.errors import InputError, TransientFault
+from tbd.params import Server
+
+Value = TypeVar("Value")
+
+LONGEST_PAUSE = 30.0
+"""seconds between two tries, unless the server asks for more"""
+LONGEST_ASKED = 120.0
+"""seconds that a server may ask to be left alone (Retry-After)"""
+WAIT = 0.5
+"""seconds between two looks at a server that is being started again"""
+GLANCES, GLANCE = 3, 10.0
+"""tries of a request that only looks at what a server is, and seconds for each"""
+BUSY = (429, 503)
+HEALS = (408, 409, 425)
+"""of the 4xx, those that are worth another try"""
+
+
+class Wrong(Exception):
+    """An answer that is not what was asked for: what is wrong with it, and what to do."""
+
+
+class Failed(Exception):
+    """A try that failed, with what was wrong and how many seconds the server asks to be left alone."""
+
+    def __init__(self, said: str, pause: float = 0.0, busy: bool = False, down: bool = False) -> None:
+        super().__init__(said)
+        self.pause, self.busy, self.down = pause, busy, down
+
+
+class Address:
+    """One server, and how much it bears: additive increase, multiplicative decrease (Chiu and Jain, 1989)."""
+
+    def __init__(self, url: str, most: int) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.name = urlsplit(url).netloc
+        self.most, self.size = most, float(most)
+        self.under_way = 0
+        self.failures = 0
+        """one after the other"""
+        self.back = self.cut = 0.0
+        """when it may be asked again, and when it was last found busy or down"""
+
+    def free(self, now: float) -> bool:
+        return self.under_way < int(self.size) and self.back <= now
+
+    def well(self) -> None:
+        self.failures, self.size = 0, min(self.most, self.size + 1 / self.size)
+
+    def failed(self, error: Failed, began: float, backoff: float) -> None:
+        now = time.monotonic()
+        self.back = max(self.back, now + error.pause)
+        if began > self.cut and (error.busy or error.down):  # once for all that were under way together
+            self.cut = now
+            self.failures += 1
+            if error.busy:
+                self.size = max(1.0, self.size / 2)
+            else:
+                self.back = max(self.back, now + _pause(backoff, self.failures))
+
+
+def _pause(backoff: float, failures: int) -> float:
+    """Seconds, with jitter: those that failed together do not come back together."""
+    return min(LONGEST_PAUSE, backoff * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)
+
+
+class Client:
+    """The servers of one model."""
+
+    def __init__(self, urls: list[str], params: Server, key: str | None, ready: Callable[[], bool] | None) -> None:
+        """`ready` tells whether a server that was started here answers, and starts it again where it ended."""
+        self.params, self.key, self.ready = params, key, ready
+        self.addresses = [Address(url, params.concurrency) for url in urls]
+        self._room = asyncio.Condition()
+        self._http = httpx.AsyncClient(
+            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+            timeout=None,  # ours is of the whole answer
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=ready is None,  # no proxy before a server of our own
+        )
+
+    def run(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
+        """Do it on the event loop of all clients."""
+        return asyncio.run_coroutine_threadsafe(work, _loop())
+
+    async def get(self, address: Address, path: str, most: int = 1 << 20) -> Any:
+        """The JSON at a path, None where there is none. Raises Failed or Wrong."""
+        for number in range(1, GLANCES + 1):
+            try:
+                status, headers, content = await self._send(address, "GET", path, None, most, GLANCE)
+                if status in (404, 405):
+                    return None
+                self._check(address, status, headers, content)
+                return self._parsed(content)
+            except Failed:
+                if number == GLANCES:
+                    raise
+                await asyncio.sleep(_pause(self.params.backoff, number))
+        raise AssertionError
+
+    async def ask(
+        self, body: dict[str, Any], read: Callable[[Any], Value], most: int, address: Address | None = None
+    ) -> Value:
+        """What `read` makes of the answer of /v1/completions, at this address or at whichever has room.
+
+        `read` raises Wrong for an answer that cannot be used; it is asked for again, for servers garble some.
+
+        Raises:
+            InputError: the server refuses the request, or none of its answers can be used.
+            TransientFault: it does not answer.
+        """
+        failed: Exception | None = None
+        for number in range(1, self.params.tries + 1):
+            at = await self._take(address)
+            began = time.monotonic()
+            try:
+                status, headers, content = await self._send(
+                    at, "POST", "/v1/completions", body, most, self.params.timeout
+                )
+                self._check(at, status, headers, content)
+                value = read(self._parsed(content))
+            except Wrong as error:
+                failed = InputError(f"the server {at.name} cannot be used: {error}")
+                at.well()
+            except Failed as error:
+                failed = TransientFault(f"the server {at.name} failed {number} times: {error}. Nothing done is lost.")
+                at.failed(error, began, self.params.backoff)
+                while error.down and self.ready is not None and not self.ready():
+                    await asyncio.sleep(WAIT)
+                pause = 0.0 if error.down else _pause(self.params.backoff, number)
+            else:
+                at.well()
+                return value
+            finally:
+                await self._give_back(at)
+            if isinstance(failed, TransientFault) and number < self.params.tries:
+                await asyncio.sleep(pause)
+        assert failed is not None
+        raise failed
+
+    async def _take(self, only: Address | None) -> Address:
+        """The address with the most room, as soon as one has any."""
+        those = [only] if only else self.addresses
+        async with self._room:
+            while True:
+                now = time.monotonic()
+                if free := [one for one in those if one.free(now)]:
+                    found = min(free, key=lambda one: (one.under_way / one.size, random.random()))
+                    found.under_way += 1
+                    return found
+                back = [one.back - now for one in those if one.back > now]
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(back) + 0.01 if back else None):
+                        await self._room.wait()
+
+    async def _give_back(self, address: Address) -> None:
+        async with self._room:
+            address.under_way -= 1
+            self._room.notify(2)  # it may have grown by one
+
+    async def _send(
+        self, address: Address, method: str, path: str, body: Any, most: int, patience: float
+    ) -> tuple[int, httpx.Headers, bytes]:
+        content = bytearray()
+        try:
+            async with (
+                asyncio.timeout(patience),
+                self._http.stream(method, address.url + path, json=body) as response,
+            ):
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > most:
+                        raise Wrong(f"its answer is longer than {most:,} bytes. Is it a server of language models?")
+        except TimeoutError:
+            raise Failed(f"no answer in {patience:g} s", busy=True) from None
+        except httpx.TransportError as error:
+            said = self._plain(str(error)) or type(error).__name__
+            raise Failed(said, down=not isinstance(error, httpx.RemoteProtocolError)) from None
+        except httpx.HTTPError as error:
+            raise Failed(self._plain(str(error))) from None
+        return response.status_code, response.headers, bytes(content)
+
+    def _check(self, address: Address, status: int, headers: httpx.Headers, content: bytes) -> None:
+        if status == 200:
+            return
+        said = self._plain(_message(content))
+        what = f"{status} {said}".strip()
+        if status in BUSY or status in HEALS or status >= 500:
+            asked = headers.get("retry-after", "")
+            pause = min(float(asked), LONGEST_ASKED) if asked.isascii() and asked.isdigit() else 0.0
+            raise Failed(what, pause, busy=status in BUSY)
+        hint = {
+            401: " Set TBD_SERVER_KEY to its key.",
+            403: " Set TBD_SERVER_KEY to its key.",
+            404: " Is there /v1/completions, and the model?",
+        }.get(status, "")
+        raise InputError(f"the server {address.name} refuses the request: {what}.{hint}")
+
+    def _parsed(self, content: bytes) -> Any:
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            raise Failed("its answer is no JSON (cut off?)") from None
+
+    def _plain(self, text: str) -> str:
+        """One line of what a server says, without our key."""
+        line = " ".join(text.split())[:200]
+        return line.replace(self.key, "***") if self.key else line
+
+
+def _message(content: bytes) -> str:
+    """What the body of an error says."""
+    text = content.decode(errors="replace")
+    try:
+        tree = json.loads(text)
+        said = tree.get("error", tree)
+        return str(said.get("message", said) if isinstance(said, dict) else said)
+    except (ValueError, AttributeError, RecursionError):
+        return text
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="requests", daemon=True).start()
+    return loop

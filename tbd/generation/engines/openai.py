@@ -1,0 +1,281 @@
+"""Any server that speaks the OpenAI protocol and says log-probs: vLLM, SGLang, llama.cpp. See docs/engines.md.
+
+Prompts and answers are token ids, made and read with the local checkpoint's own tokenizer: text that goes there and
+back is other tokens. Every number that comes is checked, and a server whose numbers cannot be right is refused.
+"""
+
+import atexit
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbd import checkpoints, records
+from tbd.checkpoints import Prompt, Prompted, prompting
+from tbd.checkpoints.loading import load_tokenizer
+from tbd.errors import InputError, TransientFault
+from tbd.generation import answers
+from tbd.generation.client import Address, Client, Failed, Wrong
+from tbd.generation.engines import Completion, Tick, engine, unheard
+from tbd.generation.server import Server
+from tbd.params import Generate
+from tbd.params import Server as Settings
+from tbd.records import sha256
+
+KEYS = ("TBD_SERVER_KEY", "OPENAI_API_KEY")
+NEUTRAL = {
+    "temperature": 0,
+    "top_p": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1.0,
+    "logprobs": 1,
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+}
+"""greedy, whatever the checkpoint's own generation config says; ids as vLLM and SGLang, and as older vLLM give them"""
+SAME = 0.2
+"""nats; two ways to ask for the same log-probs may differ by so much on average (bfloat16: 0.01)"""
+PER_TOKEN = 2000
+"""bytes of an answer for each token that is in it, at most"""
+PROBE, PROBED = "Say it again and again: " + "one two three, " * 8 + "one two", 32
+"""a question whose answer repeats its words, which penalties would show, and the tokens of its answer"""
+VERSIONS = {"/version": "version", "/server_info": "version", "/get_server_info": "version", "/props": "build_info"}
+"""where vLLM, SGLang (newer, older) and llama.cpp say what they are"""
+ODD = re.compile(r"[^\w.+-]")
+"""what is in no version"""
+
+Value = TypeVar("Value")
+
+_started: list[Server] = []
+"""the server that this process started: one at a time, as two models at once need not fit"""
+_claimed: dict[tuple[str, ...], str] = {}
+"""the fingerprint of the checkpoint that a model of a server was used for"""
+
+
+@engine
+class OpenAIEngine:
+    """See `tbd.generation.engines.Engine`."""
+
+    adapts = False
+
+    @classmethod
+    def open(cls, checkpoint: Path, params: Generate) -> "OpenAIEngine":
+        return cls(checkpoint, params)
+
+    @classmethod
+    def prompts(cls, checkpoint: Path, params: Generate, questions: Sequence[str]) -> Prompted:
+        return prompting.prompts(checkpoint, questions, params.max_new_tokens, params.control_tokens)
+
+    @classmethod
+    def fits(cls, checkpoint: Path) -> None:
+        prompting.fits(checkpoint)
+
+    def __init__(self, folder: Path, params: Generate) -> None:
+        checkpoints.inspect(folder)
+        before = checkpoints.state(folder)
+        own = params.server
+        tokenizer = load_tokenizer(folder)
+        fingerprint = checkpoints.fingerprint(folder)
+        (probe,) = prompting.prompts(folder, [PROBE], None, params.control_tokens).prompts
+        self.ends = _end_tokens(folder, tokenizer.eos_token_id)
+        end_started()
+        if own.command is not None:
+            _started.append(Server(own.command, folder, params.dtype, own.patience))
+            self.client = Client([_started[0].url], own, None, _started[0].ready)
+        else:
+            key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+            self.client = Client(own.urls, own, key, None)
+        said = self._meet(folder, own)
+        self.at_once = math.ceil(own.concurrency * len(self.client.addresses) / params.batch_size) + 1
+        probes = [self.client.run(self.probe(one, probe)) for one in self.client.addresses]
+        self.rescores = min(future.result() for future in probes)
+        self.identity: dict[str, Any] = {
+            "engine": "openai",
+            "engine_version": said,
+            "device": "server",
+            "dtype": params.dtype if params.dtype != "auto" else "server",
+            "fingerprint": fingerprint,
+            "template": sha256(json.dumps(tokenizer.chat_template))[:16],
+            "vocabulary": sha256(json.dumps(sorted(tokenizer.get_vocab().items())))[:16],
+        }
+        if own.command is None:
+            self.identity["model"] = self.model.rsplit("/", 1)[-1]
+            if _claimed.setdefault((*sorted(own.urls), self.model), fingerprint) != fingerprint:
+                raise InputError(
+                    f"params.yaml: generate.server: {self.model!r} was another checkpoint a moment ago, and is to be "
+                    f"{folder} now. Serve both, each under its folder's name, and leave generate.server.model null."
+                )
+        if "strftime_now" in json.dumps(tokenizer.chat_template):
+            self.identity["today"] = str(prompting.TODAY)
+        checkpoints.unchanged(folder, before)
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard
+    ) -> Iterator[tuple[int, Completion]]:
+        asked = {self.client.run(self._answer(prompt, max_new_tokens)): row for row, prompt in enumerate(prompts)}
+        for future in _ended(asked):
+            row, found = asked[future], future.result()
+            tick("written", len(found.token_ids))  # first, as most of the time went there
+            tick("read", len(prompts[row]))
+            yield row, found
+
+    def logprobs(
+        self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
+    ) -> list[NDArray[np.float32]]:
+        asked = {
+            self.client.run(self._given(prompt, answer.tolist())): row
+            for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+        }
+        found = {}
+        for future in _ended(asked):
+            row = asked[future]
+            found[row] = future.result()
+            tick("read", len(prompts[row]) + len(answers[row]))
+        return [found[row] for row in range(len(prompts))]
+
+    async def _answer(self, prompt: Prompt, most: int, address: Address | None = None) -> Completion:
+        body = self._body(prompt, most) | {"stop_token_ids": sorted(self.ends)}
+        return await self.client.ask(
+            body, lambda answer: answers.completion(answer, prompt, most, self.ends), _bytes(prompt, most), address
+        )
+
+    async def _given(
+        self, prompt: Prompt, answer: Sequence[int], address: Address | None = None
+    ) -> NDArray[np.float32]:
+        """Log-probs (nats) of the tokens of `answer` after `prompt`, from an echo of both with one token more."""
+        whole = (*prompt, *answer)
+        return await self.client.ask(
+            self._body(whole, 1) | {"echo": True},
+            lambda echo: answers.given(echo, whole, len(answer)),
+            _bytes(whole, len(whole) + 1),
+            address,
+        )
+
+    def _body(self, prompt: Sequence[int], most: int) -> dict[str, Any]:
+        return NEUTRAL | {"model": self.model, "prompt": list(prompt), "max_tokens": most}
+
+    def _meet(self, folder: Path, own: Settings) -> str:
+        """Keep the addresses that serve the checkpoint, under one name; kind and version of the servers."""
+        looks = [(one, self.client.run(self._look(one, folder, own))) for one in self.client.addresses]
+        there, found, others, down = [], set(), "", ""
+        for address, look in looks:
+            try:
+                kind, names, listed = look.result()
+            except (Failed, Wrong) as error:
+                down = f"{address.name}: {error}"
+                print(f"the server {down}: left out", flush=True)
+                continue
+            if names:
+                there.append(address)
+                found.add((kind, names[0]))
+            else:
+                others = f"the server {address.name} serves {listed}"
+        if not there and not others:
+            raise TransientFault(f"no server of generate.server answers ({down}).")
+        if not there:
+            raise InputError(
+                f"{others}, and not {own.model or folder.name!r}. Start it with --served-model-name {folder.name}, or "
+                "name the model in generate.server.model."
+            )
+        if len(found) > 1:
+            said = " and ".join(f"{name!r} on {kind}" for kind, name in sorted(found))
+            raise InputError(
+                f"params.yaml: generate.server.urls: {said} would differ in their numbers. Make them alike."
+            )
+        self.client.addresses = there
+        ((kind, self.model),) = found
+        return kind
+
+    async def _look(self, address: Address, folder: Path, own: Settings) -> tuple[str, list[str], str]:
+        """What kind of server it is, the names under which it serves the checkpoint, and all that it serves."""
+        models = await self.client.get(address, "/v1/models")
+        try:
+            listed = {str(one["id"]): one for one in models["data"]}
+            kind = ODD.sub("?", str(next(iter(listed.values())).get("owned_by")))[:60]
+        except (KeyError, TypeError, AttributeError, StopIteration):
+            raise InputError(f"the server {address.name} lists no models. Is it an OpenAI server?") from None
+        called = {str(folder), str(folder.absolute()), folder.name}
+        names = [
+            name
+            for name, one in listed.items()
+            if (name == own.model if own.model else own.command or called & _called(name, one.get("root")))
+        ]
+        version = ", version not known"
+        for path, key in VERSIONS.items():
+            answer = await self.client.get(address, path)
+            if isinstance(answer, dict) and isinstance(answer.get(key), str):
+                version = " " + ODD.sub("?", answer[key])[:60]
+                break
+        return kind + version, names, ", ".join(map(repr, listed))[:200]
+
+    async def probe(self, address: Address, prompt: Prompt) -> bool:
+        """Raise InputError for a server whose log-probs are not the model's own; whether it says those of given tokens.
+
+        Beside what is checked of every answer: the likeliest first token has the same log-prob at any temperature, and
+        the tokens of an answer have the log-probs that they have as given ones.
+        """
+        answer = await self._answer(prompt, PROBED, address)
+        hot = await self.client.ask(
+            self._body(prompt, 1) | {"temperature": 1.0}, answers.likeliest, _bytes(prompt, 1), address
+        )
+        if abs(hot - float(answer.logprobs[0])) > SAME:
+            raise InputError(f"the server {address.name}: its log-probs depend on the temperature. {answers.MEND}")
+        ids = answer.token_ids.tolist()
+        try:
+            again, rescores = await self._given(prompt, ids, address), True
+        except InputError:
+            print(f"the server {address.name} does not say the log-probs of tokens that it is given", flush=True)
+            last = await self._answer((*prompt, *ids[:-1]), 1, address)
+            again, rescores = np.append(answer.logprobs[:-1], last.logprobs), False
+        apart = float(np.abs(again - answer.logprobs).sum()) / (len(ids) if rescores else 1)
+        if apart > SAME:
+            raise InputError(
+                f"the server {address.name}: tokens of its answer have other log-probs ({apart:.2g} nats apart) when "
+                f"it is given them. {answers.MEND}"
+            )
+        return rescores
+
+
+def end_started() -> None:
+    """End the server that this process started, if it did."""
+    while _started:
+        _started.pop().end()
+
+
+atexit.register(end_started)
+
+
+def _ended(asked: dict[Future[Value], int]) -> Iterator[Future[Value]]:
+    """Requests as they end; those under way are given up when one fails or nobody wants them any more."""
+    try:
+        yield from as_completed(asked)
+    finally:
+        for future in asked:
+            future.cancel()
+
+
+def _bytes(prompt: Sequence[int], tokens: int) -> int:
+    return (1 << 20) + 16 * len(prompt) + PER_TOKEN * tokens
+
+
+def _called(name: str, root: Any) -> set[str]:
+    """What a model that a server lists may be called: its name, its path, and the last part of either."""
+    both = [one.rstrip("/") for one in (name, root) if isinstance(one, str)]
+    return {*both, *(one.rsplit("/", 1)[-1] for one in both)}
+
+
+def _end_tokens(folder: Path, also: int | None) -> frozenset[int]:
+    """Every token that ends an answer, as `transformers` has them: of the generation config, and the tokenizer's."""
+    config = records.known(folder / "config.json")
+    said = records.known(folder / "generation_config.json") or config
+    found = said.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
+    several = [*(found if isinstance(found, list) else [found]), also]
+    return frozenset(one for one in several if type(one) is int)

@@ -1,0 +1,365 @@
+"""The engine `openai` against a real HTTP server on loopback, honest and faulty."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tbd import params
+from tbd.errors import InputError, TransientFault
+from tbd.generation import answers, noise
+from tbd.generation.client import Wrong
+from tbd.generation.engines import Completion
+from tbd.generation.engines.openai import OpenAIEngine, end_started
+from tbd.params import Generate, Server
+from tests import model_server
+from tests.model_server import END, ModelServer, answer, at_random
+from tests.test_params import TREE, changed
+from tests.workspace import REPOSITORY
+
+PROMPTS = [(2, 4 + i % 300, 4 + i // 300, 7, 3) for i in range(1000)]
+TOKENS = 6
+QUICK: dict[str, Any] = {"backoff": 0.002, "tries": 8}
+PROBE = (2, 10, 11, 12, 13, 3)
+
+
+def asked(**server: Any) -> Generate:
+    own = Server(**QUICK | server)
+    return Generate(engine="openai", device="auto", dtype="auto", max_new_tokens=TOKENS, batch_size=50, server=own)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[ModelServer]:
+    with ModelServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def opened(running: ModelServer, tiny_checkpoint: Path) -> OpenAIEngine:
+    return OpenAIEngine.open(tiny_checkpoint, asked(urls=[running.url], timeout=0.5))
+
+
+@pytest.fixture
+def server(running: ModelServer) -> ModelServer:
+    """An honest one."""
+    running.behave()
+    return running
+
+
+@pytest.fixture
+def engine(opened: OpenAIEngine, server: ModelServer) -> OpenAIEngine:
+    return opened
+
+
+def right(prompt: tuple[int, ...], found: Completion, most: int = TOKENS) -> bool:
+    ids, logprobs = answer(prompt, most)
+    reason = "stop" if ids[-1] == END else "length"
+    return (
+        found.token_ids.tolist() == ids
+        and np.allclose(found.logprobs, logprobs, atol=1e-7)
+        and found.finish_reason == reason
+    )
+
+
+def said(error: pytest.ExceptionInfo[BaseException]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_faulty_server_loses_no_question_and_lets_no_wrong_number_through(
+    engine: OpenAIEngine, server: ModelServer
+) -> None:
+    server.fault, server.most = at_random(7, 0.25), 20
+    found = dict(engine.generate(PROMPTS, TOKENS))
+    assert len(found) == len(PROMPTS) and all(right(prompt, found[row]) for row, prompt in enumerate(PROMPTS))
+    assert set(model_server.FAULTS) < set(server.served) and sum(server.served.values()) > 1300
+    assert {one.finish_reason for one in found.values()} == {"stop", "length"}
+
+
+def test_what_it_is_told_of_itself_and_of_given_tokens(engine: OpenAIEngine, server: ModelServer) -> None:
+    identity = engine.identity
+    assert (identity["engine"], identity["engine_version"], identity["model"]) == ("openai", "vllm 0.0.1", "tiny")
+    assert server.url.rpartition(":")[2] not in json.dumps(identity)
+    assert engine.rescores and engine.at_once == 3
+    tokens = [np.array([5, 6, 7], np.int32), np.array(answer(PROMPTS[1], 4)[0], np.int32)]
+    server.fault = at_random(3, 0.5)
+    for prompt, own, found in zip(PROMPTS, tokens, engine.logprobs(PROMPTS[:2], tokens), strict=False):
+        whole = [*prompt, *own.tolist()]
+        expected = [model_server.logprob(whole[:i], whole[i]) for i in range(len(prompt), len(whole))]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["vllm", "tokens", "llama.cpp"])
+def test_ids_come_in_any_of_three_shapes(engine: OpenAIEngine, server: ModelServer, shape: str) -> None:
+    server.shape = shape
+    assert all(right(PROMPTS[row], found) for row, found in engine.generate(PROMPTS[:20], TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("count", "5 log-probs in one answer"),
+        ("missing", "a log-prob is missing"),
+        ("NaN", "a log-prob is missing or no number"),
+        ("positive", "a log-prob above 0"),
+        ("-9999", "stands for minus infinity"),
+        ("text", "text in place of token ids. It has to know return_token_ids"),
+        ("echo", "sends the prompt back"),
+        ("not the likeliest", "--generation-config vllm"),
+        ("no log-probs", "no log-probs"),
+        ("too long", "longer than"),
+    ],
+)
+def test_a_server_that_is_always_wrong_is_refused(
+    engine: OpenAIEngine, server: ModelServer, fault: str, words: str
+) -> None:
+    server.fault = lambda prompt: fault
+    prompt = next(one for one in PROMPTS if len(answer(one, TOKENS)[0]) == TOKENS)
+    with pytest.raises(InputError) as error:
+        dict(engine.generate([prompt], TOKENS))
+    assert words in said(error) and "cannot be used" in said(error)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.sampled_from(["token_id:5", "stop"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(*[JSON] * 6)
+def test_whatever_json_comes_is_right_or_wrong(
+    ids: Any, tokens: Any, logprobs: Any, tops: Any, said: Any, end: Any
+) -> None:
+    whole = {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops}
+    for one in (whole, whole | {"content": said}, said):
+        choice = {"token_ids": ids, "logprobs": one, "finish_reason": end}
+        for tree in ({"choices": [choice]}, {"choices": said}, said):
+            with suppress(Wrong):
+                found = answers.completion(tree, (9, 9), 2, frozenset({1}))
+                assert 0 < len(found.token_ids) == len(found.logprobs) <= 2 and (found.logprobs <= 0).all()
+            with suppress(Wrong):
+                assert len(answers.given(tree, (9, 9), 1)) == 1
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "hang up", "cut JSON"])
+def test_one_that_never_answers_is_a_transient_fault(engine: OpenAIEngine, server: ModelServer, fault: str) -> None:
+    server.fault = lambda prompt: fault
+    with pytest.raises(TransientFault, match="failed 8 times"):
+        dict(engine.generate(PROMPTS[:1], TOKENS))
+
+
+def test_an_answer_that_stops_short_or_without_an_end_token_is_refused(
+    engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "ends", frozenset({310}))  # another checkpoint's
+    ended = next(one for one in PROMPTS if answer(one, TOKENS)[0][-1] == END)
+    with pytest.raises(InputError, match="ended without an end token"):
+        dict(engine.generate([ended], TOKENS))
+
+
+def test_the_probe_finds_out_what_changes_log_probs(engine: OpenAIEngine, server: ModelServer) -> None:
+    def probe() -> bool:
+        return engine.client.run(engine.probe(engine.client.addresses[0], PROBE)).result()
+
+    assert probe()
+    server.echoes = False
+    assert not probe()
+    server.melts = True
+    with pytest.raises(InputError, match="depend on the temperature"):
+        probe()
+    server.melts, server.echoes, server.penalty = False, True, 0.5
+    with pytest.raises(InputError, match=r"0\.5 nats apart"):
+        probe()
+
+
+def test_no_base_model_where_the_server_does_not_echo(server: ModelServer, tiny_checkpoint: Path) -> None:
+    server.echoes = False
+    assert not OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url])).rescores
+
+
+def test_a_server_of_another_model_is_refused(tiny_checkpoint: Path) -> None:
+    with ModelServer("other") as server:
+        with pytest.raises(InputError) as error:
+            OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url]))
+        assert "serves 'other', and not 'tiny'. Start it with --served-model-name tiny" in said(error)
+        with ModelServer() as too:  # vLLM serves one model a server: the base's is another address
+            both = OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url, too.url]))
+            assert [one.url for one in both.client.addresses] == [too.url]
+
+
+def test_one_model_is_not_two_checkpoints(server: ModelServer, tiny_checkpoint: Path, make_checkpoint: Any) -> None:
+    named = OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url], model="tiny"))
+    assert named.identity["model"] == "tiny"
+    with pytest.raises(InputError, match="'tiny' was another checkpoint a moment ago"):
+        OpenAIEngine.open(
+            make_checkpoint(tiny_checkpoint.parent / "base", seed=5), asked(urls=[server.url], model="tiny")
+        )
+
+
+def test_addresses_share_the_work_and_one_that_goes_down_is_left(tiny_checkpoint: Path) -> None:
+    with ModelServer() as one, ModelServer() as other:
+        nobody = "http://127.0.0.1:1"
+        engine = OpenAIEngine.open(tiny_checkpoint, asked(urls=[one.url, other.url, nobody], concurrency=8))
+        assert len(engine.client.addresses) == 2 and engine.at_once == 2
+        before = one.served["right"], other.served["right"]
+        assert len(dict(engine.generate(PROMPTS[:200], TOKENS))) == 200
+        shares = one.served["right"] - before[0], other.served["right"] - before[1]
+        assert sum(shares) == 200 and min(shares) > 60 and max(one.peak, other.peak) <= 8
+        finding = engine.generate(PROMPTS[:400], TOKENS)
+        next(finding)
+        other.__exit__()
+        found = dict(finding)
+        assert len(found) == 399 and all(right(PROMPTS[row], each) for row, each in found.items())
+
+
+def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, server: ModelServer) -> None:
+    first = iter(["429"])
+    server.fault = lambda prompt: next(first, None)
+    server.pause = 1
+    dict(engine.generate(PROMPTS[:1], TOKENS))
+    (before, _), (after, _) = server.requests[-2:]
+    assert after - before >= 1
+
+
+def test_the_key_is_sent_and_never_shown(
+    server: ModelServer, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TBD_SERVER_KEY", "sk-hidden")
+    engine = OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url]))
+    assert server.requests[-1][1]["Authorization"] == "Bearer sk-hidden"
+    messages = []
+    for fault, kind in (("401", InputError), ("500", TransientFault)):
+        server.fault = lambda prompt, fault=fault: fault  # type: ignore[misc]
+        with pytest.raises(kind) as error:
+            dict(engine.generate(PROMPTS[:1], TOKENS))
+        messages.append(said(error))
+    assert "TBD_SERVER_KEY" in messages[0] and "***" in messages[1]
+    assert "hidden" not in "".join([*messages, json.dumps(engine.identity), *capfd.readouterr()])
+
+
+# --- a server that tbd starts ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def notes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which each server that is started leaves its environment."""
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    (workspace / "notes").mkdir()
+    yield workspace / "notes"
+    end_started()
+
+
+def command(notes: Path) -> str:
+    parts = [sys.executable, str(REPOSITORY / "tests/model_server.py"), "{checkpoint}", "{port}", str(notes)]
+    return shlex.join(parts)
+
+
+def servers(notes: Path) -> list[int]:
+    """Those that were started, by their process id, the newest last."""
+    files = sorted(notes.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+    return [int(file.stem) for file in files]
+
+
+def gone(pid: int) -> bool:
+    end = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_a_server_is_started_watched_and_ended(
+    notes: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TBD_SERVER_KEY": "sk", "HF_TOKEN": "t", "INDEX": "https://me:word@host/", "KEPT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    engine = OpenAIEngine.open(tiny_checkpoint, asked(command=command(notes), patience=30))
+    assert "model" not in engine.identity
+    (first,) = servers(notes)
+    seen = json.loads((notes / f"{first}.json").read_text())
+    assert seen["KEPT"] == "1" and not {"TBD_SERVER_KEY", "HF_TOKEN", "INDEX", "PYTHONPATH"} & set(seen)
+    os.kill(first, signal.SIGKILL)
+    found = dict(engine.generate(PROMPTS[:100], TOKENS))
+    assert all(right(PROMPTS[row], each) for row, each in found.items())
+    assert len(servers(notes)) == 2
+    end_started()
+    assert gone(servers(notes)[-1])
+
+
+def test_a_server_ends_with_whoever_started_it(notes: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from tbd.generation.server import Server;"
+        "Server(sys.argv[1], Path('c'), 'auto', 30); print('up', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, command(notes)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    ) as starter:
+        assert starter.stdout is not None
+        assert "log:" in starter.stdout.readline() and starter.stdout.readline() == "up\n"
+        starter.kill()
+    assert gone(servers(notes)[0])
+
+
+def test_one_that_does_not_start_says_why(notes: Path, tiny_checkpoint: Path) -> None:
+    (notes / "broken").touch()
+    with pytest.raises(TransientFault) as error:
+        OpenAIEngine.open(tiny_checkpoint, asked(command=command(notes), patience=30))
+    assert "did not start: the weights are of another world (log: .tbd/server-tiny.log)" in said(error)
+    with pytest.raises(InputError, match="no such program: nothing-of-the-kind"):
+        OpenAIEngine.open(tiny_checkpoint, asked(command="nothing-of-the-kind {checkpoint} {port}"))
+
+
+# --- parameters, and the noise floor ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "server", "words"),
+    [
+        ("openai", {}, "one of server.urls and server.command"),
+        ("openai", {"urls": ["http://a:1"], "command": "x {checkpoint} {port}"}, "one of server.urls"),
+        ("fake", {"urls": ["http://me:word@host:1"]}, "number 1 holds credentials"),
+        ("fake", {"urls": ["http://host:1", "host:2"]}, "number 2 is no address"),
+        ("fake", {"command": "vllm serve {checkpoint}"}, "has no {port}"),
+        ("fake", {"concurrency": 0}, "generate.server.concurrency"),
+    ],
+)
+def test_parameters_that_cannot_be(engine: str, server: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError) as error:
+        params.parse(changed("generate", TREE["generate"] | {"engine": engine, "server": server}))
+    assert words in said(error) and said(error).startswith("params.yaml: generate") and "word" not in said(error)
+
+
+def test_the_noise_floor_is_what_a_second_time_differs_by() -> None:
+    def made(ids: list[int], *logprobs: float) -> Completion:
+        return Completion(np.array(ids, np.int32), np.array(logprobs, np.float32), "length")
+
+    first = [made([5, 6, 7], -0.1, -0.2, -0.3), made([5, 6], -0.5, -0.5)]
+    again = [made([5, 6, 8], -0.1, -0.4, -0.9), made([5, 6], -0.5, -0.6)]
+    found = noise.compare(first, again)
+    assert found == {"questions": 2, "diverged": 1, "tokens": 4, "median": 0.05, "largest": 0.2}
+    assert noise.compare(first[:1], [made([9], -0.1)]) == {
+        "questions": 1, "diverged": 1, "tokens": 0, "median": None, "largest": None,
+    }  # fmt: skip
