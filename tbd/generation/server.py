@@ -98,7 +98,7 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(GRACE + 5)
+            self._process.wait(2 * GRACE + 5)
         except subprocess.TimeoutExpired:
             ending.end_group(self._process, patience=1)
 
