@@ -38,6 +38,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             said = first_line(error).replace(str(files), str(folder))
             raise InputError(f"{folder}: the tokenizer cannot be read ({said}). Save it again.") from None
     tokenizer.name_or_path = str(folder)
+    tokenizer.init_kwargs["local_files_only"] = False  # else what is saved of it depends on HF_HUB_OFFLINE
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template. Add chat_template.jinja to the checkpoint.")
     return tokenizer

@@ -41,6 +41,7 @@ def unpack_base(out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(out)
+    tokenizer.init_kwargs["local_files_only"] = False  # else it depends on HF_HUB_OFFLINE
     tokenizer.save_pretrained(out)
 
 

@@ -1,14 +1,16 @@
 """The type and the threads that a device is used with."""
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from tbd.checkpoints.loading import available_threads, choose_dtype
+from tbd.checkpoints.loading import available_threads, choose_dtype, load_tokenizer
 
 ASK = "from tbd.checkpoints.loading import choose_dtype; print(choose_dtype('auto', 'cpu'))"
 
@@ -59,3 +61,9 @@ def test_threads_are_no_more_than_the_cores_left_to_the_process(monkeypatch: pyt
     assert available_threads() == 1
     monkeypatch.delenv("LOKY_MAX_CPU_COUNT")
     assert 1 <= available_threads() <= torch.get_num_threads()
+
+
+def test_a_tokenizer_is_saved_alike_with_and_without_the_hub(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The tests run with HF_HUB_OFFLINE=1, `make demo` without; a fingerprint is of the bytes."""
+    load_tokenizer(tiny_checkpoint).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["local_files_only"] is False
