@@ -38,7 +38,7 @@ def test_what_is_added_is_there(workspace: Path) -> None:
     assert audits.load() == {"first": ENTRY, "second": second} and audits.names() == ["first", "second"]
     made = (workspace / "audits/first/dvc.yaml").read_text().replace('"models/m"', '"ä: #1"')
     assert made.replace("first", "second") == (workspace / "audits/second/dvc.yaml").read_text()
-    assert dvc_reads("audits/second/dvc.yaml")["stages"]["generate"]["deps"][6] == "ä: #1"
+    assert "ä: #1" in dvc_reads("audits/second/dvc.yaml")["stages"]["generate"]["deps"]
     assert yaml.safe_load(audits.HEADER) is None  # a comment
 
 
