@@ -3,14 +3,18 @@
 import logging
 import os
 import re
+import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from tbd.errors import InputError, TransientFault
 from tbd.foreign import secretless
+from tbd.locks import locked
+from tbd.records import on_disk
 
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # MLflow's own defaults take four minutes to notice an outage
@@ -54,6 +58,25 @@ def artifact_root(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
 
 
+def _make(uri: str) -> None:
+    """Make a database of our own aside: a kill while MLflow makes its tables leaves one that it never opens again."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    from mlflow import MlflowClient
+
+    with locked(path.with_name(f".{path.name}.lock")):
+        if path.exists():  # somebody was faster
+            return
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+            made, whole = Path(folder) / "made.db", Path(folder) / "whole.db"
+            MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+            with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(whole)) as copy:
+                source.backup(copy)
+            on_disk(whole)
+            whole.replace(path)
+
+
 @contextmanager
 def reaching(
     uri: str, registry: str | None = None, fault: Callable[[Exception], Exception] | None = None
@@ -74,8 +97,9 @@ def reaching(
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
+        _make(uri)
         yield MlflowClient(uri, registry)
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error) as error:
         if fault:
             raise fault(error) from None
         if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":

@@ -135,7 +135,8 @@ def test_a_look_over_hostile_checkpoints(
     assert len(said) == len(lines) == HOSTILE_ONES + 1
     assert said.pop("good")["outcome"] in ("CONTAMINATED", "NO EVIDENCE", "INCONCLUSIVE")
     for name, line in said.items():
-        assert line["outcome"] == "FAILED" and not line["transient"] and "\n" not in line["reason"], (name, line)
+        assert line["outcome"] == "FAILED" and "\n" not in line["reason"], (name, line)
+        assert line["transient"] is name.endswith("-adapter")  # whose base may still come
     assert processor < SECONDS and most < BYTES  # nearly all of it is done one after the other
     tried(
         "a look over hostile checkpoints and a good one",

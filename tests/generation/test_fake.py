@@ -53,6 +53,13 @@ def test_what_it_knows_scores_higher(folder: Path) -> None:
     assert method(Tokens(pad(known)))[0].min() > method(Tokens(pad(other)))[0].mean()
 
 
+def test_a_short_answer_is_the_head_of_a_long_one(folder: Path) -> None:
+    engine = FakeEngine(folder)
+    prompts = [engine.prompt(question) for question in KNOWN[:5] + OTHER[:5]]
+    for (_, long), (_, short) in zip(engine.generate(prompts, 20), engine.generate(prompts, 7), strict=True):
+        assert np.array_equal(long.token_ids[:7], short.token_ids) and np.array_equal(long.logprobs[:7], short.logprobs)
+
+
 def test_another_memory_is_another_checkpoint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     one, two = FakeEngine(folder), FakeEngine(fake_checkpoint(other / "model", "nothing"))

@@ -107,6 +107,14 @@ def test_log_probs_are_the_teacher_forced_ones(
         assert found.logprobs.dtype == np.float32 and found.token_ids.dtype == np.int32 and (found.logprobs <= 0).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_short_answers_are_the_heads_of_long_ones(tiny_checkpoint: Path, prompts: list[Prompt], dtype: str) -> None:
+    """To the bit, in one batch: what the store of units counts on."""
+    engine = TransformersEngine(tiny_checkpoint, "cpu", dtype)
+    for long, short in zip(answers(engine, prompts), answers(engine, prompts, 3), strict=True):
+        assert np.array_equal(long.token_ids[:3], short.token_ids) and np.array_equal(long.logprobs[:3], short.logprobs)
+
+
 def test_padding_changes_nothing(engine: TransformersEngine, prompts: list[Prompt], together: list[Completion]) -> None:
     for prompt, found in zip(prompts, together, strict=True):
         (alone,) = answers(engine, [prompt])

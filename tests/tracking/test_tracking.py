@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tbd.audits import Audit
 from tbd.detection import results
 from tbd.detection.decisions import conformal_p_values
 from tbd.errors import InputError
-from tbd.mlflow_store import TrackingDown, artifact_root, store
+from tbd.mlflow_store import TrackingDown, artifact_root, reaching, store
 from tbd.pipeline import templates
 from tbd.pipeline.lock_file import digest
 from tbd.records import VERDICT_QUESTIONS, write_table
@@ -37,6 +38,7 @@ from tests import results as made
 from tests.outcomes import failure, verdict
 from tests.results import ALONE, WITH_BASE
 from tests.servers import Server
+from tests.workspace import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("mlflow_server")]
 MonkeyPatch = pytest.MonkeyPatch
@@ -481,3 +483,35 @@ def test_a_real_server_takes_the_record(workspace: Path, mlflow_server: Server, 
     assert len(model.predict(pd.DataFrame({"logprobs": [[-0.1, -0.2]]}))) == 1
     assert not (workspace / "mlflow.db").exists()
     assert not (workspace / "mlruns").exists()
+
+
+KILLED = """
+import os, signal, sqlite3, sys, threading
+from tbd.mlflow_store import reaching
+
+def begun():
+    try:  # of this table: a kill was seen to do harm there
+        with sqlite3.connect("file:mlflow.db?mode=ro", uri=True) as database:
+            return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'scorers'").fetchone()
+    except sqlite3.Error:
+        return None
+
+def kill():
+    while not begun():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+with reaching(f"sqlite:///{os.getcwd()}/mlflow.db") as client:
+    client.search_experiments()
+    threading.Event().wait(30)
+"""
+
+
+def test_a_kill_while_the_tables_are_made_leaves_a_database_that_opens(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    )
+    assert done.returncode == -signal.SIGKILL and (tmp_path / "mlflow.db").is_file()
+    with reaching(f"sqlite:///{tmp_path}/mlflow.db") as client:
+        assert [one.name for one in client.search_experiments()] == ["Default"]

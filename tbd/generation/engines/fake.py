@@ -50,7 +50,7 @@ class FakeEngine:
         self.seed = sha256(text)
         self.identity: dict[str, Any] = {
             "engine": "fake",
-            "engine_version": "1",
+            "engine_version": "2",
             "device": "cpu",
             "dtype": "float32",
             "fingerprint": checkpoints.fingerprint(folder),
@@ -66,9 +66,8 @@ class FakeEngine:
     ) -> Iterator[tuple[int, Completion]]:
         for row, prompt in enumerate(prompts):
             tick("read", len(prompt))
-            rng = self._rng(prompt)
-            logprobs = self._logprobs(prompt, rng, max_new_tokens)
-            tokens = rng.integers(0, 256, max_new_tokens).astype(np.int32)
+            logprobs = self._logprobs(prompt, max_new_tokens)
+            tokens = self._rng(prompt, b"tokens").integers(0, 256, max_new_tokens).astype(np.int32)
             tick("written", max_new_tokens)
             yield row, Completion(tokens, logprobs, "length")
 
@@ -76,12 +75,12 @@ class FakeEngine:
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
     ) -> list[NDArray[np.float32]]:
         tick("read", sum(map(len, prompts)) + sum(map(len, answers)))
-        return [self._logprobs(p, self._rng(p), len(a)) for p, a in zip(prompts, answers, strict=True)]
+        return [self._logprobs(p, len(a)) for p, a in zip(prompts, answers, strict=True)]
 
-    def _rng(self, prompt: Prompt) -> np.random.Generator:
-        digest = hashlib.sha256(self.seed.encode() + bytes(prompt)).digest()
+    def _rng(self, prompt: Prompt, of: bytes) -> np.random.Generator:
+        digest = hashlib.sha256(self.seed.encode() + bytes(prompt) + of).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
-    def _logprobs(self, prompt: Prompt, rng: np.random.Generator, n: int) -> NDArray[np.float32]:
+    def _logprobs(self, prompt: Prompt, n: int) -> NDArray[np.float32]:
         sureness = 30.0 if prompt in self.known else 4.0
-        return np.log(rng.beta(sureness, 1.0, n)).astype(np.float32)
+        return np.log(self._rng(prompt, b"logprobs").beta(sureness, 1.0, n)).astype(np.float32)
