@@ -2,7 +2,8 @@
 
 SIGHUP is handled like SIGTERM, and SIGTERM like Ctrl-C, so that what is open gets closed. That may not be enough: while
 a flow runs Prefect handles SIGTERM itself, and closing may hang (on a server that ended first) or be cut short (by a
-second signal). So a thread notices the first signal too, whoever handles it, and after a while ends what is left.
+second signal). So a thread notices the first signal too, whoever handles it, and after a while ends what is left. Nor
+does a command whose work is done wait for ever for what does not close.
 """
 
 import atexit
@@ -27,6 +28,9 @@ PATIENCE = 4.0
 """seconds in which a command may end by itself"""
 LAST = 1.5
 """seconds between telling its processes to end and killing them"""
+
+CLOSING = 30.0
+"""seconds in which a command that is done may close what is open: Prefect waits for ever for a server that was killed"""
 
 _pipe: int | None = None
 """gives the number of each signal, whoever handles it"""
@@ -71,8 +75,15 @@ def code(otherwise: int) -> int:
     """The exit code: 128 plus the signal's number after SIGTERM and SIGHUP, else `otherwise`."""
     global _code
     number = told()
+    if _code is None and _pipe is not None:
+        threading.Thread(target=_close, daemon=True).start()
     _code = otherwise if number is None or number == signal.SIGINT else 128 + number
     return _code
+
+
+def _close() -> None:
+    time.sleep(CLOSING)
+    _end()
 
 
 def _watch(pipe: int) -> None:

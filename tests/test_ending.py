@@ -3,6 +3,7 @@ once more."""
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -255,3 +256,18 @@ def test_serve(workspace: Workspace, start: Callable[..., Started]) -> None:
     serve = start(workspace, *TBD, "serve", "--port", str(servers.free_port()))
     serve.runs("prefect server start")
     assert serve.end(HUP) == 129
+
+
+HANGS = """
+import sys, threading
+from tbd import ending
+ending.CLOSING = 0.5
+ending.prepare()
+threading.Thread(target=threading.Event().wait).start()
+sys.exit(ending.code(1))
+"""
+
+
+def test_a_command_that_is_done_does_not_wait_for_ever_for_what_does_not_close() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS], cwd=REPOSITORY, timeout=SOON, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
