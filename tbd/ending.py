@@ -30,7 +30,7 @@ LAST = 1.5
 """seconds between telling its processes to end and killing them"""
 
 CLOSING = 30.0
-"""seconds in which a command that is done may close what is open: Prefect waits for ever for a server that was killed"""
+"""seconds in which a command that is done may close what is open: Prefect waits for a killed server for ever"""
 
 _pipe: int | None = None
 """gives the number of each signal, whoever handles it"""
