@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tbd.checkpoints import Prompt
@@ -27,7 +28,8 @@ from tbd.progress import Progress
 
 PART = 64
 """batches that are planned together"""
-TOKENS, LOGPROBS = pa.list_(pa.int32()), pa.list_(pa.float32())
+RESCORED = pa.schema([("logprobs", pa.list_(pa.float32()))])
+ANSWERS = pa.schema([("token_ids", pa.list_(pa.int32())), *RESCORED, ("finish_reason", pa.string())])
 
 Answers = Iterable[NDArray[np.int32]]
 """token ids of each answer; iterated anew each time"""
@@ -98,10 +100,7 @@ def compute(engine: Engine, unit: Unit, progress: Progress) -> pa.Table:
         return {row: {"logprobs": one} for row, one in zip(rows, found, strict=True)}
 
     found = _in_parts(answer if given is None else rescore, list(range(len(unit.prompts))))
-    fields = [("logprobs", LOGPROBS)]
-    if given is None:
-        fields = [("token_ids", TOKENS), *fields, ("finish_reason", pa.string())]
-    return pa.Table.from_pylist([found[row] for row in sorted(found)], pa.schema(fields))
+    return pa.Table.from_pylist([found[row] for row in sorted(found)], ANSWERS if given is None else RESCORED)
 
 
 class Executor(Protocol):
@@ -162,7 +161,7 @@ class Job:
         for units in self._parts():
             part: dict[int, dict[str, pa.Scalar]] = {}
             for rows, unit in units:
-                table = self.shelf.read(unit.name, unit.max_new_tokens)
+                table = self._read(unit)
                 if table is None:
                     raise TransientFault(f"{self.shelf.folder}: a unit that was there is gone. Run it again.")
                 columns = {name: table[name] for name in table.column_names}
@@ -204,8 +203,19 @@ class Job:
     def _missing(self) -> Iterator[Unit]:
         """Those that are not there, or cannot be read, when their turn comes."""
         for _, unit in self._units():
-            if self.shelf.read(unit.name, unit.max_new_tokens) is None:
+            if self._read(unit) is None:
                 yield unit
+
+    def _read(self, unit: Unit) -> pa.Table | None:
+        """What is stored of it, if that can be its result: others may have written it."""
+        table = self.shelf.read(unit.name, unit.max_new_tokens)
+        schema = ANSWERS if unit.answers is None else RESCORED
+        if table is None or table.schema != schema or len(table) != len(unit.prompts):
+            return None
+        lengths = pc.list_value_length(table["logprobs"]).to_pylist()
+        if unit.answers is None:
+            return table if lengths == pc.list_value_length(table["token_ids"]).to_pylist() else None
+        return table if lengths == [len(answer) for answer in unit.answers] else None
 
 
 @contextmanager

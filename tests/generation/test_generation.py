@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -205,6 +206,32 @@ def test_a_unit_that_was_cut_off_is_computed_again(fake, tmp_path: Path, cut: in
     whole = units(tmp_path / "s")
     (file, *_) = (tmp_path / "s").glob("*/*.arrow")
     file.write_bytes(file.read_bytes()[:cut])
+    engine = fake()
+    assert same(run(engine, tmp_path / "s"), fresh) and engine.calls == 1
+    assert units(tmp_path / "s") == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda unit: unit.slice(1),
+        lambda unit: unit.drop_columns(["finish_reason"]),
+        lambda unit: pa.table(
+            {"token_ids": [[1]] * len(unit), "logprobs": [[]] * len(unit), "finish_reason": ["stop"] * len(unit)},
+            unit.schema,
+        ),
+        lambda unit: pa.table({"x": [1]}),
+    ],
+)
+def test_what_cannot_be_a_units_result_is_computed_again(
+    fake, tmp_path: Path, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    fresh = run(fake(), tmp_path / "s")
+    whole = units(tmp_path / "s")
+    (file, *_) = (tmp_path / "s").glob("*/*.arrow")
+    unit = pa.ipc.open_file(file).read_all()
+    with pa.ipc.new_file(file, change(unit).schema) as junk:
+        junk.write_table(change(unit))
     engine = fake()
     assert same(run(engine, tmp_path / "s"), fresh) and engine.calls == 1
     assert units(tmp_path / "s") == whole
