@@ -44,6 +44,7 @@ class Shelf:
         self.files, root = opened(address)
         self.identity = identity
         self.folder = f"{root}/{sha256(json.dumps(identity, sort_keys=True))[:24]}"
+        self._named = self.files.get_file_info(f"{self.folder}/{IDENTITY}").type == fs.FileType.File
         self._there: dict[str, list[int]] = defaultdict(list)
         for name, tokens in _units(self.files, self.folder):
             self._there[name].append(tokens)
@@ -67,7 +68,8 @@ class Shelf:
 
     def add(self, name: str, tokens: int, unit: pa.Table) -> None:
         """In one piece, or not at all."""
-        if not self._there:
+        if not self._named:
+            self._named = True
             self._write(f"{self.folder}/{IDENTITY}", json.dumps(self.identity, sort_keys=True, indent=2).encode())
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, unit.schema, options=COMPRESSED) as file:

@@ -21,6 +21,7 @@ from tbd.generation.engines import Completion, OutOfMemory, Prompt, Tick, unhear
 from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.executors.local import Local
 from tbd.generation.store import Shelf
+from tbd.generation.store import kept as stored
 from tbd.generation.units import PART, Job, plan
 from tbd.progress import Progress
 
@@ -156,6 +157,8 @@ def test_from_the_store_the_numbers_are_the_same_and_nothing_is_computed(fake, t
     fresh = run(first, place)
     kept = units(tmp_path / "s")
     assert first.calls == 6 == len(kept)
+    (about,) = stored(place)
+    assert about.identity == first.identity and about.units == 6
     assert same(run(second, place), fresh) and second.calls == 0
     assert units(tmp_path / "s") == kept
 
