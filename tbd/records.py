@@ -26,6 +26,8 @@ ROWS = 8192
 """of a large table that are read at a time: 20 MB of log-probs, as float64, in answers of 300 tokens"""
 BUFFER = 1 << 20
 """bytes of a column that are read at a time"""
+POSITIVE = 1e-6
+"""nats; a log-prob above this is wrong, not a rounded 0"""
 
 QUESTIONS = pa.schema(
     [

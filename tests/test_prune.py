@@ -140,8 +140,10 @@ def test_what_the_store_holds_and_what_can_go(p: Params) -> None:
     assert sorted(line.rpartition(": ")[2] for line in lines[:-1]) == ["audit second has no verdict yet", "can go"]
     (stays,) = (line for line in lines if line.startswith(f"checkpoint {mark[:12]}"))
     assert "1 units, " in stays and "stays: audit second" in stays and there() == EVERYTHING
+    (UNITS / "thesis").mkdir()
+    (UNITS / "thesis" / "chapter.txt").write_text("of somebody who has the folder too")
     list(prune.stored(str(UNITS), remove=True))
-    assert there() == EVERYTHING - {"answers of judged"}
+    assert there() == EVERYTHING - {"answers of judged"} and (UNITS / "thesis" / "chapter.txt").is_file()
 
 
 def test_what_was_pruned_is_known_and_fetched_again_only_for_work(p: Params) -> None:

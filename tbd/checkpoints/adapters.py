@@ -163,7 +163,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         )
     found = {}
     for key, value in said.items():
-        if key in IDLE or value in (None, False, "", [], {}):
+        if key in IDLE or value is None or value is False or value in ("", [], {}):  # 0 is said
             continue
         if key not in READ:
             raise InputError(f"{file}: {key[:40]!r} is not known to tbd. Merge the adapter into its base.")

@@ -2,10 +2,13 @@
 
 A folder here or any address that pyarrow knows (`s3://`, `gs://`, `hdfs://`, and `fsspec+PROTOCOL://` for all of
 fsspec). Any number of processes and machines may add to one without a lock: who computes the same unit writes the same
-bytes. A file that cannot be read, as one that a kill cut off, is not there.
+bytes. A file is an Arrow stream with its SHA-256 after it, because Arrow reads garbled bytes as other numbers, or ends
+the process. One that is not what was written, such as one that a kill cut off, is not there.
 """
 
+import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +23,10 @@ from tbd.records import atomic, sha256
 
 IDENTITY = "identity.json"
 SUFFIX = ".arrow"
+DIGEST = 32
+"""bytes at the end of a file"""
+SHELF = re.compile(r"\.?[0-9a-f]{24}(\..*)?")
+"""a folder of units; one that begins with a dot is on its way out. Any other folder is somebody else's"""
 COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
@@ -61,9 +68,12 @@ class Shelf:
         for length in sorted({tokens, *(one for one in self._there[name] if one > tokens)}):
             try:
                 with self.files.open_input_file(self._path(name, length)) as file:
-                    return pa.ipc.open_file(file.read_buffer()).read_all()
-            except (FileNotFoundError, pa.ArrowInvalid):
+                    content = file.read()
+            except FileNotFoundError:
                 continue
+            unit, digest = content[:-DIGEST], content[-DIGEST:]
+            if hashlib.sha256(unit).digest() == digest:
+                return pa.ipc.open_stream(unit).read_all()
         return None
 
     def add(self, name: str, tokens: int, unit: pa.Table) -> None:
@@ -72,15 +82,16 @@ class Shelf:
             self._named = True
             self._write(f"{self.folder}/{IDENTITY}", json.dumps(self.identity, sort_keys=True, indent=2).encode())
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, unit.schema, options=COMPRESSED) as file:
-            file.write_table(unit)
-        self._write(self._path(name, tokens), sink.getvalue())
+        with pa.ipc.new_stream(sink, unit.schema, options=COMPRESSED) as stream:
+            stream.write_table(unit)
+        content = sink.getvalue().to_pybytes()
+        self._write(self._path(name, tokens), content + hashlib.sha256(content).digest())
         self._there[name].append(tokens)
 
     def _path(self, name: str, tokens: int) -> str:
         return f"{self.folder}/{name}-{tokens}{SUFFIX}"
 
-    def _write(self, path: str, content: Any) -> None:
+    def _write(self, path: str, content: bytes) -> None:
         if isinstance(self.files, fs.LocalFileSystem):
             with atomic(Path(path)) as temporary:
                 temporary.write_bytes(content)
@@ -109,7 +120,7 @@ def kept(address: str) -> Iterator[Kept]:
         return
     found = []
     for folder in files.get_file_info(fs.FileSelector(root)):
-        if folder.type != fs.FileType.Directory:
+        if folder.type != fs.FileType.Directory or not SHELF.fullmatch(folder.base_name):
             continue
         units = [one for one in _infos(files, folder.path) if one.path.endswith(SUFFIX)]
         try:

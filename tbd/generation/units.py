@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tbd import records
 from tbd.checkpoints import Prompt
 from tbd.errors import TransientFault
 from tbd.generation.engines import Completion, Engine, OutOfMemory, Tick
@@ -201,9 +202,10 @@ class Job:
         return known
 
     def _missing(self) -> Iterator[Unit]:
-        """Those that are not there, or cannot be read, when their turn comes."""
+        """Those that are not there, or cannot be read or be right, when their turn comes."""
         for _, unit in self._units():
-            if self._read(unit) is None:
+            table = self._read(unit)
+            if table is None or not _right(table["logprobs"]):
                 yield unit
 
     def _read(self, unit: Unit) -> pa.Table | None:
@@ -212,10 +214,22 @@ class Job:
         schema = ANSWERS if unit.answers is None else RESCORED
         if table is None or table.schema != schema or len(table) != len(unit.prompts):
             return None
+        lists = [pc.list_flatten(table[name]) for name in schema.names if name != "finish_reason"]
+        if any(column.null_count for column in [*table.columns, *lists]):
+            return None
         lengths = pc.list_value_length(table["logprobs"]).to_pylist()
-        if unit.answers is None:
-            return table if lengths == pc.list_value_length(table["token_ids"]).to_pylist() else None
-        return table if lengths == [len(answer) for answer in unit.answers] else None
+        if unit.answers is not None:
+            return table if lengths == [len(answer) for answer in unit.answers] else None
+        reasons, ids = set(table["finish_reason"].to_pylist()), pc.list_flatten(table["token_ids"])
+        if not reasons <= {"stop", "length"} or pc.any(pc.less(ids, 0)).as_py():
+            return None
+        return table if lengths == pc.list_value_length(table["token_ids"]).to_pylist() else None
+
+
+def _right(logprobs: pa.ChunkedArray) -> bool:
+    """Whether all are finite, and none is above 0. A model that overflows says others, and its stage will say so."""
+    values = pc.list_flatten(logprobs).to_numpy()
+    return bool((np.isfinite(values) & (values <= records.POSITIVE)).all())
 
 
 @contextmanager

@@ -31,8 +31,6 @@ from tbd.sets import near_duplicates
 
 SHOWN = 5
 """question ids named in a failure"""
-POSITIVE = 1e-6
-"""nats; a log-prob above this is wrong, not a rounded 0"""
 ANSWERED = 0.9
 """smallest share of answers with a token: one may be empty, but many empty ones mean a broken prompt or model"""
 
@@ -255,9 +253,8 @@ def _logprob_counts(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array, pa.Arr
     null = lengths.is_null().to_numpy(zero_copy_only=False)
     rows = np.repeat(np.arange(len(lengths)), lengths.fill_null(0).to_numpy())
     finite = np.isfinite(values)
-    odd, positive = (
-        pa.array(_counts(rows[which], len(lengths)), mask=null) for which in (~finite, finite & (values > POSITIVE))
-    )
+    above = finite & (values > records.POSITIVE)
+    odd, positive = (pa.array(_counts(rows[which], len(lengths)), mask=null) for which in (~finite, above))
     return lengths, odd, positive
 
 

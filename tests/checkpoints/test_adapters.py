@@ -52,6 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "an expression, rank-stabilised": {"target_modules": r".*\.(q|v)_proj", "use_rslora": True},
     "DoRA, and a head of its own": {"target_modules": "all-linear", "use_dora": True, "modules_to_save": ["lm_head"]},
     "embeddings": {"target_modules": ["embed_tokens", "o_proj"]},
+    "the first layer alone": {"layers_to_transform": 0},
 }
 
 
