@@ -25,6 +25,7 @@ from tbd.generation.client import Wrong
 from tbd.generation.engines import Completion
 from tbd.generation.engines.openai import OpenAIEngine, end_started
 from tbd.params import Generate, Server
+from tbd.records import sha256
 from tests import model_server
 from tests.model_server import END, ModelServer, answer, at_random
 from tests.test_params import TREE, changed
@@ -295,6 +296,7 @@ def test_a_server_is_started_watched_and_ended(
         monkeypatch.setenv(name, value)
     engine = OpenAIEngine.open(tiny_checkpoint, asked(command=command(notes), patience=30))
     assert "model" not in engine.identity
+    assert engine.identity["command"] == sha256(command(notes))[:16]  # its options can change the numbers
     (first,) = servers(notes)
     seen = json.loads((notes / f"{first}.json").read_text())
     assert seen["KEPT"] == "1" and not {"TBD_SERVER_KEY", "HF_TOKEN", "INDEX", "PYTHONPATH"} & set(seen)

@@ -106,7 +106,9 @@ class OpenAIEngine:
             "template": sha256(json.dumps(tokenizer.chat_template))[:16],
             "vocabulary": sha256(json.dumps(sorted(tokenizer.get_vocab().items())))[:16],
         }
-        if own.command is None:
+        if own.command is not None:
+            self.identity["command"] = sha256(own.command)[:16]  # a type or quantization may be among its options
+        else:
             self.identity["model"] = self.model.rsplit("/", 1)[-1]
             if _claimed.setdefault((*sorted(own.urls), self.model), fingerprint) != fingerprint:
                 raise InputError(
