@@ -18,7 +18,7 @@ from typing import Any
 from tbd import checkpoints
 from tbd.checkpoints import Packed, Prompted
 from tbd.errors import InputError, TransientFault
-from tbd.records import question_id
+from tbd.records import question_id, sha256
 
 TODAY = date(2026, 1, 1)
 """what a template is told that asks for the time, at any time: the same question is the same prompt on every day"""
@@ -66,6 +66,14 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
 
     packed = Packed.of(parts())
     return Prompted(packed, frame, odd)
+
+
+def identity(tokenizer: Any) -> dict[str, str]:
+    """What of a loaded tokenizer decides prompts and answers: digests of template and vocabulary, and the date told."""
+    template = json.dumps(tokenizer.chat_template)
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    today = {"today": str(TODAY)} if "strftime_now" in template else {}
+    return {"template": sha256(template)[:16], "vocabulary": sha256(vocabulary)[:16]} | today
 
 
 def fits(folder: Path) -> None:

@@ -5,7 +5,6 @@ back is other tokens. Every number that comes is checked, and a server whose num
 """
 
 import atexit
-import json
 import math
 import os
 import re
@@ -103,8 +102,7 @@ class OpenAIEngine:
             "device": "server",
             "dtype": params.dtype if params.dtype != "auto" else "server",
             "fingerprint": fingerprint,
-            "template": sha256(json.dumps(tokenizer.chat_template))[:16],
-            "vocabulary": sha256(json.dumps(sorted(tokenizer.get_vocab().items())))[:16],
+            **prompting.identity(tokenizer),
         }
         if own.command is not None:
             self.identity["command"] = sha256(own.command)[:16]  # a type or quantization may be among its options
@@ -115,8 +113,6 @@ class OpenAIEngine:
                     f"params.yaml: generate.server: {self.model!r} was another checkpoint a moment ago, and is to be "
                     f"{folder} now. Serve both, each under its folder's name, and leave generate.server.model null."
                 )
-        if "strftime_now" in json.dumps(tokenizer.chat_template):
-            self.identity["today"] = str(prompting.TODAY)
         checkpoints.unchanged(folder, before)
 
     def generate(

@@ -5,7 +5,6 @@ rather than the whole vocabulary's, writes keys and values into a cache that is 
 time, and drops rows that have ended.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ from tbd.checkpoints import Prompt, Prompted, prompting
 from tbd.checkpoints.loading import choose_device, choose_dtype, load_model, load_tokenizer
 from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
 from tbd.params import Generate
-from tbd.records import sha256
 
 PREFILL_ROWS = 8
 
@@ -138,11 +136,8 @@ class TransformersEngine:
             "device": torch.device(self.device).type,
             "dtype": dtype,
             "fingerprint": checkpoints.fingerprint(folder),
-            "template": sha256(json.dumps(self.tokenizer.chat_template))[:16],
-            "vocabulary": sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())))[:16],
+            **prompting.identity(self.tokenizer),
         }
-        if "strftime_now" in json.dumps(self.tokenizer.chat_template):
-            self.identity["today"] = str(prompting.TODAY)
         checkpoints.unchanged(folder, before)
 
     @torch.inference_mode()
