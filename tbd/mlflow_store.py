@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from tbd.errors import InputError, TransientFault
 from tbd.foreign import secretless
-from tbd.locks import locked
 from tbd.records import on_disk
 
 SETTINGS = {
@@ -65,15 +64,17 @@ def _make(uri: str) -> None:
         return
     from mlflow import MlflowClient
 
-    with locked(path.with_name(f".{path.name}.lock")):
-        if path.exists():  # somebody was faster
-            return
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
-            made, whole = Path(folder) / "made.db", Path(folder) / "whole.db"
-            MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
-            with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(whole)) as copy:
-                source.backup(copy)
-            on_disk(whole)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        made, whole = Path(folder) / "made.db", Path(folder) / "whole.db"
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(whole)) as copy:
+            source.backup(copy)
+        on_disk(whole)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            pass  # somebody was faster
+        except OSError:  # no links on this disk
             whole.replace(path)
 
 
