@@ -26,6 +26,9 @@ HINT = re.compile(r"To (track|enable) .*, run:|\s+(git add|dvc config core.autos
 BUSY = re.compile("Unable to acquire lock|is busy, it is being blocked by")
 """another `dvc` is working in this workspace"""
 
+KILLED = re.compile(r"ERROR: failed to reproduce .* exited with (-\d+|1(29|[34]\d))")
+"""a signal ended a command that had not said its name yet: the machine's doing, such as of one without memory"""
+
 
 def environment() -> dict[str, str]:
     """What DVC and its stages run in: this Python first on PATH, unbuffered, no analytics."""
@@ -210,11 +213,11 @@ def _failure(stage: str | None, lines: list[str], exit_code: int | None, code: i
     if code < 0:
         return StageFailed(f"{where}: ended by signal {-code}", transient=True)
     own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    killed = stage is not None and exit_code is None
+    killed = exit_code is None if stage is not None else any(map(KILLED.fullmatch, lines))
     # of DVC itself, or of a stage that did not come as far as to say so
     broke = exit_code not in (2, 3) and any(FAULT.search(line) for line in lines)
     return StageFailed(
         f"{where}: {own[-1] if own else _words(lines)}",
-        bad_input=exit_code == 2 or (stage is None and exit_code is None and not (busy or broke)),
+        bad_input=exit_code == 2 or (stage is None and exit_code is None and not (busy or broke or killed)),
         transient=busy or killed or exit_code == TRANSIENT or broke,
     )

@@ -208,3 +208,13 @@ def test_a_lock_of_dvc_that_a_zombie_holds_is_given_back(small: Workspace) -> No
         with pytest.raises(StageFailed, match=f"is busy, it is being blocked by: .PID {os.getpid()}") as failure:
             repro("second")
         assert failure.value.transient
+
+
+@pytest.mark.parametrize("killed", ["kill -9 $$", "sh -c 'kill -9 $$'; exit $?"])
+def test_a_stage_that_is_killed_before_it_begins_is_a_passing_fault(small: Workspace, killed: str) -> None:
+    """Out of memory, say. It has not said its name yet, so no stage is known to have failed."""
+    second(small, "")
+    small.edit("dvc.yaml", {"stages": {"second": {"cmd": killed}}})
+    with pytest.raises(StageFailed, match="second") as failure:
+        repro("second")
+    assert failure.value.transient and not failure.value.bad_input
