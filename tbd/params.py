@@ -156,7 +156,7 @@ class Server(Section):
 
 
 class Generate(Section):
-    """Greedy decoding and how it is run. What comes after `control_tokens` makes no difference to the numbers."""
+    """Greedy decoding and how it is run. `store`, `executor` and `ray` make no difference to the numbers."""
 
     engine: str
     device: str

@@ -42,6 +42,13 @@ def test_what_is_added_is_there(workspace: Path) -> None:
     assert yaml.safe_load(audits.HEADER) is None  # a comment
 
 
+def test_another_served_model_makes_answers_stale(workspace: Path) -> None:
+    (workspace / "params.yaml").write_text("generate: {engine: openai, server: {command: serve, tries: 3}}\n")
+    templates.add("first", ENTRY)
+    params = dvc_reads("audits/first/dvc.yaml")["stages"]["generate"]["params"]
+    assert params[0] == {"params.yaml": ["generate.engine", "generate.server.command"]}
+
+
 @given(st.from_regex(NAME, fullmatch=True))
 def test_dvc_reads_every_name_that_is_taken_as_we_wrote_it(name: str) -> None:
     if NUMBER.fullmatch(name):

@@ -15,6 +15,8 @@ from tbd.workspace import AUDITS, DETECTOR
 MOST = "generate.max_new_tokens"
 NEEDED = f"{{params.yaml: [{MOST}, generate.tokens], {DETECTOR}: [tokens]}}"
 """what says how many tokens an answer has: of a reference, of which the detector is made, and of any other audit"""
+SERVED = ("command", "model")
+"""what of `generate.server` says which model answers; the rest is how it is asked"""
 TEMPLATE = Path(__file__).with_name("audit.dvc.yaml")
 
 
@@ -36,11 +38,15 @@ def stages(name: str, audit: Audit) -> str:
     """The text of that file. The folder of the checkpoint may be called anything, the rest are plain names."""
     tree = params.load_yaml(params.FILE)
     references = tree.get("calibrate", {}).get("references", [])
+    generate = tree["generate"]
+    served = [f"generate.server.{key}" for key in SERVED if key in generate.get("server", {})]
+    how = ["generate.engine", *(served if generate["engine"] == "openai" else [])]
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         audit=name,
         benchmark=audit.benchmark,
         unseen=audit.unseen,
         checkpoint=json.dumps(audit.checkpoint.replace("${", "\\${"), ensure_ascii=False),
-        engine=tree["generate"]["engine"],
+        engine=generate["engine"],
+        how=how[0] if len(how) == 1 else f"{{params.yaml: [{', '.join(how)}]}}",
         tokens=MOST if name in references else NEEDED,
     )
