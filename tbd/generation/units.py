@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -133,8 +133,12 @@ class Job:
         The caller has planned, in `progress`, to read every prompt (and given answer), and to write `max_new_tokens`
         for each.
         """
-        step = progress.doing
-        done = sum(len(rows) for rows, unit in self._units() if self._known(unit, progress))
+        step, done = progress.doing, 0
+        for rows, unit in self._units():
+            if self.shelf.has(unit.name, unit.max_new_tokens):  # no work
+                progress.plan("read", -unit.read)
+                progress.plan("written", -unit.written)
+                done += len(rows)
         if done:
             print(f"{step}: {done} of {len(self.prompts)} questions from the store", flush=True)
         progress.doing = f"{step}, {done} of {len(self.prompts)} questions"
@@ -190,16 +194,7 @@ class Job:
             ]
 
     def _units(self) -> Iterator[tuple[list[int], Unit]]:
-        for part in self._parts():
-            yield from part
-
-    def _known(self, unit: Unit, progress: Progress) -> bool:
-        """Whether it is in the store; then it is no work."""
-        known = self.shelf.has(unit.name, unit.max_new_tokens)
-        if known:
-            progress.plan("read", -unit.read)
-            progress.plan("written", -unit.written)
-        return known
+        return chain.from_iterable(self._parts())
 
     def _missing(self) -> Iterator[Unit]:
         """Those that are not there, or cannot be read or be right, when their turn comes."""
