@@ -5,6 +5,7 @@ the work left of each kind, at the speed of that kind so far: to read a token of
 one of an answer.
 """
 
+import os
 import sys
 import threading
 import time
@@ -15,10 +16,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from tbd.errors import TRANSIENT
 from tbd.foreign import CONTROL, Terminal
 
 EVERY = 5.0
 """seconds between two lines of a log"""
+STUCK = 6 * 3600
+"""seconds without any progress after which work counts as stuck; to read a checkpoint of a terabyte takes less"""
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Progress:
 
     def __init__(self, name: str, every: float = EVERY) -> None:
         self.name, self.every = name, every
+        self.patience: float | None = None
+        """seconds without progress after which the process gives up; None: it waits for others, which may take long"""
         self.doing = "under way"
         """the present step, in words"""
         self.kinds: dict[str, Work] = {}
@@ -62,8 +68,7 @@ class Progress:
             )
             self._live.start()
             sys.stdout = Terminal(sys.stdout)
-        else:
-            threading.Thread(target=self._tell, daemon=True).start()
+        threading.Thread(target=self._tell, daemon=True).start()
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
@@ -75,7 +80,16 @@ class Progress:
 
     def _tell(self) -> None:
         while not self._over.wait(self.every):
-            print(self.line(), flush=True)
+            if self._live is None:
+                print(self.line(), flush=True)
+            if self.patience is not None and time.monotonic() - self._mark > self.patience:
+                print(
+                    f"error: {self.name}: {self.doing}: no progress for {clock(self.patience)}, given up. What is "
+                    "finished is kept, and the same command goes on.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(TRANSIENT)  # nobody knows what it hangs in
 
     def plan(self, kind: str, tokens: int) -> None:
         """Add tokens of this kind to the plan, or take some away if `tokens` is below 0."""

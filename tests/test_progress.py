@@ -155,3 +155,21 @@ def test_in_a_terminal_it_is_one_line() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (53484, "14:51:24")])
 def test_a_clock(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+def test_work_that_hangs_is_given_up() -> None:
+    script = """
+import time
+from tbd.progress import Progress
+with Progress("base", every=0.05) as progress:
+    progress.patience = 0.5
+    for _ in range(10):  # longer than that in all, but never without progress
+        time.sleep(0.1)
+        progress.advance("read", 1)
+    progress.begin("answers")
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 75
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said.startswith("error: base: answers: no progress for 0:00, given up.")

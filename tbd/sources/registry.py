@@ -15,6 +15,7 @@ from tbd.foreign import secretless
 from tbd.mlflow_store import SETTINGS, reaching, store
 from tbd.records import sha256
 from tbd.sources import FETCHED, Found
+from tbd.workspace import room
 
 ADDRESS = re.compile(
     r"models:/(?P<name>[^/@?:]+)(/(?P<version>\d+)|@(?P<alias>[^/@?:]+)|\?(?P<key>[^=]+)=(?P<value>.*))?"
@@ -88,16 +89,20 @@ class Registry:
         name, _, number = found.name.rpartition("/")
         with self._asking(found.place) as client, _patient():
             from mlflow.artifacts import download_artifacts
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
             if self._found(client.get_model_version(name, number)) != found:
                 raise TransientFault(f"{found.place}: no longer the version that was listed. Try again.")
             uri = client.get_model_version_download_uri(name, number)
             run = re.fullmatch("runs:/([^/]+)/?", uri)  # all of a run, which MLflow does not take as an address
             what = {"run_id": run[1]} if run else {"artifact_uri": uri}
+            at = {"tracking_uri": self.tracking, "registry_uri": self.uri}
             try:
-                got = Path(
-                    download_artifacts(**what, dst_path=str(partial), tracking_uri=self.tracking, registry_uri=self.uri)
-                )
+                where = client.get_run(run[1]).info.artifact_uri if run else uri
+                room(partial, _size(get_artifact_repository(where, **at)), f"the download of {found.place}")
+                got = Path(download_artifacts(**what, dst_path=str(partial), **at))
+            except TransientFault:
+                raise
             except ImportError as error:
                 raise InputError(
                     f"{found.place}: its artifact store needs {error.name}: pip install {error.name}"
@@ -146,6 +151,12 @@ def _patient() -> Iterator[None]:
         yield
     finally:
         os.environ[key] = before
+
+
+def _size(repository: Any, folder: str | None = None) -> int:
+    """Bytes of all artifacts in it, as far as the store says."""
+    entries = repository.list_artifacts(folder)
+    return sum(_size(repository, one.path) if one.is_dir else one.file_size or 0 for one in entries)
 
 
 def _whole(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from tbd import ending, environment, foreign, locks, params
 from tbd.errors import TRANSIENT, InputError, StageFailed, fault, is_fault
 from tbd.pipeline.markers import marked
-from tbd.progress import Progress
+from tbd.progress import STUCK, Progress
 
 
 def run(main: Callable[..., Any], device: bool = False) -> None:
@@ -31,6 +31,7 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
                 if device:
                     progress.begin("waiting for its turn on the device")
                     with locks.device(params.load().serve.device_slots):
+                        progress.patience = STUCK
                         main(*arguments, progress)
                 else:
                     main(*arguments)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -199,6 +200,20 @@ def test_a_full_disk_is_said_and_not_left_full(
     with pytest.raises(TransientFault, match="No space left on device"):
         fetch("models:/model")
     assert not [*Path("checkpoints").rglob("half")]
+
+
+@pytest.mark.parametrize("of_run", [True, False])
+def test_what_has_no_room_is_not_begun(
+    client: MlflowClient, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, of_run: bool
+) -> None:
+    source = log(client, tiny_checkpoint, "checkpoint")
+    client.create_model_version("model", source.rsplit("/", 1)[0] if of_run else source)
+    asked = sum(file.stat().st_size for file in tiny_checkpoint.iterdir())
+    free = SimpleNamespace(free=asked - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
+    with pytest.raises(TransientFault, match=r"no room for the download of models:/model/1: about .* needed"):
+        fetch("models:/model")
+    assert not [*Path("checkpoints").rglob("*.safetensors")]
 
 
 def test_artifacts_that_are_no_checkpoint(client: MlflowClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
