@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PROJECT = --editable '.[world,lora,ray,test]'
 install = $(UV) --quiet --constraint constraints.txt $(1) || $(PIP) --constraint constraints.txt $(1)
 
-.PHONY: demo test quick lint unit faults bench clean
+.PHONY: demo test quick lint whole unit faults bench clean
 
 demo: $(READY)
 	$(BIN)/tbd calibrate
@@ -21,8 +21,8 @@ demo: $(READY)
 	@echo "Browse:    $(BIN)/tbd ui, then http://127.0.0.1:5000"
 	@echo "Try your own checkpoint:  $(BIN)/tbd check FOLDER --benchmark benchmark --unseen unseen"
 
-test: lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
+test: $(READY)
+	$(MAKE) --jobs 2 lint whole
 
 quick: $(READY)  # what needs no server, no model and no workspace with DVC
 	$(MAKE) --jobs 2 lint unit
@@ -31,6 +31,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+whole: $(READY)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # they wait for servers much of the time
 
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
