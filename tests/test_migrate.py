@@ -32,6 +32,10 @@ def old(tmp_path: Path) -> Workspace:
             own = stage.get("params", {}).pop(f"audits/{name}/audit.yaml", {})
             if own:
                 stage["params"]["audits/register.yaml"] = {f"audits.{name}.{key}": value for key, value in own.items()}
+            if kind == "generate":  # the section as a whole, with the keys of then
+                generate = ("engine", "device", "dtype", "max_new_tokens", "batch_size")
+                said = yaml.safe_load((root / "params.yaml").read_text())["generate"]
+                stage["params"]["params.yaml"] = {"generate": {key: said[key] for key in generate}}
             stage["deps"] = [dep for dep in stage["deps"] if dep["path"] != f"audits/{name}/sets.json"]
             if kind != "validate":
                 lock["stages"][f"{kind}@{name}"] = stage

@@ -28,8 +28,8 @@ REGISTER = AUDITS / "register.yaml"
 LOCK = Path("dvc.lock")
 KEPT = STATE / "0.2.0"
 """where the register and the lock of 0.2.0 go"""
-SINCE = {"distill": {"dtype": "bfloat16", "trained_layers": None, "lora": None}}
-"""parameters that 0.2.0 did not have, with what it did"""
+SINCE: dict[str, dict[str, Any]] = {"distill": {"dtype": "bfloat16", "trained_layers": None, "lora": None}}
+"""parameters that 0.2.0 did not have and that would make other models, with what it did"""
 
 
 def migrate() -> Iterator[str]:
@@ -95,8 +95,9 @@ def _differs(entry: dict[str, Any], register: Any) -> str | None:
         tree = register if Path(file) == REGISTER else load_yaml(Path(file))
         for key, value in values.items():
             now = lookup(tree, key)
-            if key in SINCE:
-                now, value = SINCE[key] | now, SINCE[key] | value
+            if isinstance(value, dict):  # a section, whose other keys came later
+                value = SINCE.get(key, {}) | value
+                now = {name: now.get(name, SINCE.get(key, {}).get(name)) for name in value}
             if not same(now, value):
                 return f"{file}: {key} has changed"
     return None
