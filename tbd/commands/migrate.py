@@ -1,6 +1,6 @@
 """Carrying a workspace of tbd 0.2.0 over: one register of audits becomes a folder an audit.
 
-Generates nothing anew, deletes nothing.
+Generates nothing anew but what a new reference needs, deletes nothing.
 
 What 0.2.0 made is kept where its `dvc.lock` still vouches for it: the outputs, the data they came from and the
 parameters are what they were. That the code moved to other modules does not make answers others.
@@ -37,7 +37,7 @@ def migrate() -> Iterator[str]:
     found = next((file for file in (REGISTER, KEPT / REGISTER.name) if file.is_file()), None)
     if found is None:
         raise InputError(f"{REGISTER}: not found, so this is no workspace of tbd 0.2.0. Nothing was changed.")
-    params.load()  # which names a parameter that 0.2.0 did not have
+    references = params.load().calibrate.references  # loading names a parameter that 0.2.0 did not have
     register = _register(found)
     for name, entry in register.items():
         if not audits.path(name).is_file():
@@ -50,9 +50,12 @@ def migrate() -> Iterator[str]:
         yield _carry(stage, old, tree)
     dvc("repro", "validate")
     yield _carry("distill", old, tree)
-    for name in register:
-        dvc("repro", target(f"validate@{name}"))
-        yield _carry(f"generate@{name}", old, tree)
+    for name in sorted(register.keys() & set(references)):
+        yield _carry_answers(name, old, tree)
+    dvc("repro", "calibrate")  # answers of other audits are as long as the detector needs them
+    yield "calibrate: made anew"
+    for name in sorted(register.keys() - set(references)):
+        yield _carry_answers(name, old, tree)
     yield f"{len(register)} audits carried over. Next: tbd check --all, which scores and judges them."
 
 
@@ -74,6 +77,11 @@ def _keep() -> None:
         ours = {name: entry for name, entry in stages.items() if "@" not in name}
         temporary.write_text(yaml.safe_dump({"schema": "2.0", "stages": ours}, sort_keys=False), "utf-8")
     REGISTER.rename(KEPT / REGISTER.name)  # last: what is not done is done at the next call
+
+
+def _carry_answers(audit: str, old: dict[str, Any], register: Any) -> str:
+    dvc("repro", target(f"validate@{audit}"))
+    return _carry(f"generate@{audit}", old, register)
 
 
 def _carry(stage: str, old: dict[str, Any], register: Any) -> str:
