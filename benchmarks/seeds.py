@@ -59,14 +59,14 @@ def row(seed: int, root: Path, where: dict[str, int]) -> list[object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="how many; the first is the demo's own (default: 5)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="default: 0 to 4; 0 is the demo's")
     options = parser.parse_args()
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     first = {section: params[section]["seed"] for section in ("sets", "distill")}
     print(f"{psutil.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}", flush=True)
     rows = []
     with tempfile.TemporaryDirectory(prefix="tbd-seeds-") as folder:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             rows.append(row(seed, Path(folder) / str(seed), first))
             print(f"seed {seed}: {' | '.join(map(str, rows[-1][1:]))}", flush=True)
     print("\n" + tabulate(rows, HEADERS, tablefmt="github"))
