@@ -20,6 +20,7 @@ CKPT = (
     "a folder with safetensors, config and tokenizer, a hub id with its revision (org/name@revision), or "
     "models:/NAME/VERSION"
 )
+SERVED = ", or openai:MODEL@URL for a model that is only on a server (docs/engines.md)"
 SOURCE = (
     "a folder of checkpoint folders (or one of them), models:/NAME[@ALIAS | ?TAG=VALUE] (MLflow), or "
     "hf://org/name (hub)"
@@ -105,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "Example: tbd check runs/model-7 --benchmark aime --unseen aime-new --base Qwen/Qwen2.5-7B@main "
         f"--require no-evidence. {GATES}",
     )
-    check.add_argument("checkpoint", nargs="?", metavar="CKPT", help=CKPT)
+    check.add_argument("checkpoint", nargs="?", metavar="CKPT", help=CKPT + SERVED)
     check.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
     check.add_argument("--unseen", metavar="NAME", help="questions of the same kind the checkpoint cannot have seen")
     check.add_argument(
@@ -177,7 +178,9 @@ def parser() -> argparse.ArgumentParser:
     )
 
     verify = command(
-        "verify", "Recompute an audit from its stored generations and compare: exit 1 if anything differs."
+        "verify",
+        "Recompute an audit from its stored generations and compare: exit 1 if anything differs. Of a model that is "
+        "only on a server, ask whether it still is that model: exit 2 if not.",
     )
     verify.add_argument("audit", metavar="AUDIT", help="its folder's name under audits/")
 
@@ -557,6 +560,7 @@ def _verify(options: argparse.Namespace) -> int:
         f"{options.audit}: "
         + (f"{len(differences)} differences" if differences else "recomputed, the same in every number")
     )
+    checks.same_server(options.audit)
     return int(bool(differences))
 
 

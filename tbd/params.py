@@ -111,6 +111,19 @@ class Ray(Section):
     """of an actor"""
 
 
+def wrong_address(url: str) -> str | None:
+    """What is wrong with the address of a model server, if anything is."""
+    try:
+        parts = urlsplit(url)
+        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
+        odd = odd or bool(parts.query or parts.fragment)
+    except ValueError:
+        odd = True
+    if odd:
+        return "is no address such as http://host:8000"
+    return "holds credentials. Put the key into TBD_SERVER_KEY" if "@" in parts.netloc else None
+
+
 class Server(Section):
     """The server of the engine `openai`. Its API key is no parameter: TBD_SERVER_KEY or OPENAI_API_KEY."""
 
@@ -135,15 +148,8 @@ class Server(Section):
     @classmethod
     def _addresses(cls, urls: list[str]) -> list[str]:
         for place, url in enumerate(urls, 1):
-            try:
-                parts = urlsplit(url)
-                odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query
-            except ValueError:
-                odd = True
-            if odd:
-                raise ValueError(f"number {place} is no address such as http://host:8000")
-            if "@" in parts.netloc:
-                raise ValueError(f"number {place} holds credentials. Put the key into TBD_SERVER_KEY")
+            if wrong := wrong_address(url):
+                raise ValueError(f"number {place} {wrong}")
         return urls
 
     @field_validator("command")

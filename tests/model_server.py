@@ -19,6 +19,8 @@ from typing import Any
 
 END = 1
 """the id of `<end>` in the tokenizer of `tests.conftest`"""
+CONTEXT = 1000
+"""tokens that a prompt and its answer may have together"""
 FAULTS = (
     *("429", "500", "503", "time-out", "hang up", "cut JSON", "cut off", "no JSON"),
     *("count", "missing", "positive", "-9999", "NaN", "text", "echo", "not the likeliest", "no log-probs", "too long"),
@@ -61,12 +63,15 @@ class ModelServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                models = [{"id": name, "owned_by": "vllm", "root": root or name} for name in names or ("tiny",)]
+                served = {"owned_by": "vllm", "max_model_len": CONTEXT}
+                models = [served | {"id": name, "root": root or name} for name in names or ("tiny",)]
                 trees = {"/v1/models": {"data": models}, "/version": {"version": "0.0.1"}, "/health": {}}
                 self.send(200 if self.path in trees else 404, trees.get(self.path, {}))
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if self.path != "/v1/completions":
+                    return self.send(*server.tokens(self.path, body))
                 with server.lock:
                     server.requests.append((time.monotonic(), dict(self.headers)))
                     server.under_way += 1
@@ -124,6 +129,12 @@ class ModelServer:
         """requests at a time; others get 429"""
         self.pause = 0
         """seconds that it asks for with 429 and 503"""
+        self.weights: tuple[int, ...] = ()
+        """other ones make it another model"""
+        self.uncounted = 0
+        """tokens of an answer that it counts and does not send"""
+        self.template: Callable[[str], str] | None = lambda question: ""
+        """what its chat template puts before a question; None: it has no /tokenize"""
 
     def answer(self, handler: Any, body: dict[str, Any], fault: str | None) -> None:
         self.served[fault or "right"] += 1
@@ -151,7 +162,7 @@ class ModelServer:
 
     def completion(self, body: dict[str, Any], fault: str | None) -> Any:
         prompt, most = body["prompt"], body["max_tokens"]
-        ids, logprobs = answer(prompt, most)
+        ids, logprobs = answer((*self.weights, *prompt), most)
         finish = "stop" if ids[-1] == END else "length"
         logprobs = [value - self.penalty for value in logprobs]
         if self.melts:
@@ -161,7 +172,7 @@ class ModelServer:
         echoed = body.get("echo") and self.echoes
         if echoed or fault == "echo":
             before: list[Any] = [None if echoed else -0.5]
-            before += [logprob(prompt[:i], prompt[i]) for i in range(1, len(prompt))]
+            before += [logprob((*self.weights, *prompt[:i]), prompt[i]) for i in range(1, len(prompt))]
             shown, logprobs, tops = [*prompt, *ids], before + logprobs, before + tops
             if fault == "echo":
                 ids, logprobs, tops = ([*one][:most] for one in (shown, logprobs, tops))
@@ -186,7 +197,20 @@ class ModelServer:
         choice = {"text": "", "logprobs": None if fault == "no log-probs" else said, "finish_reason": finish}
         if shape == "vllm":
             choice |= {"token_ids": ids, "prompt_token_ids": prompt}
-        return {"choices": [choice]}
+        return {"choices": [choice], "usage": {"completion_tokens": len(ids) + self.uncounted}}
+
+    def tokens(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        """As /tokenize and /detokenize of vLLM, with the bytes of a text as its tokens."""
+        if self.template is None or path not in ("/tokenize", "/detokenize"):
+            return 404, {"detail": "Not Found"}
+        if path == "/detokenize":
+            return 200, {"prompt": bytes(one - 4 for one in body["tokens"] if one > 3).decode()}
+        if "prompt" in body:
+            return 200, {"tokens": [4 + one for one in body["prompt"].encode()], "max_model_len": CONTEXT}
+        (message,) = body["messages"]
+        question = message["content"]
+        asked = [4 + one for one in (self.template(question) + question).encode()]
+        return 200, {"count": len(asked) + 2, "max_model_len": CONTEXT, "tokens": [2, *asked, 3]}
 
 
 def at_random(seed: int, share: float, in_a_row: int = 3) -> Callable[[tuple[int, ...]], str | None]:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from tbd.checkpoints import served
 from tbd.checkpoints.files import scan, shown
 from tbd.errors import Incomplete, InputError, TransientFault
 from tbd.locks import locked
@@ -112,12 +113,20 @@ SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensor
 def inspect(folder: Path) -> None:
     """Raise InputError, naming what is missing or broken, unless `folder` holds a complete safetensors checkpoint.
 
-    An adapter counts as one beside its base alone, as `tbd.checkpoints.adapters.join` puts them together. It is an
-    Incomplete (a kind of InputError) if the folder might just be on its way here.
+    An adapter counts as one beside its base alone, as `tbd.checkpoints.adapters.join` puts them together, and what is
+    only a server where tbd put it (`tbd.checkpoints.served`). It is an Incomplete (a kind of InputError) if the folder
+    might just be on its way here.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder (nor a hub id with a revision, org/name@revision).")
     scan(folder)
+    if served.is_served(folder):
+        served.read(folder)
+        return
+    if (folder / served.FILE).exists():
+        raise InputError(
+            f"{folder}: {served.FILE} names a server; tbd check openai:MODEL@URL makes such folders. Take it out."
+        )
     files = shards(folder)
     if (folder / ADAPTER_CONFIG).is_file() and not files:
         raise InputError(f"{folder}: an adapter (LoRA), not a whole model. Merge it into its base and save that.")

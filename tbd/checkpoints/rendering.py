@@ -188,7 +188,12 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         # by numbers alone: what the template or the tokenizer says of itself proves no fault of the machine
         fault = any(isinstance(one, OSError) and one.errno in FAULTS for one in chain(error))
         return {"error": str(error) if isinstance(error, InputError) else said, "fault": fault}
-    return {"prompts": prompts, "frame": hashlib.sha256(f"{before}\0{after}".encode()).hexdigest()[:16], "odd": odd}
+    return {"prompts": prompts, "frame": frame(before, after), "odd": odd}
+
+
+def frame(before: str, after: str) -> str:
+    """Digest of what a chat template puts before and after a question."""
+    return hashlib.sha256(f"{before}\0{after}".encode()).hexdigest()[:16]
 
 
 def main() -> None:

@@ -15,13 +15,14 @@ import pandas as pd
 
 from tbd import audits, checkpoints, params, records, scores, sources
 from tbd.audits import Audit
-from tbd.checkpoints import adapters
+from tbd.checkpoints import adapters, served
 from tbd.commands import prune
 from tbd.commands.sets import pipeline_outputs, questions
 from tbd.detection import decisions
 from tbd.detection.results import read_detector, read_verdict
 from tbd.detection.verdict import judge
 from tbd.errors import Incomplete, InputError, TransientFault
+from tbd.generation import engines
 from tbd.history import History, outbox
 from tbd.params import Rule
 from tbd.pipeline import repro, workspace_lock
@@ -56,8 +57,8 @@ def prepare(
     rate = fpr if fpr is not None else p.decision.fpr
     if not params.SMALLEST_RATE <= rate < 1:
         raise InputError(f"--fpr {rate:g}: a rate is at least {params.SMALLEST_RATE:g} and below 1.")
-    folder, address = sources.find(checkpoint, base)
-    base_folder = sources.resolve(base) if base is not None else None
+    folder, address = _found(checkpoint, base, p)
+    base_folder = _found(base, None, p)[0] if base is not None else None
     if base_folder is None and (own := adapters.parts(folder).get("base")):
         base_folder = Path(own)  # what an adapter was put on is its base
     texts = {key: questions(key) for key in (benchmark, unseen)}
@@ -98,8 +99,19 @@ def prepare(
     return name, known
 
 
+def _found(checkpoint: str, base: str | None, p: params.Params) -> tuple[Path, str | None]:
+    """As `sources.find`; a model on a server is asked its canary."""
+    if not served.is_address(checkpoint):
+        return sources.find(checkpoint, base)
+    from tbd.generation.engines.served import register
+
+    return register(checkpoint, p.generate), checkpoint
+
+
 def _name(folder: Path) -> str:
-    """What a checkpoint is called: by its folder, or that of the adapter."""
+    """What a checkpoint is called: by its folder, or that of the adapter, or as its server calls it."""
+    if served.is_served(folder):
+        return folder.name.rpartition("--")[0]
     return Path(adapters.parts(folder).get("adapter", folder)).resolve().name
 
 
@@ -118,7 +130,8 @@ def present() -> list[str]:
             gone = pin is not None and _fingerprint(folder) != pin
         else:
             origin = audit.origin or ""
-            there = ":/" in origin or (origin and Path(origin).is_dir())  # afar, or an adapter's folder
+            afar = ":/" in origin and not served.is_address(origin)
+            there = afar or (origin and Path(origin).is_dir())  # or an adapter's folder
             gone = (not there and audit.checkpoint not in made) or audit.checkpoint in pruned
         if gone and (AUDITS / name / "verdict.json").is_file():
             what = "holds other weights by now" if folder.is_dir() else "is no longer there"
@@ -247,6 +260,19 @@ def verify(name: str) -> list[str]:
             two = f"{_short(stored[key])} on disk, {_short(value)} recomputed"
             differences.append(f"{folder}/verdict.json: {key}: {two}")
     return differences
+
+
+def same_server(name: str) -> None:
+    """Raise InputError if a model of an audit is only a server and answers otherwise than when it was registered.
+
+    Raises TransientFault where the server does not answer. Other models are not looked at.
+    """
+    p, audit = params.load().generate, audits.get(name)
+    pins = ((audit.checkpoint, audit.checkpoint_fingerprint), (audit.base, audit.base_fingerprint))
+    for folder, pin in pins:
+        if folder is not None and served.is_served(Path(folder)):
+            kind, how = engines.of(checkpoints.pinned(folder, pin), p)
+            kind.open(Path(folder), how)
 
 
 def _same_rows(one: Path, other: Path) -> bool:

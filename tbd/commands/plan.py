@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import norm
 
 from tbd import audits, checkpoints, locks, params, scores, sources
-from tbd.checkpoints import Packed, adapters
+from tbd.checkpoints import Packed, adapters, served
 from tbd.commands.sets import questions
 from tbd.detection import decisions, power, results
 from tbd.detection.global_test import GlobalTest
@@ -87,7 +87,7 @@ def asked(
         raise InputError(f"--benchmark and --unseen are both {benchmark!r}: unseen questions must be others.")
     if what is None and size is None:
         raise InputError("tbd plan: a checkpoint's folder or its size (--parameters 7e9) is missing.")
-    if what is not None and size is None and not Path(what).is_dir():
+    if what is not None and size is None and not Path(what).is_dir() and not served.is_address(what):
         raise InputError(
             f"{what}: no such checkpoint folder, and tbd plan downloads nothing. Say how large it is: --parameters 7e9."
         )
@@ -114,8 +114,8 @@ def asked(
 
 
 def _checked(folder: Path, size: int | None) -> Path | None:
-    """The folder, checked, if it is on this machine. Raises InputError."""
-    if not folder.is_dir():
+    """The folder, checked, if it is on this machine and not only a server. Raises InputError."""
+    if not folder.is_dir() or served.is_served(folder):
         return None
     if size is not None:
         raise InputError(f"--parameters: {folder} is here and says its size itself. Leave --parameters out.")

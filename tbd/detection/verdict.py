@@ -254,6 +254,11 @@ def _answers(
         warnings.append("The chat template puts another text around the questions than on the reference.")
     if own.get("device_asked") == "auto" and own["device"] == "cpu":
         warnings.append("generate.device is auto and no GPU was found: the answers were computed on the CPU.")
+    if own.get("served"):
+        warnings.append(
+            "The checkpoint is only on a server: it is known by what that says of itself and by its answers to a few "
+            "fixed prompts, which is weaker than a fingerprint of its weights."
+        )
     if (noise := own.get("noise")) and (noise["median"] is None or noise["median"] > NOISY):
         warnings.append(
             "The server gives other log-probs when the same questions are asked again, which hides small leaks. "

@@ -25,8 +25,11 @@ TIE = 1e-3
 MEND = "Start it so that nothing changes its log-probs (vLLM: --generation-config vllm --logprobs-mode raw_logprobs)."
 
 
-def completion(answer: Any, prompt: Prompt, most: int, ends: frozenset[int]) -> Completion:
-    """The completion in an answer, up to its first end token. Raises Wrong unless all of it is right."""
+def completion(answer: Any, prompt: Prompt, most: int, ends: frozenset[int] | None) -> Completion:
+    """The completion in an answer, up to its first end token. Raises Wrong unless all of it is right.
+
+    `ends` None: which tokens end an answer is not known, so one that has stopped has ended with its last.
+    """
     choice, ids, logprobs, tops = _tokens(answer)
     asked = choice.get("prompt_token_ids")
     if asked is not None and asked != list(prompt):
@@ -46,7 +49,12 @@ def completion(answer: Any, prompt: Prompt, most: int, ends: frozenset[int]) -> 
     finish = choice.get("finish_reason")
     if finish not in ("stop", "length"):
         raise Wrong(f"finish_reason is {str(finish)[:40]!r}, and neither stop nor length.")
-    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    if ends is None:
+        end = len(ids) - 1 if finish == "stop" else None
+        if (counted := _counted(answer)) not in (None, len(ids)):
+            raise Wrong(f"{len(ids)} token ids, and it counts {counted}: the end token has to be sent, tbd counts it.")
+    else:
+        end = next((place for place, token in enumerate(ids) if token in ends), None)
     if end is None and finish == "stop":
         raise Wrong("an answer has ended without an end token of the checkpoint: tbd counts it, so it has to be sent.")
     if end is None and len(ids) < most:
@@ -79,6 +87,28 @@ def likeliest(answer: Any) -> float:
     if len(tops) != 1:
         raise Wrong(f"{len(tops)} tokens, and one was asked for.")
     return tops[0]
+
+
+def tokenized(answer: Any) -> tuple[list[int], int | None]:
+    """The ids of a prompt in an answer of /tokenize, and the length of the context if it says that."""
+    ids = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(ids, list) or not ids or not all(type(one) is int and 0 <= one < 2**31 for one in ids):
+        raise Wrong("no token ids of a chat. It has to know /tokenize with messages, as vLLM does.")
+    length = answer.get("max_model_len")
+    return ids, length if type(length) is int and length > 0 else None
+
+
+def text(answer: Any) -> str:
+    """The text in an answer of /detokenize; none if there is none."""
+    said = answer.get("prompt") if isinstance(answer, dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def _counted(answer: Any) -> int | None:
+    """The tokens that a server says an answer has."""
+    usage = answer.get("usage")
+    said = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return said if type(said) is int else None
 
 
 def _choice(answer: Any) -> dict[str, Any]:

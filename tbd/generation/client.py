@@ -110,7 +110,7 @@ class Client:
                 status, headers, content = await self._send(address, "GET", path, None, most, GLANCE)
                 if status in (404, 405):
                     return None
-                self._check(address, status, headers, content)
+                self._check(address, status, headers, content, path)
                 return self._parsed(content)
             except Failed:
                 if number == GLANCES:
@@ -119,9 +119,14 @@ class Client:
         raise AssertionError
 
     async def ask(
-        self, body: dict[str, Any], read: Callable[[Any], Value], most: int, address: Address | None = None
+        self,
+        body: dict[str, Any],
+        read: Callable[[Any], Value],
+        most: int,
+        address: Address | None = None,
+        path: str = "/v1/completions",
     ) -> Value:
-        """What `read` makes of the answer of /v1/completions, at this address or at whichever has room.
+        """What `read` makes of the answer to a POST, at this address or at whichever has room.
 
         `read` raises Wrong for an answer that cannot be used; it is asked for again, for servers garble some.
 
@@ -134,10 +139,8 @@ class Client:
             at = await self._take(address)
             began = time.monotonic()
             try:
-                status, headers, content = await self._send(
-                    at, "POST", "/v1/completions", body, most, self.params.timeout
-                )
-                self._check(at, status, headers, content)
+                status, headers, content = await self._send(at, "POST", path, body, most, self.params.timeout)
+                self._check(at, status, headers, content, path)
                 value = read(self._parsed(content))
             except Wrong as error:
                 failed = InputError(f"the server {at.name} cannot be used: {error}")
@@ -200,7 +203,7 @@ class Client:
             raise Failed(self._plain(str(error))) from None
         return response.status_code, response.headers, bytes(content)
 
-    def _check(self, address: Address, status: int, headers: httpx.Headers, content: bytes) -> None:
+    def _check(self, address: Address, status: int, headers: httpx.Headers, content: bytes, path: str) -> None:
         if status == 200:
             return
         said = self._plain(_message(content))
@@ -212,7 +215,7 @@ class Client:
         hint = {
             401: " Set TBD_SERVER_KEY to its key.",
             403: " Set TBD_SERVER_KEY to its key.",
-            404: " Is there /v1/completions, and the model?",
+            404: f" Is there {path}, and the model?",
         }.get(status, "")
         raise InputError(f"the server {address.name} refuses the request: {what}.{hint}")
 

@@ -9,6 +9,7 @@ from string import Template
 
 from tbd import audits, params
 from tbd.audits import Audit
+from tbd.checkpoints.served import is_served
 from tbd.records import atomic
 from tbd.workspace import AUDITS, DETECTOR
 
@@ -17,6 +18,8 @@ NEEDED = f"{{params.yaml: [{MOST}, generate.tokens], {DETECTOR}: [tokens]}}"
 """what says how many tokens an answer has: of a reference, of which the detector is made, and of any other audit"""
 SERVED = ("command", "model")
 """what of `generate.server` says which model answers; the rest is how it is asked"""
+ANOTHER = ".py\n      - tbd/generation/engines/"
+"""between two engines of one audit"""
 TEMPLATE = Path(__file__).with_name("audit.dvc.yaml")
 
 
@@ -41,12 +44,15 @@ def stages(name: str, audit: Audit) -> str:
     generate = tree["generate"]
     served = [f"generate.server.{key}" for key in SERVED if key in generate.get("server", {})]
     how = ["generate.engine", *(served if generate["engine"] == "openai" else [])]
+    models = [Path(one) for one in (audit.checkpoint, audit.base) if one is not None]
+    own = {generate["engine"] for model in models if not is_served(model)}
+    engines = own | {one for one in ("openai", "served") if any(map(is_served, models))}
     return Template(TEMPLATE.read_text("utf-8")).substitute(
         audit=name,
         benchmark=audit.benchmark,
         unseen=audit.unseen,
         checkpoint=json.dumps(audit.checkpoint.replace("${", "\\${"), ensure_ascii=False),
-        engine=generate["engine"],
+        engine=ANOTHER.join(sorted(engines)),
         how=how[0] if len(how) == 1 else f"{{params.yaml: [{', '.join(how)}]}}",
         tokens=MOST if name in references else NEEDED,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tbd import checkpoints
-from tbd.checkpoints import adapters
+from tbd.checkpoints import adapters, served
 from tbd.errors import InputError, Lacking
 from tbd.workspace import relative
 
@@ -103,6 +103,8 @@ def find(checkpoint: str, base: str | None = None) -> tuple[Path, str | None]:
         TransientFault: the hub or the registry cannot give it now.
     """
     folder, origin = Path(checkpoint), None
+    if served.is_address(checkpoint):
+        raise InputError("openai:MODEL@URL: a model on a server. Only tbd check takes one.")
     if checkpoint.startswith(("hf://", "models:/")):
         folder, origin = _fetch(checkpoint)
     elif not folder.exists() and checkpoints.HUB_ID.match(checkpoint) and not checkpoint.startswith((".", "/")):
@@ -122,6 +124,8 @@ def whole(folder: Path, base: str | None = None) -> Path:
     `base`: the adapter's base as `find` takes it; if None, what the adapter names: a folder that is here, or a hub id.
     Raises what `find` does, and Lacking where the base that it names is not to be had.
     """
+    if served.is_served(folder):
+        raise InputError(f"{folder}: a model on a server. Only tbd check takes one, named openai:MODEL@URL.")
     if not adapters.is_adapter(folder) or folder.parent.resolve() == ADAPTERS.resolve():
         return folder
     if checkpoints.shards(folder):

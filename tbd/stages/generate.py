@@ -34,14 +34,16 @@ Sets = dict[str, pa.Table]
 
 def main(audit: str, progress: Progress) -> None:
     p = needed(audit, params.load())
-    kind = engines.find(p.engine)
     entry = audits.get(audit)
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
     progress.begin("reading questions")  # before any weights: a template that fails shows at once
     used = [(Path(one), checkpoints.state(Path(one))) for one in (entry.checkpoint, entry.base) if one is not None]
     folder = checkpoints.pinned(entry.checkpoint, entry.checkpoint_fingerprint)
     base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
-    if not kind.adapts and any(map(adapters.is_adapter, filter(None, (folder, base_folder)))):
+    kind, how = engines.of(folder, p)
+    base_kind, base_how = engines.of(base_folder, p) if base_folder else (kind, how)
+    both = (folder, kind), (base_folder, base_kind)
+    if any(one and adapters.is_adapter(one) and not its.adapts for one, its in both):
         raise InputError(
             f"{audit}: an adapter (LoRA), which engine {p.engine!r} does not add to its base. Set generate.engine: "
             "transformers, or merge the adapter into its base."
@@ -50,21 +52,22 @@ def main(audit: str, progress: Progress) -> None:
     longest = questions * p.max_new_tokens
     room(AUDITS / audit, REST + BYTES * longest * (3 if base_folder else 1), "its answers and report")
     texts = [text for table in sets.values() for text in table["question"].to_pylist()]
-    prompts, frame, odd = kind.prompts(folder, p, texts)
+    prompts, frame, odd = kind.prompts(folder, how, texts)
     progress.plan("read", prompts.total)
     progress.plan("written", longest)
     if base_folder:
-        base_prompts = kind.prompts(base_folder, p, texts).prompts
+        base_prompts = base_kind.prompts(base_folder, base_how, texts).prompts
         rescoring = prompts.total + longest
         progress.plan("read", base_prompts.total + rescoring)
         progress.plan("written", longest)
     progress.begin(f"loading {entry.checkpoint}")
-    with executors.opened(kind, folder, p) as executor:
+    with executors.opened(kind, folder, how) as executor:
         identity = executor.identity
         read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
-        how = f"{identity['device']}, {identity['dtype']}{' (auto)' if p.dtype == 'auto' else ''}, engine {p.engine}"
+        auto = " (auto)" if p.dtype == "auto" else ""
+        on = f"{identity['device']}, {identity['dtype']}{auto}, engine {identity['engine']}"
         todo = f"{questions} questions, {read:,} tokens to read, at most {written:,} to write"
-        print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {how}: {todo}", flush=True)
+        print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {on}: {todo}", flush=True)
         answers = answered(executor, sets, prompts, p, progress)
         apart = None
         if identity["device"] == "server":  # nobody plans what it computes together
@@ -74,9 +77,11 @@ def main(audit: str, progress: Progress) -> None:
     if base_folder:  # only now: two models at once need not fit
         progress.begin(f"loading {entry.base}")
         progress.plan("read", -rescoring)
-        with executors.opened(kind, base_folder, p) as base:
+        with executors.opened(base_kind, base_folder, base_how) as base:
             base_identity = base.identity
-            if base_identity["vocabulary"] != identity["vocabulary"]:
+            if base_kind is not kind:
+                print("whether the base has the same vocabulary is not known: its log-probs are left out", flush=True)
+            elif base_identity["vocabulary"] != identity["vocabulary"]:
                 print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
             elif not base.rescores:
                 print("the base's engine does not say the log-probs of given tokens: they are left out", flush=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbd.checkpoints import Prompt, Prompted
+from tbd.checkpoints.served import is_served
 from tbd.errors import unknown
 from tbd.params import Generate
 
@@ -104,3 +105,11 @@ def find(name: str) -> type[Engine]:
         raise unknown("engine", name, known, "params.yaml: generate.engine")
     importlib.import_module(f"{__name__}.{name}")
     return ENGINES[name]
+
+
+def of(checkpoint: Path, params: Generate) -> tuple[type[Engine], Generate]:
+    """The engine that answers for a checkpoint, and what it is to be told: one that is only a server is asked there,
+    from this process, whatever `params` say."""
+    if is_served(checkpoint):
+        return find("served"), params.model_copy(update={"dtype": "auto", "executor": "local"})
+    return find(params.engine), params

@@ -48,6 +48,7 @@ PROBE, PROBED = "Say it again and again: " + "one two three, " * 8 + "one two", 
 """a question whose answer repeats its words, which penalties would show, and the tokens of its answer"""
 VERSIONS = {"/version": "version", "/server_info": "version", "/get_server_info": "version", "/props": "build_info"}
 """where vLLM, SGLang (newer, older) and llama.cpp say what they are"""
+MODEL = "Start it with --served-model-name {}, or name the model in generate.server.model."
 ODD = re.compile(r"[^\w.+-]")
 """what is in no version"""
 
@@ -64,6 +65,10 @@ class OpenAIEngine:
     """See `tbd.generation.engines.Engine`."""
 
     adapts = False
+    ends: frozenset[int] | None
+    """tokens that end an answer; None: the server alone knows"""
+    listed: dict[str, Any]
+    """what the server that was looked at last says of each model, by its name"""
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "OpenAIEngine":
@@ -90,9 +95,8 @@ class OpenAIEngine:
             _started.append(Server(own.command, folder, params.dtype, own.patience))
             self.client = Client([_started[0].url], own, None, _started[0].ready)
         else:
-            key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-            self.client = Client(own.urls, own, key, None)
-        said = self._meet(folder, own)
+            self.client = Client(own.urls, own, key(), None)
+        said = self._meet(folder, own, MODEL.format(folder.name))
         self.at_once = math.ceil(own.concurrency * len(self.client.addresses) / params.batch_size) + 1
         probes = [self.client.run(self.probe(one, probe)) for one in self.client.addresses]
         self.rescores = min(future.result() for future in probes)
@@ -140,7 +144,7 @@ class OpenAIEngine:
         return [found[row] for row in range(len(prompts))]
 
     async def _answer(self, prompt: Prompt, most: int, address: Address | None = None) -> Completion:
-        body = self._body(prompt, most) | {"stop_token_ids": sorted(self.ends)}
+        body = self._body(prompt, most) | {"stop_token_ids": sorted(self.ends or ())}
         return await self.client.ask(
             body, lambda answer: answers.completion(answer, prompt, most, self.ends), _bytes(prompt, most), address
         )
@@ -160,8 +164,11 @@ class OpenAIEngine:
     def _body(self, prompt: Sequence[int], most: int) -> dict[str, Any]:
         return NEUTRAL | {"model": self.model, "prompt": list(prompt), "max_tokens": most}
 
-    def _meet(self, folder: Path, own: Settings) -> str:
-        """Keep the addresses that serve the checkpoint, under one name; kind and version of the servers."""
+    def _meet(self, folder: Path, own: Settings, hint: str) -> str:
+        """Keep the addresses that serve the checkpoint, under one name; kind and version of the servers.
+
+        `hint`: what to do where they serve something else.
+        """
         looks = [(one, self.client.run(self._look(one, folder, own))) for one in self.client.addresses]
         there, found, others, down = [], set(), "", ""
         for address, look in looks:
@@ -177,12 +184,9 @@ class OpenAIEngine:
             else:
                 others = f"the server {address.name} serves {listed}"
         if not there and not others:
-            raise TransientFault(f"no server of generate.server answers ({down}).")
+            raise TransientFault(f"no server answers ({down}).")
         if not there:
-            raise InputError(
-                f"{others}, and not {own.model or folder.name!r}. Start it with --served-model-name {folder.name}, or "
-                "name the model in generate.server.model."
-            )
+            raise InputError(f"{others}, and not {own.model or folder.name!r}. {hint}")
         if len(found) > 1:
             said = " and ".join(f"{name!r} on {kind}" for kind, name in sorted(found))
             raise InputError(
@@ -198,6 +202,7 @@ class OpenAIEngine:
         try:
             listed = {str(one["id"]): one for one in models["data"]}
             kind = ODD.sub("?", str(next(iter(listed.values())).get("owned_by")))[:60]
+            self.listed = listed
         except (KeyError, TypeError, AttributeError, StopIteration):
             raise InputError(f"the server {address.name} lists no models. Is it an OpenAI server?") from None
         called = {str(folder), str(folder.absolute()), folder.name}
@@ -240,6 +245,11 @@ class OpenAIEngine:
                 f"it is given them. {answers.MEND}"
             )
         return rescores
+
+
+def key() -> str | None:
+    """The API key of the servers, from the environment."""
+    return next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
 
 
 def end_started() -> None:
