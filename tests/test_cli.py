@@ -26,6 +26,7 @@ from tbd.pipeline import templates
 from tbd.report.explain import explain
 from tbd.watch import outcomes
 from tests import outcomes as examples
+from tests.model_server import ModelServer
 from tests.shared import mlflow_store
 from tests.workspace import Workspace, fake_checkpoint, finished
 
@@ -569,3 +570,33 @@ def test_help_says_how_every_command_is_used(shared: Command) -> None:
     assert err == "" and all(name in out for name in cli.COMMANDS)
     for name in cli.COMMANDS:
         assert "usage: tbd" in shared(name, "--help")[0]
+
+
+def test_a_model_that_is_only_on_a_server(tbd: Command) -> None:
+    """Checked with a base that is on another, verified, and refused once it answers otherwise."""
+    with ModelServer("org/mine") as server, ModelServer("base") as other:
+        other.weights = (77,)
+        tbd.workspace.edit("params.yaml", {"generate": {"server": {"backoff": 0.01}}})
+        address, base = f"openai:org/mine@{server.url}", f"openai:base@{other.url}"
+        assert "serves 'org/mine', and not 'yours'" in tbd.refused("check", f"openai:yours@{server.url}", *SETS)
+        assert "holds credentials" in tbd.refused("check", "openai:yours@http://me:word@host", *SETS)
+        assert "Only tbd check takes one" in tbd.refused("distill", "--base", address, "--set=members", "--out=x")
+        plan = json.loads(tbd("plan", address, *SETS, "--no-burst", "--json")[0])
+        assert plan["rough"] and plan["passes"]
+        name, entry = checks.prepare(address, "benchmark", "unseen", base, None, None)
+        assert checks.prepare(address, "benchmark", "unseen", base, None, None)[1] == entry
+        assert (name, entry.origin) == ("mine-benchmark", address)
+        templates.add(name, entry)
+        assert tbd.workspace.repro(f"verdict@{name}")[-1] == f"verdict@{name}"
+        verdict = tbd.workspace.verdict(name)
+        assert verdict["generation"]["served"] == address and verdict["detector"]["choice"] == "with_base"
+        assert sum("weaker than a fingerprint" in one for one in verdict["warnings"]) == 1
+        assert "recomputed, the same in every number" in tbd("verify", name)[0]
+        assert json.loads(tbd("plan", name, "--no-burst", "--json")[0])["rough"]
+        server.weights = (78,)
+        out, err = tbd("verify", name, code=2)
+        assert "recomputed, the same" in out and err.startswith(f"error: {address}: answers otherwise than when it was")
+        again, changed = checks.prepare(address, "benchmark", "unseen", base, None, None)
+        assert again.startswith(f"{name}-x") and changed.checkpoint != entry.checkpoint
+    out, err = tbd("verify", name, code=3)
+    assert "recomputed, the same" in out and "no server answers" in err
