@@ -34,7 +34,7 @@ def check(
 
     Args:
         checkpoint: A folder with safetensors, config and tokenizer on the machine that runs this, a hub id with its
-            revision (org/name@revision), or models:/NAME/VERSION.
+            revision (org/name@revision), models:/NAME/VERSION, or openai:MODEL@URL.
         benchmark: The question set that the checkpoint is graded on. `tbd import` adds one.
         unseen: A question set of the same kind that the checkpoint cannot have seen.
         base: What the checkpoint was distilled from, in the same forms. It finds more, and checks that the two sets

@@ -456,9 +456,12 @@ def _method(v: Verdict) -> str:
         if again.median is not None and again.largest is not None:
             noise += f", log-probs by {again.median:.2g} nats in the middle and {again.largest:.2g} at most"
         noise += ")"
+    server, only = (made.model_extra or {}).get("served"), ""
+    if server is not None:
+        only = f", known by the word of its server {code(server)} and a few of its answers alone,"
     return (
         f"Measured with {code(detector.id)} ({named}) of detector {code(detector.version)}, on greedy "
-        f"answers of {code(v.checkpoint)} ({code(v.checkpoint_fingerprint[:12])}) by {code(made.engine)} "
+        f"answers of {code(v.checkpoint)} ({code(v.checkpoint_fingerprint[:12])}){only} by {code(made.engine)} "
         f"{code(made.engine_version)}{torch} in {code(made.dtype)} on {code(made.device)}{noise}; unseen set "
         f"{code(v.unseen.name)} ({v.unseen.n} questions); {checked}."
     )

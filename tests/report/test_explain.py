@@ -199,6 +199,8 @@ def test_the_method_is_named() -> None:
     noise = {"questions": 16, "diverged": 3, "tokens": 200, "median": 0.0041, "largest": 0.31}
     text = explain(verdict(generation=GENERATION | {"noise": noise})).method
     assert "3 of 16 answers differed, log-probs by 0.0041 nats in the middle and 0.31 at most)" in text
+    only = explain(verdict(generation=GENERATION | {"served": "openai:m@http://host"})).method
+    assert "known by the word of its server `openai:m@http://host` and a few of its answers alone, by" in only
     none = noise | {"tokens": 0, "median": None, "largest": None}
     assert "3 of 16 answers differed);" in explain(verdict(generation=GENERATION | {"noise": none})).method
 
