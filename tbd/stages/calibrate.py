@@ -32,6 +32,12 @@ def main() -> None:
                 f"{figures.tpr_high:.2f}]",
                 flush=True,
             )
+    for saved in found.detector.cascade.saved if found.detector.cascade else ():
+        print(
+            f"cascade: of {saved.reference}'s answers {saved.members:.0%} of the tokens need not be written for members, "
+            f"{saved.others:.0%} for others, {saved.unseen:.0%} for unseen questions",
+            flush=True,
+        )
 
 
 def _declared(references: int) -> None:

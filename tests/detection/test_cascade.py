@@ -16,6 +16,7 @@ from tbd.detection.verdict import judge
 from tbd.errors import InputError
 from tbd.params import Calibrate
 from tbd.params import Cascade as Asked
+from tbd.report.explain import explain
 from tests.detection.test_verdict import DECISION, LOW, audit, table
 from tests.detection.test_verdict import detector as given_detector
 
@@ -126,3 +127,6 @@ def test_a_verdict_ranks_who_stopped_below_and_says_how_many() -> None:
     assert stopped is not None and (stopped.m, stopped.benchmark, stopped.unseen) == (5, 30, sum(np.array(LOW) < -1.0))
     # of five tokens, what stopped has all it needs, what went on has too few
     assert judged.verdict.answers.short == pytest.approx(0.25)
+    assert "30 of 40 benchmark and 39 of 40 unseen questions are judged by the first 5 tokens" in "".join(
+        explain(judged.verdict).paragraphs
+    )
