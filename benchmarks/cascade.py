@@ -5,7 +5,7 @@ with `calibrate.cascade`; without; and on the first m tokens of every answer alo
 among the methods' m in params.yaml. `--seconds` measures generation instead: the unseen questions in one step and in
 two, with a cut that so many of them reach, alternating.
 
-python -m benchmarks.cascade [WORKSPACE] [--m 8 16] [--seconds CHECKPOINT --m 16 --longest 128 --keep 0.3]
+python -m benchmarks.cascade [WORKSPACE] [--m 8 16] [--seconds CHECKPOINT --m 16 --longest 96 --keep 0.3]
 """
 
 import argparse
@@ -49,7 +49,7 @@ def table(name: str, most: int | None) -> ScoreTable:
 
 
 def row(p: Params, cascade: params.Cascade | None, most: int | None = None) -> dict[str, str]:
-    """The choice that needs no base: tokens written for questions that no training has seen, AUC, and the rate."""
+    """The choice that needs no base: tokens written (unseen questions / members), AUC, TPR at `decision.fpr`."""
     references = [(table(name, most), audits.get(name)) for name in p.calibrate.references]
     wanted = p.calibrate.model_copy(update={"cascade": cascade, "bootstrap": BOOTSTRAP})
     found = calibrate(references, wanted, p.decision).detector
@@ -62,16 +62,16 @@ def row(p: Params, cascade: params.Cascade | None, most: int | None = None) -> d
     for one in found.references:
         its, of, share = saved.get(one.name), one.alone, found.tokens / longest
         written = [share * (1 - part) for part in ((its.unseen, its.members) if its else (0, 0))]
-        line[f"{one.name}: written, unseen"], line[f"{one.name}: members"] = (f"{part:.0%}" for part in written)
+        line[f"{one.name}: tokens"] = " / ".join(f"{part:.0%}" for part in written)
         line[f"{one.name}: AUC"] = f"{of.auc:.3f} [{of.auc_low:.3f}, {of.auc_high:.3f}]"
         line[f"{one.name}: TPR"] = f"{of.tpr_at_fpr:.2f} [{of.tpr_low:.2f}, {of.tpr_high:.2f}]"
     return line
 
 
-def seconds(p: Params, checkpoint: Path, m: int, longest: int, keep: float) -> None:
-    """Generation in one step and in two, each into a store of its own."""
+def seconds(p: Params, checkpoint: Path, count: int, m: int, longest: int, keep: float) -> None:
+    """Seconds of processor, in one step and in two, each into a store of its own."""
     kind, method = engines.find(p.generate.engine), f"mean_logprob(m={m})"
-    questions = records.read_table(set_path("unseen"), records.QUESTIONS)["question"].to_pylist()
+    questions = records.read_table(set_path("unseen"), records.QUESTIONS)["question"].to_pylist()[:count]
     prompts = kind.prompts(checkpoint, p.generate.model_copy(update={"max_new_tokens": longest}), questions).prompts
     engine = kind.open(checkpoint, p.generate)
 
@@ -94,13 +94,13 @@ def seconds(p: Params, checkpoint: Path, m: int, longest: int, keep: float) -> N
         for run in (one_step, two_steps):
             progress = Progress("x")
             with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
+                start = time.process_time()
                 run(folder, progress)
-                took.append(time.perf_counter() - start)
+                took.append(time.process_time() - start)
             said.append("{:,} tokens read, {:,} written".format(*(progress.kinds[k].done for k in ("read", "written"))))
         ratios.append(took[1] / took[0])
-        print(f"round {number}: one step {said[0]}, two steps {said[1]}; time {ratios[-1]:.2f} of one step", flush=True)
-    print(f"two steps take {statistics.median(ratios):.2f} of the time ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"round {number}: one step {said[0]}, two steps {said[1]}; {took[0]:.0f} and {took[1]:.0f} s", flush=True)
+    print(f"two steps take {statistics.median(ratios):.2f} of one step's time ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 def main() -> None:
@@ -108,14 +108,15 @@ def main() -> None:
     parser.add_argument("workspace", type=Path, nargs="?", default=Path(), help="finished (default: this folder)")
     parser.add_argument("--m", type=int, nargs="+", default=[8, 16], help="tokens of the first step (default: 8 16)")
     parser.add_argument("--seconds", type=Path, metavar="CHECKPOINT", help="measure generation with this one")
-    parser.add_argument("--longest", type=int, default=128, help="tokens of its answers (default: 128)")
+    parser.add_argument("--questions", type=int, default=40, help="so many are answered (default: 40)")
+    parser.add_argument("--longest", type=int, default=96, help="tokens of its answers (default: 96)")
     parser.add_argument("--keep", type=float, default=0.3, help="share of its answers that go on (default: 0.3)")
     options = parser.parse_args()
     with contextlib.chdir(options.workspace):
         p = params.load()
         if options.seconds is not None:
             for m in options.m:
-                seconds(p, options.seconds, m, options.longest, options.keep)
+                seconds(p, options.seconds, options.questions, m, options.longest, options.keep)
             return
         lines = [row(p, None), *(row(p, None, m) for m in options.m)]
         lines += [row(p, params.Cascade(m=m, keep=keep)) for m in options.m for keep in KEEP]

@@ -34,8 +34,8 @@ def main() -> None:
             )
     for saved in found.detector.cascade.saved if found.detector.cascade else ():
         print(
-            f"cascade: of {saved.reference}'s answers {saved.members:.0%} of the tokens need not be written for members, "
-            f"{saved.others:.0%} for others, {saved.unseen:.0%} for unseen questions",
+            f"cascade: {saved.reference}'s answers need {1 - saved.members:.0%} of their tokens for members, "
+            f"{1 - saved.others:.0%} for others and {1 - saved.unseen:.0%} for unseen questions",
             flush=True,
         )
 
