@@ -459,17 +459,18 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _watched(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]]":
-    from tbd import params, scores
+    from tbd import params
     from tbd.commands import checks
     from tbd.history import History, webhook
     from tbd.mlflow_store import store
     from tbd.report import summary
+    from tbd.scores.scoring import wanted
     from tbd.watch import look
 
     store()
     webhook.check()
     p = params.load()
-    scores.expand(p.score.methods)
+    wanted(p)
     checks.ready_for(p.watch.policy)
     before, addresses = History(), options.sources or p.watch.sources
     new: list[Outcome] = []

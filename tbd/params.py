@@ -197,6 +197,15 @@ class Score(Section):
     methods: dict[str, dict[str, Any]]
 
 
+class Cascade(Section):
+    """Which answers are begun only, see `tbd.detection.cascade`."""
+
+    m: int = Field(ge=1)
+    """tokens of every answer that the first step writes and scores"""
+    keep: float = Field(gt=0, le=1)
+    """share of the references' unseen questions whose answers go on, at least; it fixes the cut"""
+
+
 class Calibrate(Section):
     """Choosing the detector on references, whose contamination is known."""
 
@@ -208,6 +217,8 @@ class Calibrate(Section):
     """resamples behind each bootstrap interval"""
     seed: int
     """splits the labelled questions and draws the resamples"""
+    cascade: Cascade | None = None
+    """None: every answer is written to its end"""
 
 
 class Blind(Section):

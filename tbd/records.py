@@ -47,7 +47,7 @@ GENERATIONS = pa.schema(
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("logprobs", pa.list_(pa.float32()), nullable=False),  # nats, raw logits
         pa.field("base_logprobs", pa.list_(pa.float32())),  # the base model's, of the same tokens
-        pa.field("finish_reason", pa.string(), nullable=False),  # stop | length
+        pa.field("finish_reason", pa.string(), nullable=False),  # stop | length | cut: after a cascade's first step
     ]
 )
 SCORES = pa.schema(

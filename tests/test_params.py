@@ -148,6 +148,9 @@ def test_an_unknown_key_is_named_with_a_suggestion(tree: Any, place: str, hint: 
         ("sets.unseen", 3),
         ("score.methods", ["tbd"]),
         ("calibrate.bootstrap", 99),
+        ("calibrate.cascade", {"m": 8, "keep": 0}),
+        ("calibrate.cascade", {"m": 0, "keep": 0.3}),
+        ("calibrate.cascade", {"keep": 0.3}),
         ("validate.max_overlap", -0.1),
     ],
 )

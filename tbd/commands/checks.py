@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tbd import audits, checkpoints, params, records, scores, sources
+from tbd import audits, checkpoints, params, records, sources
 from tbd.audits import Audit
 from tbd.checkpoints import adapters, served
 from tbd.commands import prune
@@ -27,7 +27,7 @@ from tbd.history import History, outbox
 from tbd.params import Rule
 from tbd.pipeline import repro, workspace_lock
 from tbd.pipeline.lock_file import LockFile, target
-from tbd.scores.scoring import LABELS, score
+from tbd.scores.scoring import LABELS, score, wanted
 from tbd.scores.table import ScoreTable
 from tbd.sets import blind, near_duplicates
 from tbd.tracking import runs
@@ -53,7 +53,7 @@ def prepare(
     it is. Raises InputError, or TransientFault where one has to be fetched.
     """
     p = params.load()
-    scores.expand(p.score.methods)
+    wanted(p)
     rate = fpr if fpr is not None else p.decision.fpr
     if not params.SMALLEST_RATE <= rate < 1:
         raise InputError(f"--fpr {rate:g}: a rate is at least {params.SMALLEST_RATE:g} and below 1.")
@@ -174,7 +174,7 @@ def ready(names: Iterable[str]) -> None:
     A checkpoint from afar that is not here (in a new clone) is fetched again; that may raise TransientFault.
     """
     p = params.load()
-    scores.expand(p.score.methods)
+    wanted(p)
     for name in names:
         audit = audits.get(name)
         if audit.origin is not None and not Path(audit.checkpoint).is_dir():
@@ -238,7 +238,7 @@ def verify(name: str) -> list[str]:
     ]
     try:
         stored = read_verdict(folder / "verdict.json").model_dump(mode="json")
-        methods = scores.expand(p.score.methods)
+        methods = wanted(p)
         sets = {key: records.read_table(set_path(key), records.QUESTIONS) for key in (audit.benchmark, audit.unseen)}
         generations = {"checkpoint": folder / "generations.parquet"}
         if records.stored_table(base := folder / "base_generations.parquet", records.GENERATIONS).count_rows():

@@ -22,9 +22,10 @@ from tbd.detection.global_test import GlobalTest
 from tbd.detection.results import Chosen
 from tbd.errors import InputError
 from tbd.generation import cost, engines, units
-from tbd.generation.tokens import needed
+from tbd.generation.tokens import cascade, needed
 from tbd.params import Decision, Params
 from tbd.report.plan import Asked, AtTokens, Detectable, Plan, Reference, Strength
+from tbd.scores.scoring import wanted
 from tbd.workspace import DETECTOR, relative
 
 STRENGTHS = (0.5, 0.95, 2.0)
@@ -127,12 +128,14 @@ def plan(question: Question, burst: bool) -> Plan:
     """The plan; `burst`: measure this machine, where the checkpoint is here. Raises InputError, or TransientFault where
     the device is busy."""
     p = params.load()
+    steps = None
     if DETECTOR.is_file():
+        steps = cascade(question.audit, p)
         p = p.model_copy(update={"generate": needed(question.audit, p)})
     decision, g = p.decision, p.generate
     if question.fpr is not None:
         decision = decision.model_copy(update={"fpr": question.fpr})
-    scores.expand(p.score.methods)
+    wanted(p)
     kind = engines.find(g.engine)
     frames = [questions(name) for name in (question.benchmark, question.unseen)]
     benchmark, unseen, notes = _sets(question, frames, decision)
@@ -140,7 +143,8 @@ def plan(question: Question, burst: bool) -> Plan:
     prompts = {role: kind.prompts(folder, g, texts).prompts for role, folder in _here(question)}
     tokens = {role: some.total for role, some in prompts.items()}
     own = tokens.get("checkpoint", cost.rough_tokens(texts))
-    passes = cost.passes(len(texts), own, g.max_new_tokens, tokens.get("base", own) if question.with_base else None)
+    base = tokens.get("base", own) if question.with_base else None
+    passes = cost.passes(len(texts), own, g.max_new_tokens, base, steps)
     if question.checkpoint is None:
         notes.append("The checkpoint is not here: prompts were counted by characters / 4, without its chat template.")
     elif question.with_base and question.base is None:

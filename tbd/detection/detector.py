@@ -7,13 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tbd import params
 from tbd import scores as registry
 from tbd.audits import Audit
-from tbd.detection import calibration
+from tbd.detection import calibration, cascade
 from tbd.detection.calibration import Known, Rates
 from tbd.detection.decisions import negatives_needed
 from tbd.detection.intervals import proportion
 from tbd.detection.results import (
+    Cascade,
     ChoiceName,
     Choices,
     Chosen,
@@ -23,6 +25,7 @@ from tbd.detection.results import (
     Performance,
     Provenance,
     Reference,
+    Saved,
 )
 from tbd.errors import InputError
 from tbd.params import Calibrate, Decision
@@ -45,16 +48,21 @@ class Calibration(NamedTuple):
 def calibrate(references: Sequence[tuple[ScoreTable, Audit]], p: Calibrate, decision: Decision) -> Calibration:
     """Choose the detector on the reference audits and measure it there. A pure function of its arguments.
 
+    With a cascade every score is that of `cascade.ranked`, so all figures are those of a detector that is used with it.
+
     Raises InputError if a reference has too few labels or unseen questions, or if every method needs a base model.
     """
     ids = [key for key in references[0][0].methods() if all(key in table.methods() for table, _ in references)]
+    if p.cascade is not None:
+        ids = [key for key in ids if registry.parse(key).m > p.cascade.m]
     alone = [not registry.parse(key).with_base for key in ids]
     if not any(alone):
         raise InputError("params.yaml: score.methods: every method needs a base model. Add one that does not.")
     among: dict[ChoiceName, list[bool]] = {"alone": alone}
     if not all(alone):
         among["with_base"] = [True] * len(ids)
-    known = [_known(table, entry, ids, decision.fpr) for table, entry in references]
+    steps = _first_step(references, ids, p.cascade, decision.fpr) if p.cascade is not None else None
+    known = [_known(table, entry, ids, decision.fpr, steps) for table, entry in references]
     rng = np.random.default_rng(p.seed)
     tried, splits = calibration.repeated(known, p.repeats, decision.fpr, rng)
     drawn = calibration.resampled(known, p.repeats, p.bootstrap, decision.fpr, rng)
@@ -81,12 +89,20 @@ def calibrate(references: Sequence[tuple[ScoreTable, Audit]], p: Calibrate, deci
         curves[table.audit] = {name: calibration.mean_curve(one, chosen, split) for name, chosen in halves.items()}
     chosen = {name: _chosen(ids[column]) for name, column in columns.items()}
     choices = Choices(alone=chosen["alone"], with_base=chosen.get("with_base"))
+    tokens = max(one.parameters["m"] for one in (choices.alone, choices.with_base) if one)
+    if steps is not None:
+        saved = [
+            _saved(table, entry, one.labels, steps, tokens)
+            for (table, entry), one in zip(references, known, strict=True)
+        ]
+        steps = steps.model_copy(update={"saved": saved})
     detector = Detector(
         version="",
         fpr=decision.fpr,
         confidence=decision.confidence,
         choices=choices,
-        tokens=max(one.parameters["m"] for one in (choices.alone, choices.with_base) if one),
+        tokens=tokens,
+        cascade=steps,
         references=measured,
         warnings=[
             f"{one.questions.unscored} of {one.questions.unscored + one.questions.members + one.questions.others} "
@@ -95,13 +111,35 @@ def calibrate(references: Sequence[tuple[ScoreTable, Audit]], p: Calibrate, deci
             if one.questions.unscored
         ],
     )
-    everything = detector.model_dump(mode="json", exclude={"version"})
+    everything = detector.model_dump(mode="json", exclude={"version"} if steps else {"version", "cascade"})
     version = sha256(json.dumps(everything, sort_keys=True))[:12]
     by_name = {table.audit: found for (table, _), found in zip(references, methods, strict=True)}
     return Calibration(detector.model_copy(update={"version": version}), by_name, curves)
 
 
-def _known(table: ScoreTable, entry: Audit, methods: Sequence[str], fpr: float) -> Known:
+def _first_step(
+    references: Sequence[tuple[ScoreTable, Audit]], methods: Sequence[str], p: params.Cascade, fpr: float
+) -> Cascade:
+    """The method that tells most in the first step, of those of `methods` that need no base, by AUC on average over the
+    references; and the cut."""
+    tried = [one.id for one in registry.first_steps([registry.parse(key) for key in methods], p.m)]
+    known = [_known(table, entry, tried, fpr, None) for table, entry in references]
+    areas = [calibration.rates(one, np.ones((1, len(one.labels)), int), fpr).auc for one in known]
+    best = tried[int(calibration.best(np.mean(areas, axis=0), [True] * len(tried))[0])]
+    return Cascade(id=best, m=p.m, keep=p.keep, cut=cascade.cut((one.unseen[best] for one in known), p.keep), saved=[])
+
+
+def _saved(table: ScoreTable, entry: Audit, labels: NDArray[np.int8], steps: Cascade, tokens: int) -> Saved:
+    """`labels`: of the benchmark; `tokens`: that the detector looks at of an answer that goes on."""
+    shares = []
+    for name, rows in ((entry.benchmark, labels == 1), (entry.benchmark, labels == 0), (entry.unseen, slice(None))):
+        written, lengths = cascade.looked_at(table, name, tokens, steps), table.lengths(name)
+        spared = np.minimum(lengths, tokens) - np.minimum(lengths, written)
+        shares.append(float(spared[rows].sum() / np.minimum(lengths, tokens)[rows].sum()))
+    return Saved(reference=table.audit, members=shares[0], others=shares[1], unseen=shares[2])
+
+
+def _known(table: ScoreTable, entry: Audit, methods: Sequence[str], fpr: float, steps: Cascade | None) -> Known:
     """A reference's labelled and unseen questions. Raises InputError if there are too few of either."""
     where = f"benchmark {entry.benchmark!r} of the reference {table.audit!r}"
     labels = table.labels(entry.benchmark)
@@ -122,8 +160,8 @@ def _known(table: ScoreTable, entry: Audit, methods: Sequence[str], fpr: float) 
     return Known(
         benchmark=table.sets[entry.benchmark]["md5"],
         labels=labels,
-        scores={key: table.scores(key, entry.benchmark) for key in methods},
-        unseen={key: table.scores(key, entry.unseen) for key in methods},
+        scores={key: cascade.scores(table, key, entry.benchmark, steps) for key in methods},
+        unseen={key: cascade.scores(table, key, entry.unseen, steps) for key in methods},
     )
 
 

@@ -305,6 +305,34 @@ class Reference(Result):
         return found
 
 
+class Saved(Result):
+    """What a cascade saves on a reference: the share of the answers' tokens that are not written, in [0, 1]."""
+
+    reference: str
+    """name of the audit"""
+    members: float
+    """of the answers to its members"""
+    others: float
+    """to the benchmark's other questions"""
+    unseen: float
+    """to its unseen questions"""
+
+
+class Cascade(Result):
+    """The first step of every answer: one that scores below the cut there is not written to its end."""
+
+    id: str
+    """the method that scores the first step, as in a choice"""
+    m: int
+    """tokens that the first step writes"""
+    keep: float
+    """share of each reference's unseen questions whose answers go on, at least; in (0, 1]"""
+    cut: float
+    """an answer that scores below it in the first step stops"""
+    saved: list[Saved]
+    """by reference, in the order of params.yaml"""
+
+
 class Detector(Result):
     """`detector.json`: the methods chosen on the references, and how good they are there."""
 
@@ -320,6 +348,9 @@ class Detector(Result):
     """the chosen methods"""
     tokens: int
     """of an answer that the chosen methods look at, so an audit needs no more"""
+    cascade: Cascade | None = None
+    """which answers end earlier; all scores, thresholds and figures here are then `tbd.detection.cascade.ranked`; None:
+    none does"""
     references: list[Reference] = Field(min_length=1)
     """in the order of params.yaml"""
     warnings: list[str]
@@ -334,6 +365,17 @@ class Detector(Result):
     def best(self) -> ChoiceName:
         """The choice that sees most."""
         return "with_base" if self.choices.with_base else "alone"
+
+
+class Stopped(Result):
+    """Answers that scored below the cut of the detector's cascade, so that they rank below all others."""
+
+    m: int
+    """tokens that were looked at of them"""
+    benchmark: int
+    """answers to the benchmark's questions"""
+    unseen: int
+    """to the unseen ones"""
 
 
 class DetectorUsed(Result):
@@ -434,6 +476,8 @@ class Verdict(Result):
     """questions of the benchmark without a score, left out of everything"""
     answers: Answers
     """whether they let the detector see anything"""
+    stopped: Stopped | None = Field(default=None, exclude_if=lambda found: found is None)
+    """only where the detector has a cascade"""
     power: Power | None
     """by the first of the detector's references that was distilled from the same base, or else the first of all; it
     decides whether NO EVIDENCE may be said; None: that reference cannot tell it at this `fpr`"""

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from tbd.audits import Audit
-from tbd.detection import calibration, decisions, minimum, power
+from tbd.detection import calibration, cascade, decisions, minimum, power
 from tbd.detection.decisions import Evidence
 from tbd.detection.global_test import GlobalTest
 from tbd.detection.intervals import delong, proportion
@@ -28,6 +28,7 @@ from tbd.detection.results import (
     Reference,
     SameKind,
     Share,
+    Stopped,
     Verdict,
 )
 from tbd.errors import InputError
@@ -83,8 +84,9 @@ def judge(
     fpr, confidence = decision.fpr, decision.confidence
     warnings: list[str] = []
     choice, chosen = _choice(audit, scored, detector, warnings)
-    scores = scored.scores(chosen.id, audit.benchmark)
-    negatives_all = scored.scores(chosen.id, audit.unseen)
+    scores, negatives_all = (
+        cascade.scores(scored, chosen.id, one, detector.cascade) for one in (audit.benchmark, audit.unseen)
+    )
     known, known_negatives = ~np.isnan(scores), ~np.isnan(negatives_all)
     benchmark, negatives = scores[known], negatives_all[known_negatives]
     if len(negatives) < decisions.negatives_needed(fpr):
@@ -110,7 +112,7 @@ def judge(
     checks = _same_kind(audit, scored, detector, texts, needed, decision, seed, warnings)
     counts = next((one for one in detector.references if _same_base(audit, scored, one)), detector.reference)
     unanswered = max(1 - known.mean(), 1 - known_negatives.mean())
-    answers = _answers(audit, scored, counts, chosen, unanswered, warnings)
+    answers = _answers(audit, scored, detector, counts, chosen, unanswered, warnings)
     seen, others, more_unseen = _power(audit, scored, detector, counts, choice, decision, test.units, seed, warnings)
     evidence = Evidence(p_value, len(negatives), min(test.units), checks, answers, seen, more_unseen)
     verdict, reasons = decisions.decide(evidence, decision)
@@ -169,6 +171,7 @@ def judge(
         flagged_false=min(1.0, (1 - rate) * mean / flagged.sum()) if flagged.any() else None,
         unscored=unscored,
         answers=answers,
+        stopped=_stopped(audit, scored, detector),
         power=seen,
         other_powers=others,
         same_kind=checks,
@@ -224,7 +227,10 @@ def _same_kind(
             "No base model was given, so it was not checked that benchmark and unseen questions are of one kind."
         )
         return SameKind(blind=blind, base_p_value=None, base_shift_bound=None, shift_needed=needed)
-    asked, new = (scored.scores(detector.choices.alone.id, name, "base") for name in (audit.benchmark, audit.unseen))
+    asked, new = (
+        cascade.scores(scored, detector.choices.alone.id, name, detector.cascade, "base")
+        for name in (audit.benchmark, audit.unseen)
+    )
     known, known_new = ~np.isnan(asked), ~np.isnan(new)
     if not known.any() or not known_new.any():
         raise InputError(f"audit {scored.audit!r}: the base's answers have no score. Use another base, or none.")
@@ -241,12 +247,21 @@ def _same_kind(
 
 
 def _answers(
-    audit: Audit, scored: ScoreTable, reference: Reference, chosen: Chosen, unscored: float, warnings: list[str]
+    audit: Audit,
+    scored: ScoreTable,
+    detector: Detector,
+    reference: Reference,
+    chosen: Chosen,
+    unscored: float,
+    warnings: list[str],
 ) -> Answers:
     """What prompts and answers were like, beside what the detector needs and the reference's were."""
     provenance, own = reference.provenance, scored.generation
     looked_at = min(int(chosen.parameters["m"]), provenance.max_new_tokens)
-    short = [scored.lengths(name) < looked_at for name in (audit.benchmark, audit.unseen)]
+    short = [
+        scored.lengths(name) < cascade.looked_at(scored, name, looked_at, detector.cascade)
+        for name in (audit.benchmark, audit.unseen)
+    ]
     if few := sum(int(each.sum()) for each in short):
         warnings.append(f"{few} answers have fewer than the {looked_at} tokens that the detector looks at.")
     same_frame = provenance.frame == own.get("frame")
@@ -271,6 +286,15 @@ def _answers(
         odd_prompts=own.get("odd_prompts", 0),
         same_frame=same_frame,
     )
+
+
+def _stopped(audit: Audit, scored: ScoreTable, detector: Detector) -> Stopped | None:
+    """How many answers the cascade ended; None: there is none."""
+    found = detector.cascade
+    if found is None:
+        return None
+    asked, new = (int(cascade.stopped(scored, name, found).sum()) for name in (audit.benchmark, audit.unseen))
+    return Stopped(m=found.m, benchmark=asked, unseen=new)
 
 
 def _power(

@@ -12,8 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from tbd import checkpoints
 from tbd.checkpoints import Prompt
-from tbd.detection.results import Result
+from tbd.detection.results import Cascade, Result
 from tbd.generation.engines import Engine, OutOfMemory
+from tbd.generation.two_steps import expected
 from tbd.progress import Progress
 
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -77,16 +78,24 @@ class Speed(Result):
     """tokens a second, of all answers of the batch together"""
 
 
-def passes(questions: int, prompts: int, max_new_tokens: int, base_prompts: int | None) -> list[Pass]:
+def passes(
+    questions: int, prompts: int, max_new_tokens: int, base_prompts: int | None, cascade: Cascade | None = None
+) -> list[Pass]:
     """What is read and written. `prompts`: tokens of all prompts; `base_prompts`: in the base's own words, None without
-    a base."""
-    most = questions * max_new_tokens
-    found = [Pass(model="checkpoint", does="answers", read=prompts, written=most)]
+    a base; `cascade`: as many answers go on as did of the references' unseen questions."""
+
+    def answers(model: Role, read: int) -> Pass:
+        if cascade is None:
+            return Pass(model=model, does="answers", read=read, written=questions * max_new_tokens)
+        again, more = expected(cascade, questions, read, max_new_tokens)
+        does = f"answers, if {cascade.keep:.0%} of them go on beyond {cascade.m} tokens"
+        return Pass(model=model, does=does, read=read + again, written=questions * cascade.m + more)
+
+    found = [answers("checkpoint", prompts)]
     if base_prompts is not None:
-        found += [
-            Pass(model="base", does="reads the checkpoint's answers", read=prompts + most, written=0),
-            Pass(model="base", does="answers", read=base_prompts, written=most),
-        ]
+        rescored = prompts + found[0].written
+        found.append(Pass(model="base", does="reads the checkpoint's answers", read=rescored, written=0))
+        found.append(answers("base", base_prompts))
     return found
 
 

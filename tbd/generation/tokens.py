@@ -1,6 +1,6 @@
-"""How many tokens of an answer are wanted."""
+"""How many tokens of an answer are wanted, and in how many steps."""
 
-from tbd.detection.results import read_detector
+from tbd.detection.results import Cascade, read_detector
 from tbd.params import Generate, Params
 from tbd.workspace import DETECTOR
 
@@ -14,3 +14,10 @@ def needed(audit: str | None, p: Params) -> Generate:
         return p.generate.model_copy(update={"tokens": "all"})
     tokens = min(p.generate.max_new_tokens, read_detector(DETECTOR).tokens)
     return p.generate.model_copy(update={"max_new_tokens": tokens})
+
+
+def cascade(audit: str | None, p: Params) -> Cascade | None:
+    """The first step of that audit's answers; None: they are made in one."""
+    wanted = needed(audit, p)
+    found = None if wanted.tokens == "all" else read_detector(DETECTOR).cascade
+    return found if found is not None and found.m < wanted.max_new_tokens else None

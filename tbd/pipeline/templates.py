@@ -14,8 +14,10 @@ from tbd.records import atomic
 from tbd.workspace import AUDITS, DETECTOR
 
 MOST = "generate.max_new_tokens"
-NEEDED = f"{{params.yaml: [{MOST}, generate.tokens], {DETECTOR}: [tokens]}}"
+NEEDED = f"{{params.yaml: [{MOST}, generate.tokens], {DETECTOR}: [tokens%s]}}"
 """what says how many tokens an answer has: of a reference, of which the detector is made, and of any other audit"""
+TWO_STEPS = ("detection/cascade", "generation/two_steps", "scores/methods", "scores/tokens")
+"""modules that have a part in answers only where there is a cascade"""
 SERVED = ("command", "model")
 """what of `generate.server` says which model answers; the rest is how it is asked"""
 ANOTHER = ".py\n      - tbd/generation/engines/"
@@ -40,8 +42,9 @@ def refresh(name: str) -> None:
 def stages(name: str, audit: Audit) -> str:
     """The text of that file. The folder of the checkpoint may be called anything, the rest are plain names."""
     tree = params.load_yaml(params.FILE)
-    references = tree.get("calibrate", {}).get("references", [])
-    generate = tree["generate"]
+    calibrate, generate = tree.get("calibrate", {}), tree["generate"]
+    reference = name in calibrate.get("references", [])
+    cascade = calibrate.get("cascade") is not None and not reference
     served = [f"generate.server.{key}" for key in SERVED if key in generate.get("server", {})]
     how = ["generate.engine", *(served if generate["engine"] == "openai" else [])]
     models = [Path(one) for one in (audit.checkpoint, audit.base) if one is not None]
@@ -54,5 +57,7 @@ def stages(name: str, audit: Audit) -> str:
         checkpoint=json.dumps(audit.checkpoint.replace("${", "\\${"), ensure_ascii=False),
         engine=ANOTHER.join(sorted(engines)),
         how=how[0] if len(how) == 1 else f"{{params.yaml: [{', '.join(how)}]}}",
-        tokens=MOST if name in references else NEEDED,
+        tokens=MOST if reference else NEEDED % (", cascade" if cascade else ""),
+        two_steps="".join(f"\n      - tbd/{module}.py" for module in TWO_STEPS) if cascade else "",
+        score="{params.yaml: [score, calibrate.cascade]}" if "cascade" in calibrate else "score",
     )

@@ -450,6 +450,13 @@ def _method(v: Verdict) -> str:
     checked = (
         "no base model" if base is None else f"base model {code(base)}, which scores both sets at p = {p_value(p)}"
     )
+    stopped = ""
+    if v.stopped is not None:
+        stopped = (
+            f" {v.stopped.benchmark} of {v.benchmark.n} benchmark and {v.stopped.unseen} of {v.unseen.n} unseen "
+            f"questions are judged by the first {v.stopped.m} tokens of their answers alone, by one rule for both, and "
+            "rank below the others."
+        )
     noise, again = "", made.noise
     if again is not None:
         noise = f" (asked a second time, {again.diverged} of {again.questions} answers differed"
@@ -463,5 +470,5 @@ def _method(v: Verdict) -> str:
         f"Measured with {code(detector.id)} ({named}) of detector {code(detector.version)}, on greedy "
         f"answers of {code(v.checkpoint)} ({code(v.checkpoint_fingerprint[:12])}){only} by {code(made.engine)} "
         f"{code(made.engine_version)}{torch} in {code(made.dtype)} on {code(made.device)}{noise}; unseen set "
-        f"{code(v.unseen.name)} ({v.unseen.n} questions); {checked}."
+        f"{code(v.unseen.name)} ({v.unseen.n} questions); {checked}.{stopped}"
     )

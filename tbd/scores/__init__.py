@@ -4,7 +4,7 @@
 reason, never 0.
 """
 
-from tbd.scores.methods import METHODS, Method, expand, parse
+from tbd.scores.methods import METHODS, Method, expand, first_steps, parse
 from tbd.scores.tokens import Tokens, tokens
 
-__all__ = ["METHODS", "Method", "Tokens", "expand", "parse", "tokens"]
+__all__ = ["METHODS", "Method", "Tokens", "expand", "first_steps", "parse", "tokens"]

@@ -9,8 +9,8 @@ import inspect
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,11 @@ def expand(table: Mapping[str, Mapping[str, Any]], where: str = "params.yaml: sc
     if not methods:
         raise InputError(f"{where}: no method. Name at least one.")
     return list(methods)
+
+
+def first_steps(methods: Sequence[Method], m: int) -> list[Method]:
+    """Each of these methods that needs no base, with the first m tokens to look at."""
+    return list(dict.fromkeys(replace(one, m=m) for one in methods if not one.with_base))
 
 
 def parse(identity: str) -> Method:

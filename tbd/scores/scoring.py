@@ -11,13 +11,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tbd import records
-from tbd.scores.methods import Method
+from tbd.errors import InputError
+from tbd.params import Params
+from tbd.scores.methods import Method, expand, first_steps
 from tbd.scores.tokens import tokens
 from tbd.workspace import set_path
 
 LABELS = pa.schema([records.QUESTIONS.field("question_id"), records.QUESTIONS.field("label")])
 """what scoring reads of a question set"""
 BASE = pa.schema([records.GENERATIONS.field("base_logprobs")])
+
+
+def wanted(p: Params) -> list[Method]:
+    """The methods of params.yaml, and those that the first step of a cascade may score by.
+
+    Raises InputError as `expand` does, and where no method looks at more tokens than that step.
+    """
+    methods, cascade = expand(p.score.methods), p.calibrate.cascade
+    if cascade is None:
+        return methods
+    further = [method for method in methods if method.m > cascade.m]
+    if all(method.with_base for method in further):
+        raise InputError(
+            f"params.yaml: calibrate.cascade.m: {cascade.m}: a method in score.methods that needs no base has to look "
+            "at more tokens than the first step."
+        )
+    return list(dict.fromkeys([*methods, *first_steps(further, cascade.m)]))
 
 
 def score(generations: Mapping[str, Path], sets: Mapping[str, pa.Table], methods: list[Method], out: Path) -> None:

@@ -150,7 +150,7 @@ def check_generations(name: str, batches: Iterable[pa.Table], expected_ids: Mapp
         _rule("CompoundColumnsToBeUnique", "No question is answered twice.", column_list=["set", "question_id"]),
         _one_of("expected", "Every answer is to a question of its set: generate again.", True),
         _rule("ColumnValuesToMatchRegex", "A prompt's hash is 64 hex digits.", "prompt_sha256", regex="^[0-9a-f]{64}$"),
-        _one_of("finish_reason", "An answer ended by itself or at the limit.", "stop", "length"),
+        _one_of("finish_reason", "An answer ended by itself, at the limit or by the cut.", "stop", "length", "cut"),
         _rule(
             "ColumnValuesToBeBetween",
             f"At least {ANSWERED:.0%} of the answers have a token.",

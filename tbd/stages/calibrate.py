@@ -32,6 +32,12 @@ def main() -> None:
                 f"{figures.tpr_high:.2f}]",
                 flush=True,
             )
+    for saved in found.detector.cascade.saved if found.detector.cascade else ():
+        print(
+            f"cascade: {saved.reference}'s answers need {1 - saved.members:.0%} of their tokens for members, "
+            f"{1 - saved.others:.0%} for others and {1 - saved.unseen:.0%} for unseen questions",
+            flush=True,
+        )
 
 
 def _declared(references: int) -> None:

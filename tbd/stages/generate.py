@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from tbd import audits, checkpoints, params, records, stages
 from tbd.checkpoints import Packed, adapters
+from tbd.detection.results import Cascade
 from tbd.errors import InputError
 from tbd.generation import engines, executors, noise
 from tbd.generation.store import Shelf
-from tbd.generation.tokens import needed
+from tbd.generation.tokens import cascade, needed
+from tbd.generation.two_steps import TwoSteps, answer, expected
 from tbd.generation.units import Executor, Job
 from tbd.progress import Progress
 from tbd.workspace import AUDITS, room, set_path
@@ -28,12 +30,14 @@ BYTES = 60
 REST = 50_000_000
 """bytes that the report, its plots and DVC's copies of them take"""
 
+Answered = Job | TwoSteps
 Sets = dict[str, pa.Table]
 """questions by set; prompts are those of one set after the other"""
 
 
 def main(audit: str, progress: Progress) -> None:
-    p = needed(audit, params.load())
+    every = params.load()
+    p, steps = needed(audit, every), cascade(audit, every)
     entry = audits.get(audit)
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
     progress.begin("reading questions")  # before any weights: a template that fails shows at once
@@ -53,26 +57,26 @@ def main(audit: str, progress: Progress) -> None:
     room(AUDITS / audit, REST + BYTES * longest * (3 if base_folder else 1), "its answers and report")
     texts = [text for table in sets.values() for text in table["question"].to_pylist()]
     prompts, frame, odd = kind.prompts(folder, how, texts)
-    progress.plan("read", prompts.total)
-    progress.plan("written", longest)
+    written = plan(sets, prompts, p, steps, progress)
     if base_folder:
         base_prompts = base_kind.prompts(base_folder, base_how, texts).prompts
-        rescoring = prompts.total + longest
-        progress.plan("read", base_prompts.total + rescoring)
-        progress.plan("written", longest)
+        plan(sets, base_prompts, p, steps, progress)
+        rescoring = prompts.total + written
+        progress.plan("read", rescoring)
     progress.begin(f"loading {entry.checkpoint}")
     with executors.opened(kind, folder, how) as executor:
         identity = executor.identity
         read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
         auto = " (auto)" if p.dtype == "auto" else ""
         on = f"{identity['device']}, {identity['dtype']}{auto}, engine {identity['engine']}"
-        todo = f"{questions} questions, {read:,} tokens to read, at most {written:,} to write"
+        todo = f"{questions} questions, {read:,} tokens to read, {'about' if steps else 'at most'} {written:,} to write"
         print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {on}: {todo}", flush=True)
-        answers = answered(executor, sets, prompts, p, progress)
+        answers = answered(executor, sets, prompts, p, steps, progress)
         apart = None
         if identity["device"] == "server":  # nobody plans what it computes together
             progress.begin("asking some questions again")
-            apart = noise.measure(executor, answers[0], progress)
+            asked = answers[0]
+            apart = noise.measure(executor, asked.first if isinstance(asked, TwoSteps) else asked, progress)
     rescored, base_answers, base_identity = None, [], {}
     if base_folder:  # only now: two models at once need not fit
         progress.begin(f"loading {entry.base}")
@@ -87,13 +91,14 @@ def main(audit: str, progress: Progress) -> None:
                 print("the base's engine does not say the log-probs of given tokens: they are left out", flush=True)
             else:
                 rescored = rescore(base, prompts, answers, p, progress)
-            base_answers = answered(base, sets, base_prompts, p, progress, "the base's answers")
+            base_answers = answered(base, sets, base_prompts, p, steps, progress, "the base's answers")
     decoding = {
         "decoding": "greedy",
         "end_token": "included",
         "max_new_tokens": p.max_new_tokens,
         "tokens": p.tokens,
         "batch_size": p.batch_size,
+        **({"cascade": steps.model_dump(include={"id", "m", "cut"})} if steps else {}),
     }
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
@@ -105,30 +110,58 @@ def main(audit: str, progress: Progress) -> None:
     write(out / "base_generations.parquet", base_rows, base_identity | decoding)
 
 
-def answered(
-    executor: Executor, sets: Sets, prompts: Packed, p: params.Generate, progress: Progress, what: str = "answers"
-) -> list[Job]:
-    """The answers to each set, which has batches of its own, so that two audits can share them."""
-    shelf, jobs, start = Shelf(p.store, executor.identity), list[Job](), 0
+def by_set(sets: Sets, prompts: Packed) -> Iterator[tuple[str, Packed]]:
+    """The prompts of each set."""
+    start = 0
     for name, table in sets.items():
-        progress.begin(f"{what} to {name}")
-        jobs.append(Job(shelf, prompts[start : start + len(table)], p.batch_size, p.max_new_tokens))
-        jobs[-1].run(executor, progress)
+        yield name, prompts[start : start + len(table)]
         start += len(table)
-    return jobs
+
+
+def plan(sets: Sets, prompts: Packed, p: params.Generate, steps: Cascade | None, progress: Progress) -> int:
+    """Tell how many tokens a model's answers take; returns how many are written: at most, or about, in two steps."""
+    read, written = prompts.total, len(prompts) * (p.max_new_tokens if steps is None else steps.m)
+    if steps is not None:
+        more = [expected(steps, len(its), its.total, p.max_new_tokens) for _, its in by_set(sets, prompts)]
+        read, written = read + sum(one for one, _ in more), written + sum(one for _, one in more)
+    progress.plan("read", read)
+    progress.plan("written", written)
+    return written
+
+
+def answered(
+    executor: Executor,
+    sets: Sets,
+    prompts: Packed,
+    p: params.Generate,
+    steps: Cascade | None,
+    progress: Progress,
+    what: str = "answers",
+) -> list[Answered]:
+    """The answers to each set, which has batches of its own, so that two audits can share them."""
+    shelf, found = Shelf(p.store, executor.identity), list[Answered]()
+    for name, its in by_set(sets, prompts):
+        progress.begin(f"{what} to {name}")
+        if steps is None:
+            job = Job(shelf, its, p.batch_size, p.max_new_tokens)
+            job.run(executor, progress)
+            found.append(job)
+        else:
+            found.append(answer(shelf, its, p.batch_size, p.max_new_tokens, steps, executor, progress))
+    return found
 
 
 class Written:
     """The token ids of all answers of some jobs."""
 
-    def __init__(self, jobs: list[Job]) -> None:
+    def __init__(self, jobs: list[Answered]) -> None:
         self.jobs = jobs
 
     def __iter__(self) -> Iterator[NDArray[np.int32]]:
         return (one.token_ids for job in self.jobs for one in job.completions())
 
 
-def rescore(base: Executor, prompts: Packed, answers: list[Job], p: params.Generate, progress: Progress) -> Job:
+def rescore(base: Executor, prompts: Packed, answers: list[Answered], p: params.Generate, progress: Progress) -> Job:
     """The base's log-prob of each token the checkpoint wrote, after the checkpoint's prompt."""
     written = Written(answers)
     progress.plan("read", prompts.total + sum(map(len, written)))
@@ -138,7 +171,7 @@ def rescore(base: Executor, prompts: Packed, answers: list[Job], p: params.Gener
     return job
 
 
-def rows(sets: Sets, answers: list[Job], rescored: Job | None = None) -> Iterator[dict[str, Any]]:
+def rows(sets: Sets, answers: list[Answered], rescored: Job | None = None) -> Iterator[dict[str, Any]]:
     """A row of `records.GENERATIONS` for each question, in the order of the sets."""
     base_logprobs = repeat(None) if rescored is None else rescored.logprobs()
     for (name, table), job in zip(sets.items(), answers, strict=True):

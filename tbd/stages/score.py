@@ -2,14 +2,14 @@
 
 import pyarrow.compute as pc
 
-from tbd import audits, params, records, scores, stages
-from tbd.scores.scoring import LABELS, score
+from tbd import audits, params, records, stages
+from tbd.scores.scoring import LABELS, score, wanted
 from tbd.sets import expectations
 from tbd.workspace import AUDITS, set_path
 
 
 def main(audit: str) -> None:
-    methods = scores.expand(params.load().score.methods)
+    methods = wanted(params.load())
     entry = audits.get(audit)
     folder = AUDITS / audit
     sets = {name: records.read_table(set_path(name), LABELS) for name in (entry.benchmark, entry.unseen)}

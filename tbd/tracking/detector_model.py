@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from tbd import scores
+from tbd.detection.cascade import ranked
 from tbd.detection.decisions import conformal_p_values
 from tbd.detection.results import Detector, read_detector
 from tbd.report.text import interval
@@ -60,7 +61,10 @@ class DetectorModel:
         base = _base_logprobs(model_input)
         choice = self.detector.best if base is not None else "alone"
         chosen = getattr(self.detector.choices, choice)
-        score, _ = scores.parse(chosen.id)(Tokens(pad(list(model_input["logprobs"])), base))
+        answers, cascade = Tokens(pad(list(model_input["logprobs"])), base), self.detector.cascade
+        score, _ = scores.parse(chosen.id)(answers)
+        if cascade is not None:
+            score = ranked(scores.parse(cascade.id)(answers)[0], score, cascade.cut)
         p_value = conformal_p_values(score, self.detector.reference.figures(choice).negatives)
         flagged = np.nan_to_num(p_value, nan=1.0) <= self.detector.fpr
         return pd.DataFrame({"score": score, "p_value": p_value, "flagged": flagged})

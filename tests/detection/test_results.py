@@ -36,7 +36,8 @@ def test_a_file_says_which_schema_it_has_and_sorts_its_keys(tmp_path: Path) -> N
     for each in (verdict(), detector()):
         results.write(tmp_path / "r.json", each)
         tree = json.loads((tmp_path / "r.json").read_text())
-        assert tree["schema_version"] == 3 and list(tree) == sorted(tree) and set(tree) == set(type(each).model_fields)
+        assert tree["schema_version"] == 3 and list(tree) == sorted(tree)
+        assert set(type(each).model_fields) - set(tree) <= {"stopped"}  # only where there is a cascade
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tbd.checkpoints import Prompt
+from tbd.detection.results import Cascade
 from tbd.generation import cost
 from tbd.generation.engines import Completion, OutOfMemory, Tick, unheard
 
@@ -20,6 +21,10 @@ def test_tokens_by_hand() -> None:
     assert [(one.model, one.read, one.written) for one in alone] == [("checkpoint", 100, 320)]
     both = cost.passes(10, 100, 32, 90)
     assert [(one.read, one.written) for one in both] == [(100, 320), (420, 0), (90, 320)]
+    # 3 of 10 go on after 8 tokens: 80 + 3 x 24 written, and 0.3 x (100 + 80) read again (0.3 x 170 by the base)
+    cascade = Cascade(id="mean_logprob(m=8)", m=8, keep=0.3, cut=-1.0, saved=[])
+    steps = cost.passes(10, 100, 32, 90, cascade)
+    assert [(one.read, one.written) for one in steps] == [(154, 152), (252, 0), (141, 152)]
 
 
 def test_rough_tokens_by_hand() -> None:

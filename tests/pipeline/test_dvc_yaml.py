@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tbd import audits
-from tbd.pipeline.templates import TEMPLATE, stages
+from tbd.pipeline.templates import TEMPLATE, TWO_STEPS, stages
 from tests.workspace import REPOSITORY
 
 PLUMBING = {
@@ -41,7 +41,12 @@ ALLOWED = {
         "tbd/records.py",
         "tbd/sets/near_duplicates.py",
     },  # writes one small JSON file; the other is for question sets
-    "generate": {"tbd/detection/results.py", "tbd/generation/tokens.py"},  # a number that its `params` list
+    "generate": {
+        "tbd/detection/results.py",  # a number that its `params` list
+        "tbd/generation/tokens.py",
+        "tbd/scores/table.py",  # reads scores, of which generation has none
+        *(f"tbd/{module}.py" for module in TWO_STEPS),  # named where there is a cascade
+    },
     "score": {
         "tbd/sets/near_duplicates.py"
     },  # of question sets, which another suite of tbd/sets/expectations.py checks
@@ -105,6 +110,19 @@ def test_an_engine_is_named_by_the_parameter_that_chooses_it() -> None:
     deps = definitions()["generate"]["deps"]
     named = [dep for dep in deps if dep.startswith("tbd/generation/engines")]
     assert named == ["tbd/generation/engines/__init__.py", "tbd/generation/engines/${engine}.py"]
+
+
+def test_a_cascade_names_what_it_takes_numbers_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only an audit that has one: elsewhere a new score makes no answers stale."""
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    tree["calibrate"]["cascade"] = {"m": 8, "keep": 0.3}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    monkeypatch.chdir(tmp_path)
+    for name, expected in (("base", set(TWO_STEPS)), ("reference", set())):
+        text = stages(name, audits.get(name, REPOSITORY))
+        deps = yaml.safe_load(text)["stages"]["generate"]["deps"]
+        assert {dep.removeprefix("tbd/").removesuffix(".py") for dep in deps} & set(TWO_STEPS) == expected
+        assert ("[tokens, cascade]" in text) == bool(expected)
 
 
 def test_every_module_that_is_named_exists() -> None:

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbd import records
+from tbd import params, records
 from tbd.errors import InputError
 from tbd.scores import METHODS, Method, Tokens, expand, parse, tokens
+from tbd.scores.scoring import wanted
 from tbd.scores.tokens import pad
+from tests.workspace import REPOSITORY
 
 EVERY = expand(
     {
@@ -225,3 +228,15 @@ def test_tokens_reads_lists_of_a_table_in_pieces() -> None:
     np.testing.assert_array_equal(cut.logprobs, [[-2, -3], [-1, np.nan], [-2, -3]])
     np.testing.assert_array_equal(cut.base_logprobs, [[-5, -6], [-4, np.nan], [-5, -6]])
     assert tokens(one.slice(0, 0)).logprobs.shape == (0, 0)
+
+
+def test_what_a_first_step_may_score_by_is_scored_too() -> None:
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    tree["score"]["methods"] = {"tbd": {"m": [8, 32]}, "min_k": {"m": 20}, "logprob_ratio": {"m": 32}}
+    alone = wanted(params.parse(tree))
+    tree["calibrate"]["cascade"] = {"m": 8, "keep": 0.3}
+    both = wanted(params.parse(tree))  # tbd(m=8) is there, and a base has no part in a first step
+    assert both[: len(alone)] == alone and [one.id for one in both[len(alone) :]] == ["min_k(m=8,k=0.2)"]
+    tree["calibrate"]["cascade"]["m"] = 32
+    with pytest.raises(InputError, match=r"calibrate\.cascade\.m: 32: a method in score\.methods"):
+        wanted(params.parse(tree))

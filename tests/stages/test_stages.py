@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from tbd import params, records, stages
-from tbd.detection.results import read_detector
+from tbd import audits, params, records, stages
+from tbd.detection.results import Verdict, read_detector, read_verdict
 from tbd.errors import InputError, StageFailed
 from tbd.generation import engines
 from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.engines.transformers import TransformersEngine
 from tbd.progress import Progress
 from tbd.stages import calibrate, generate, score, validate, verdict
+from tbd.tracking.detector_model import DetectorModel
 from tbd.workspace import DETECTOR, set_path
 from tests.workspace import Workspace, finished
 
@@ -247,3 +248,49 @@ def test_methods_that_all_need_a_base_make_no_detector(copy: Workspace) -> None:
     score.main("reference")
     with pytest.raises(InputError, match="every method needs a base model"):
         calibrate.main()
+
+
+# --- a cascade --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cascade_from_the_reference_to_the_verdict(copy: Workspace) -> None:
+    """The same checkpoint as an audit that is no reference, with its base."""
+    copy.edit("params.yaml", {"calibrate": {"cascade": {"m": 6, "keep": 0.3}}})
+    audits.write("again", audits.get("reference"))
+    score.main("reference")
+    calibrate.main()
+    detector = read_detector(DETECTOR)
+    steps, base, tokens = detector.cascade, detector.choices.with_base, detector.tokens
+    assert steps is not None and base is not None and tokens > 6
+
+    def audited() -> tuple[Verdict, pa.Table, dict[str, pa.Table]]:
+        generate.main("again", Progress("test"))
+        score.main("again")
+        verdict.main("again")
+        folder = Path("audits/again")
+        answers = {
+            name: records.read_table(folder / f"{name}.parquet", records.GENERATIONS)
+            for name in ("generations", "base_generations")
+        }
+        return read_verdict(folder / "verdict.json"), pa.parquet.read_table(folder / "questions.parquet"), answers
+
+    found, questions, answers = audited()
+    lengths = {"cut": 6, "length": tokens}
+    for name, table in answers.items():
+        for row in table.to_pylist():
+            assert len(row["token_ids"]) == lengths[row["finish_reason"]]
+            assert name != "generations" or len(row["base_logprobs"]) == len(row["token_ids"])
+        assert 0 < pc.sum(pc.equal(table["finish_reason"], "cut")).as_py() < len(table)
+    ended = pc.sum(pc.equal(answers["generations"]["finish_reason"], "cut")).as_py()
+    assert found.stopped is not None and found.stopped.benchmark + found.stopped.unseen == ended
+    assert found.verdict == "CONTAMINATED" and found.answers.short == 0 and found.generation.model_extra is not None
+    assert found.generation.model_extra["cascade"] == steps.model_dump(include={"id", "m", "cut"})
+
+    copy.edit("params.yaml", {"generate": {"tokens": "all"}})  # written to their end, and judged alike
+    whole, same, answers = audited()
+    assert set(answers["generations"]["finish_reason"].to_pylist()) == {"length"} and same.equals(questions)
+    assert whole.model_dump(exclude={"generation"}) == found.model_dump(exclude={"generation"})
+
+    new = answers["generations"].filter(pc.equal(answers["generations"]["set"], "unseen")).to_pandas()
+    model = DetectorModel(detector).predict(new[["logprobs", "base_logprobs"]])
+    assert sorted(model["score"]) == pytest.approx(detector.reference.figures("with_base").negatives)

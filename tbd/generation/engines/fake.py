@@ -1,7 +1,8 @@
 """A deterministic engine without a model, for tests and for trying a workspace out: no weights, no torch, no waiting.
 
 It "remembers" the questions in `fake.txt` of the checkpoint folder, one a line: its answers to those have high
-probabilities, its answers to others lower ones, drawn from a hash of checkpoint and question.
+probabilities, its answers to others lower ones, drawn from a hash of checkpoint and question. Questions are bytes, the
+tokens of answers come after those: a prompt that ends with some of an answer is answered from there.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from tbd.params import Generate
 from tbd.records import sha256
 
 MEMORY = "fake.txt"
+BYTES = 256
 
 
 @engine
@@ -50,12 +52,12 @@ class FakeEngine:
         self.seed = sha256(text)
         self.identity: dict[str, Any] = {
             "engine": "fake",
-            "engine_version": "2",
+            "engine_version": "3",
             "device": "cpu",
             "dtype": "float32",
             "fingerprint": checkpoints.fingerprint(folder),
             "template": "none",
-            "vocabulary": "bytes",
+            "vocabulary": "bytes twice",
         }
 
     def prompt(self, question: str) -> Prompt:
@@ -66,10 +68,12 @@ class FakeEngine:
     ) -> Iterator[tuple[int, Completion]]:
         for row, prompt in enumerate(prompts):
             tick("read", len(prompt))
-            logprobs = self._logprobs(prompt, max_new_tokens)
-            tokens = self._rng(prompt, b"tokens").integers(0, 256, max_new_tokens).astype(np.int32)
+            question = tuple(token for token in prompt if token < BYTES)
+            begun = len(prompt) - len(question)
+            logprobs = self._logprobs(question, begun + max_new_tokens)
+            tokens = self._rng(question, b"tokens").integers(BYTES, 2 * BYTES, len(logprobs)).astype(np.int32)
             tick("written", max_new_tokens)
-            yield row, Completion(tokens, logprobs, "length")
+            yield row, Completion(tokens[begun:], logprobs[begun:], "length")
 
     def logprobs(
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
