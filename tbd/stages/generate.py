@@ -7,17 +7,18 @@ own answers, for the exchangeability check. Without a base that file is empty.
 from collections.abc import Iterator
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from tbd import audits, checkpoints, params, records, stages
-from tbd.checkpoints import Packed, adapters
+from tbd.checkpoints import Packed, Prompted, adapters
 from tbd.detection.results import Cascade
 from tbd.errors import InputError
 from tbd.generation import engines, executors, noise
+from tbd.generation.engines import Engine
 from tbd.generation.store import Shelf
 from tbd.generation.tokens import cascade, needed
 from tbd.generation.two_steps import TwoSteps, answer, expected
@@ -35,6 +36,30 @@ Sets = dict[str, pa.Table]
 """questions by set; prompts are those of one set after the other"""
 
 
+class Model(NamedTuple):
+    """One that answers, and the questions as its prompts."""
+
+    name: str
+    """as in audit.yaml"""
+    folder: Path
+    kind: type[Engine]
+    how: params.Generate
+    """of its engine"""
+    asked: Prompted
+
+    @classmethod
+    def of(cls, name: str, pin: str | None, p: params.Generate, questions: list[str]) -> "Model":
+        """Needs no weights. Raises InputError for one that is not what was registered, or cannot be asked."""
+        folder = checkpoints.pinned(name, pin)
+        kind, how = engines.of(folder, p)
+        if adapters.is_adapter(folder) and not kind.adapts:
+            raise InputError(
+                f"{name}: an adapter (LoRA), which engine {p.engine!r} does not add to its base. Set generate.engine: "
+                "transformers, or merge the adapter into its base."
+            )
+        return cls(name, folder, kind, how, kind.prompts(folder, how, questions))
+
+
 def main(audit: str, progress: Progress) -> None:
     every = params.load()
     p, steps = needed(audit, every), cascade(audit, every)
@@ -42,56 +67,46 @@ def main(audit: str, progress: Progress) -> None:
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
     progress.begin("reading questions")  # before any weights: a template that fails shows at once
     used = [(Path(one), checkpoints.state(Path(one))) for one in (entry.checkpoint, entry.base) if one is not None]
-    folder = checkpoints.pinned(entry.checkpoint, entry.checkpoint_fingerprint)
-    base_folder = checkpoints.pinned(entry.base, entry.base_fingerprint) if entry.base is not None else None
-    kind, how = engines.of(folder, p)
-    base_kind, base_how = engines.of(base_folder, p) if base_folder else (kind, how)
-    both = (folder, kind), (base_folder, base_kind)
-    if any(one and adapters.is_adapter(one) and not its.adapts for one, its in both):
-        raise InputError(
-            f"{audit}: an adapter (LoRA), which engine {p.engine!r} does not add to its base. Set generate.engine: "
-            "transformers, or merge the adapter into its base."
-        )
-    questions = sum(map(len, sets.values()))
-    longest = questions * p.max_new_tokens
-    room(AUDITS / audit, REST + BYTES * longest * (3 if base_folder else 1), "its answers and report")
     texts = [text for table in sets.values() for text in table["question"].to_pylist()]
-    prompts, frame, odd = kind.prompts(folder, how, texts)
-    written = plan(sets, prompts, p, steps, progress)
-    if base_folder:
-        base_prompts = base_kind.prompts(base_folder, base_how, texts).prompts
-        plan(sets, base_prompts, p, steps, progress)
-        rescoring = prompts.total + written
-        progress.plan("read", rescoring)
-    progress.begin(f"loading {entry.checkpoint}")
-    with executors.opened(kind, folder, how) as executor:
+    longest = len(texts) * p.max_new_tokens
+    room(AUDITS / audit, REST + BYTES * longest * (1 if entry.base is None else 3), "its answers and report")
+    own = Model.of(entry.checkpoint, entry.checkpoint_fingerprint, p, texts)
+    written = plan(sets, own.asked.prompts, p, steps, progress)
+    base = Model.of(entry.base, entry.base_fingerprint, p, texts) if entry.base is not None else None
+    if base:
+        plan(sets, base.asked.prompts, p, steps, progress)
+        progress.plan("read", own.asked.prompts.total + written)
+    progress.begin(f"loading {own.name}")
+    with executors.opened(own.kind, own.folder, own.how) as executor:
         identity = executor.identity
-        read, written = (progress.kinds[kind].planned for kind in ("read", "written"))
+        read, most = (progress.kinds[kind].planned for kind in ("read", "written"))
         auto = " (auto)" if p.dtype == "auto" else ""
         on = f"{identity['device']}, {identity['dtype']}{auto}, engine {identity['engine']}"
-        todo = f"{questions} questions, {read:,} tokens to read, {'about' if steps else 'at most'} {written:,} to write"
-        print(f"{audit}: {entry.checkpoint}{f' and {entry.base}' if base_folder else ''} on {on}: {todo}", flush=True)
-        answers = answered(executor, sets, prompts, p, steps, progress)
+        todo = f"{len(texts)} questions, {read:,} tokens to read, {'about' if steps else 'at most'} {most:,} to write"
+        print(f"{audit}: {own.name}{f' and {base.name}' if base else ''} on {on}: {todo}", flush=True)
+        answers = answered(executor, sets, own.asked.prompts, p, steps, progress)
         apart = None
         if identity["device"] == "server":  # nobody plans what it computes together
             progress.begin("asking some questions again")
-            asked = answers[0]
-            apart = noise.measure(executor, asked.first if isinstance(asked, TwoSteps) else asked, progress)
-    rescored, base_answers, base_identity = None, [], {}
-    if base_folder:  # only now: two models at once need not fit
-        progress.begin(f"loading {entry.base}")
-        progress.plan("read", -rescoring)
-        with executors.opened(base_kind, base_folder, base_how) as base:
-            base_identity = base.identity
-            if base_kind is not kind:
+            first = answers[0]
+            apart = noise.measure(executor, first.first if isinstance(first, TwoSteps) else first, progress)
+    rescored, base_answers, base_identity = None, list[Answered](), dict[str, Any]()
+    if base:  # only now: two models at once need not fit
+        progress.begin(f"loading {base.name}")
+        progress.plan("read", -own.asked.prompts.total - written)
+        with executors.opened(base.kind, base.folder, base.how) as executor:
+            base_identity = executor.identity
+            if base.kind is not own.kind:
                 print("whether the base has the same vocabulary is not known: its log-probs are left out", flush=True)
             elif base_identity["vocabulary"] != identity["vocabulary"]:
                 print("the base has another vocabulary: its log-probs of these tokens do not exist", flush=True)
-            elif not base.rescores:
+            elif not executor.rescores:
                 print("the base's engine does not say the log-probs of given tokens: they are left out", flush=True)
             else:
-                rescored = rescore(base, prompts, answers, p, progress)
-            base_answers = answered(base, sets, base_prompts, p, steps, progress, "the base's answers")
+                rescored = rescore(executor, own.asked.prompts, answers, p, progress)
+            base_answers = answered(executor, sets, base.asked.prompts, p, steps, progress, "the base's answers")
+    for one, before in used:  # prompts, weights and fingerprint are of the same files
+        checkpoints.unchanged(one, before)
     decoding = {
         "decoding": "greedy",
         "end_token": "included",
@@ -100,14 +115,11 @@ def main(audit: str, progress: Progress) -> None:
         "batch_size": p.batch_size,
         **({"cascade": steps.model_dump(include={"id", "m", "cut"})} if steps else {}),
     }
-    for one, before in used:  # prompts, weights and fingerprint are of the same files
-        checkpoints.unchanged(one, before)
-    around = {"device_asked": p.device, "frame": frame, "odd_prompts": odd, "noise": apart}
-    out, made = AUDITS / audit, identity | decoding | around
-    made["base_fingerprint"] = base_identity.get("fingerprint")
+    around = {"device_asked": p.device, "frame": own.asked.frame, "odd_prompts": own.asked.odd, "noise": apart}
+    made = identity | decoding | around | {"base_fingerprint": base_identity.get("fingerprint")}
+    out = AUDITS / audit
     write(out / "generations.parquet", rows(sets, answers, rescored), made)
-    base_rows = rows(sets, base_answers) if base_folder else iter(())
-    write(out / "base_generations.parquet", base_rows, base_identity | decoding)
+    write(out / "base_generations.parquet", rows(sets, base_answers) if base else iter(()), base_identity | decoding)
 
 
 def by_set(sets: Sets, prompts: Packed) -> Iterator[tuple[str, Packed]]:
