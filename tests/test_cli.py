@@ -598,5 +598,9 @@ def test_a_model_that_is_only_on_a_server(tbd: Command) -> None:
         assert "recomputed, the same" in out and err.startswith(f"error: {address}: answers otherwise than when it was")
         again, changed = checks.prepare(address, "benchmark", "unseen", base, None, None)
         assert again.startswith(f"{name}-x") and changed.checkpoint != entry.checkpoint
+        templates.add(again, changed)
+        shutil.rmtree(changed.checkpoint)
+        with pytest.raises(InputError, match=r"is not here.* or ask anew: tbd check openai:org/mine@"):
+            checks.ready([name, again])
     out, err = tbd("verify", name, code=3)
     assert "recomputed, the same" in out and "no server answers" in err

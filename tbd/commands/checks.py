@@ -178,6 +178,11 @@ def ready(names: Iterable[str]) -> None:
     for name in names:
         audit = audits.get(name)
         if audit.origin is not None and not Path(audit.checkpoint).is_dir():
+            if served.is_address(audit.origin):
+                raise InputError(
+                    f"audit {name!r}: {audit.checkpoint} is not here, with what its server answered. Get it from git, "
+                    f"or ask anew: tbd check {audit.origin}."
+                )
             sources.resolve(audit.origin, audit.base)
         path = set_path(audit.unseen)
         if path.is_file():  # else the pipeline is about to make or check it out
