@@ -84,6 +84,10 @@ class Run(NamedTuple):
         return sum(len(one.token_ids) for one in self.answers)
 
 
+class Runs(dict[tuple[str, str], list[Run]]):
+    """By kind and type, a run a round."""
+
+
 def work_of(checkpoint: Path, questions: int, tokens: int | None = None, vllm: str | None = None) -> Work:
     """The first questions of the workspace's benchmark and as many unseen ones."""
     p = params.load()
@@ -223,49 +227,58 @@ def main() -> None:
     parser.add_argument("--vllm", help="the Python of an environment with vLLM, or its program `vllm`")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="default: docs")
     options = parser.parse_args()
+    environment.prepare()  # of every process that is started from here
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     work = work_of(options.checkpoint, options.questions, options.tokens, options.vllm)
-    g, prompts, vllm, device = work.generate, work.prompts, work.vllm, work.generate.device
+    device, dtype = work.generate.device, choose_dtype(work.generate.dtype, work.generate.device)
     if device == "cpu":  # of vLLM's processes
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": f"0-{psutil.cpu_count() - 1}"}
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.prepare()  # of every process that is started from here
-
-    dtype, with_vllm = choose_dtype(g.dtype, device), [SERVER, OFFLINE] if vllm else []
+    with_vllm = [SERVER, OFFLINE] if work.vllm else []
     packs = [UNPACKED] if (device, dtype) == ("cpu", "bfloat16") else []
-    kinds = [(kind, dtype) for kind in (PLAIN, OURS, *packs, *with_vllm)]
-    exact = [(kind, "float32") for kind in (OURS, *with_vllm) if (kind, dtype) != (kind, "float32")]
-    load, found = os.getloadavg()[0], [alone(roofline.rates, device, dtype)]
-    runs: dict[tuple[str, str], list[Run]] = {}
-    for number, asked in enumerate([kinds] * options.rounds + [exact], 1):
+    usual = [(kind, dtype) for kind in (PLAIN, OURS, *packs, *with_vllm)]
+    exact = [(kind, "float32") for kind in (OURS, *with_vllm) if dtype != "float32"]
+    load, rates, runs = [os.getloadavg()[0]], [alone(roofline.rates, device, dtype)], Runs()
+    for number, asked in enumerate([usual] * options.rounds + [exact], 1):
         for kind in asked:
             one = alone(run, *kind, work)
             runs.setdefault(kind, []).append(one)
             print(f"round {number}, {', '.join(kind)}: {one.tokens / one.seconds:.0f} tokens/s", flush=True)
-    found.append(alone(roofline.rates, device, dtype))
-    rates = max(one[0] for one in found), max(one[1] for one in found)
-    least = roofline.least(work.checkpoint, prompts, runs[OURS, dtype][0].tokens, g.max_new_tokens, dtype, rates)
-    told = {
-        "hardware": roofline.hardware(device),
-        "date": date.today().isoformat(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__}
-        | ({"vLLM": runs[OFFLINE, dtype][0].version} if vllm else {}),
-        "load": [load, os.getloadavg()[0]],
+    rates.append(alone(roofline.rates, device, dtype))
+    load.append(os.getloadavg()[0])
+    parts = alone(roofline.parts, work.checkpoint, work.prompts, work.generate.model_copy(update={"dtype": dtype}))
+    told = summary(work, dtype, runs, (max(one[0] for one in rates), max(one[1] for one in rates)), parts)
+    bench_page.write(options.out, told | {"date": date.today().isoformat(), "load": load})
+    print((options.out / "bench.md").read_text("utf-8"))
+
+
+def summary(
+    work: Work, dtype: str, runs: Runs, rates: tuple[float, float], parts: dict[str, list[float]]
+) -> dict[str, Any]:
+    """What the page tells. `dtype`: that of the runs that are compared for speed."""
+    g, prompts, ours = work.generate, work.prompts, runs[OURS, dtype]
+    least = roofline.least(work.checkpoint, prompts, ours[0].tokens, g.max_new_tokens, dtype, rates)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "hardware": roofline.hardware(g.device),
+        "versions": versions | ({"vLLM": runs[OFFLINE, dtype][0].version} if work.vllm else {}),
         "dtype": dtype,
         "questions": len(prompts),
         "read": sum(map(len, prompts)),
         "common": next(at for at, some in enumerate(zip(*prompts, strict=False)) if len(set(some)) > 1),
         "most": g.max_new_tokens,
         "batch_size": g.batch_size,
-        "rounds": options.rounds,
+        "rounds": len(ours),
         "rates": rates,
         "least": least,
         "rows": [row(*kind, runs, dtype, sum(least), work) for kind in runs],
-        "not_run": [] if vllm else [SERVER, OFFLINE],
-        "ratios": ratios(runs, dtype),
-        "parts": alone(roofline.parts, work.checkpoint, prompts, g.model_copy(update={"dtype": dtype})),
+        "not_run": [] if work.vllm else [SERVER, OFFLINE],
+        "ratios": {
+            f"{one} against {other}": times(runs[one, dtype], runs[other, dtype])
+            for one, other in ((OURS, UNPACKED), (SERVER, OFFLINE))
+            if (other, dtype) in runs
+        },
+        "parts": parts,
     }
-    bench_page.write(options.out, told)
-    print((options.out / "bench.md").read_text("utf-8"))
 
 
 def times(one: list[Run], other: list[Run]) -> list[float]:
@@ -273,19 +286,7 @@ def times(one: list[Run], other: list[Run]) -> list[float]:
     return [a.tokens / a.seconds * b.seconds / b.tokens for a, b in zip(one, other, strict=True)]
 
 
-def ratios(runs: dict[tuple[str, str], list[Run]], dtype: str) -> dict[str, list[float]]:
-    """Of speeds, by what is compared."""
-    pairs = ((OURS, UNPACKED), (SERVER, OFFLINE))
-    return {
-        f"{one} against {other}": times(runs[one, dtype], runs[other, dtype])
-        for one, other in pairs
-        if (other, dtype) in runs
-    }
-
-
-def row(
-    kind: str, dtype: str, runs: dict[tuple[str, str], list[Run]], usual: str, least: float, work: Work
-) -> dict[str, Any]:
+def row(kind: str, dtype: str, runs: Runs, usual: str, least: float, work: Work) -> dict[str, Any]:
     """What is told of one way: of every round, and how its numbers differ from those of float32."""
     found, exact = runs[kind, dtype], runs[OURS, "float32"][0]
     logprobs, diverged = noise.apart(exact.answers, found[0].answers)
