@@ -41,8 +41,8 @@ unit: $(READY)
 faults: $(READY)  # FAULTS_SEED and FAULTS_KILLS say which and how many; docs/reliability.md says what came of it
 	FAULTS_REPORT=1 $(BIN)/python -m pytest tests/faults -n 2 --dist worksteal
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks.generation
+bench: $(READY)  # VLLM=/path/to/python of an environment with vLLM: its rows too. Writes docs/bench.md
+	$(BIN)/python -m benchmarks.generation $(if $(VLLM),--vllm $(VLLM))
 
 $(READY): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
