@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tbd import __version__, audits
+from tbd.checkpoints.served import SERVED
 from tbd.errors import InputError
 from tbd.params import load_yaml
 from tbd.records import md5, sha256
@@ -21,6 +22,7 @@ ATTACHED = (
     "dvc.lock",
     "params.yaml",
     *(f"{AUDITS}/{name}" for name in (f"*/{audits.FILE}", "*/dvc.yaml", "*/dvc.lock", "history.jsonl")),
+    f"{SERVED}/*",
 )
 """files that a run in MLflow holds, or that every audit changes: changes in them are not changes of the code"""
 
