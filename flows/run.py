@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from flows import own_server
-from tbd import environment
+from tbd import ending, environment
 from tbd.errors import InputError, TransientFault
 from tbd.progress import Progress
 
@@ -42,7 +42,9 @@ def _start_server() -> None:
             server = SubprocessASGIServer()  # the one that flows of this process then find
             server.start()
         assert server.server_process is not None and server.port is not None
-        if not own_server.listens(psutil.Process(server.server_process.pid), server.port):
+        process = psutil.Process(server.server_process.pid)
+        ending.tie(process)
+        if not own_server.listens(process, server.port):
             raise TransientFault(f"port {server.port} is taken by a server that was not started here. Try again.")
 
 

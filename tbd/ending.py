@@ -40,6 +40,8 @@ _code: int | None = None
 """the exit code of the command, once it is known"""
 _started: set[psutil.Process] = set()
 """the descendants of this process when the signal came: one that loses its parent could not be found later"""
+_guards: "list[subprocess.Popen[bytes]]" = []
+"""one that is forgotten would end what it guards"""
 _hearing = threading.Lock()
 _out = threading.Event()
 """the command has ended by itself, apart from its processes"""
@@ -160,6 +162,28 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
+def tie(process: psutil.Process) -> None:
+    """Have a process that this one started end with it, even if it is killed: a guard waits for that."""
+    own = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path)}
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "tbd.ending", str(process.pid)],
+        env=os.environ | own,
+        stdin=subprocess.PIPE,  # closes when this process ends, however it does
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _guards.append(guard)
+
+
+def _guard(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        guarded = psutil.Process(pid)
+        sys.stdin.buffer.read()
+        for process in (guarded, *guarded.children(recursive=True)):  # psutil knows a number that was given again
+            process.kill()
+
+
 # --- parents that end without telling ---------------------------------------------------------------------------------
 
 
@@ -204,3 +228,7 @@ def with_dvc() -> None:
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _guard(int(sys.argv[1]))

@@ -271,3 +271,32 @@ sys.exit(ending.code(1))
 def test_a_command_that_is_done_does_not_wait_for_ever_for_what_does_not_close() -> None:
     done = subprocess.run([sys.executable, "-c", HANGS], cwd=REPOSITORY, timeout=SOON, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+TIES = """
+import subprocess, sys, psutil
+from tbd import ending
+server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
+ending.tie(psutil.Process(server.pid))
+print(server.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_is_tied_to_a_command_ends_with_it_even_if_it_is_killed(killed: bool) -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-c", TIES], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert command.stdin is not None and command.stdout is not None
+    server = psutil.Process(int(command.stdout.readline()))
+    assert server.is_running()
+    if killed:
+        command.kill()
+    command.stdin.close()
+    command.wait(SOON)
+    end = time.monotonic() + SOON
+    while server.is_running() and server.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    command.stdout.close()
