@@ -280,7 +280,7 @@ def hostile(folder: Path, rng: random.Random) -> None:
     for way in rng.sample(ways, rng.choice([1, 1, 2, 3])):
         try:
             way(folder)
-        except (FileNotFoundError, FileExistsError):  # another way was there before
+        except (FileNotFoundError, FileExistsError, ValueError, TypeError):  # another way was there before
             continue
 
 
