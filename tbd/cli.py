@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from tbd import environment
-from tbd.errors import InputError, StageFailed, TransientFault, fault, is_fault
+from tbd.errors import InputError, StageFailed, TransientFault, fault, is_fault, too_long
 
 if TYPE_CHECKING:
     from tbd.detection.results import Verdict
@@ -252,6 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             code = _complain(ending.WORDS, 3)
         elif is_fault(error):
             code = _complain(*_stopped(fault(error)))
+        elif wrong := too_long(error):
+            code = _complain(*_stopped(wrong))
         elif isinstance(error, Exception):
             sys.excepthook(type(error), error, error.__traceback__)
             code = 3

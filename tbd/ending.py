@@ -180,8 +180,9 @@ def _guard(pid: int) -> None:
     with suppress(psutil.NoSuchProcess):
         guarded = psutil.Process(pid)
         sys.stdin.buffer.read()
-        for process in (guarded, *guarded.children(recursive=True)):  # psutil knows a number that was given again
-            process.kill()
+        for process in (*guarded.children(recursive=True), guarded):  # psutil knows a number that was given again
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 # --- parents that end without telling ---------------------------------------------------------------------------------

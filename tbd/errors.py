@@ -85,6 +85,13 @@ def fault(error: BaseException) -> TransientFault:
     return TransientFault(f"this machine fails ({type(error).__name__}: {first_line(error)}). Nothing done is lost.")
 
 
+def too_long(error: BaseException) -> InputError | None:
+    """What to say of a name that is longer than a file's may be; None: that is not what went wrong."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{error.filename}: longer than the name of any file. Correct or shorten it.")
+    return None
+
+
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on."""
     seen: set[int] = set()

@@ -190,6 +190,12 @@ def test_check_and_distill_refuse_a_checkpoint_that_is_none(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_longer_than_any_file_has_is_refused_in_a_line(shared: Command) -> None:
+    for name in ("a" * 300, "a/" * 3000):
+        for command in (("check", name, *SETS), ("distill", "--base", name, "--set", "members", "--out", "out")):
+            assert "longer than the name of any file" in shared.refused(*command)
+
+
 def test_check_refuses_what_is_no_audit(shared: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
     def check(*arguments: Any) -> str:
         return shared.refused("check", tiny_checkpoint, *arguments)

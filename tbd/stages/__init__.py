@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tbd import ending, environment, foreign, locks, params
-from tbd.errors import TRANSIENT, InputError, StageFailed, fault, is_fault
+from tbd.errors import TRANSIENT, InputError, StageFailed, fault, is_fault, too_long
 from tbd.pipeline.markers import marked
 from tbd.progress import STUCK, Progress
 
@@ -40,6 +40,8 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
                 code, error = TRANSIENT, fault(error)
             elif isinstance(error, InputError | StageFailed):
                 code = 3 if isinstance(error, StageFailed) else 2
+            elif wrong := too_long(error):
+                code, error = 2, wrong
             else:
                 raise
             print(f"error: {foreign.plain(str(error))}", file=sys.stderr)

@@ -277,7 +277,8 @@ def hostile(folder: Path, rng: random.Random) -> None:
         lambda folder: (folder / "config.json").chmod(0),
         lambda folder: (folder / "adapter_config.json").write_text("{}"),
     ]
-    for way in rng.sample(ways, rng.choice([1, 1, 2, 3])):
+    chosen = rng.sample(ways, rng.choice([1, 1, 2, 3]))
+    for way in sorted(chosen, key=ways.index, reverse=True):  # a FIFO last: to write to one waits for ever
         try:
             way(folder)
         except (FileNotFoundError, FileExistsError, ValueError, TypeError):  # another way was there before
