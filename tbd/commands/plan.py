@@ -22,7 +22,7 @@ from tbd.detection.global_test import GlobalTest
 from tbd.detection.results import Chosen
 from tbd.errors import InputError
 from tbd.generation import cost, engines, units
-from tbd.generation.tokens import cascade, needed
+from tbd.generation.tokens import needed
 from tbd.params import Decision, Params
 from tbd.report.plan import Asked, AtTokens, Detectable, Plan, Reference, Strength
 from tbd.scores.scoring import wanted
@@ -130,8 +130,8 @@ def plan(question: Question, burst: bool) -> Plan:
     p = params.load()
     steps = None
     if DETECTOR.is_file():
-        steps = cascade(question.audit, p)
-        p = p.model_copy(update={"generate": needed(question.audit, p)})
+        generate, steps = needed(question.audit, p)
+        p = p.model_copy(update={"generate": generate})
     decision, g = p.decision, p.generate
     if question.fpr is not None:
         decision = decision.model_copy(update={"fpr": question.fpr})

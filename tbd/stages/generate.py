@@ -20,7 +20,7 @@ from tbd.errors import InputError
 from tbd.generation import engines, executors, noise
 from tbd.generation.engines import Engine
 from tbd.generation.store import Shelf
-from tbd.generation.tokens import cascade, needed
+from tbd.generation.tokens import needed
 from tbd.generation.two_steps import TwoSteps, answer, expected
 from tbd.generation.units import Executor, Job
 from tbd.progress import Progress
@@ -61,8 +61,7 @@ class Model(NamedTuple):
 
 
 def main(audit: str, progress: Progress) -> None:
-    every = params.load()
-    p, steps = needed(audit, every), cascade(audit, every)
+    p, steps = needed(audit, params.load())
     entry = audits.get(audit)
     sets = {name: records.read_table(set_path(name), records.QUESTIONS) for name in (entry.benchmark, entry.unseen)}
     progress.begin("reading questions")  # before any weights: a template that fails shows at once
