@@ -24,7 +24,7 @@ FAULT = re.compile(
             r"\b(CUDA|HIP|MPS|NVML|NCCL|cuDNN|CUDNN|cuBLAS|CUBLAS)[\w ]* (error|out of memory)",
             r"No (CUDA|HIP) GPUs are available|Found no NVIDIA driver",
             "can't start new thread|can't allocate memory|unable to allocate|std::bad_alloc",
-            "database or disk is full|disk I/O error",
+            "database or disk is full|disk I/O error|No possible cache link types",
         ]
     ),
     re.IGNORECASE,

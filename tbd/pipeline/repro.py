@@ -18,6 +18,7 @@ from tbd.ending import end_group
 from tbd.errors import FAULT, TRANSIENT, InputError, StageFailed, TransientFault
 from tbd.locks import Say
 from tbd.pipeline import workspace_lock
+from tbd.pipeline.lock_file import target
 from tbd.pipeline.markers import BEGIN, END
 from tbd.workspace import AUDITS, STATE
 
@@ -141,7 +142,9 @@ class Repro:
         if code := self._end():
             if not came or self._exit != 0:
                 raise _failure(stage, lines, self._exit if came else None, code)
-            self._failed = _failure(None, lines, self._exit, code)
+            # what DVC says of this same stage after its end is about keeping its results: the machine's, in any words
+            own = any(f"failed to reproduce '{target(stage)}'" in line for line in lines)
+            self._failed = _failure(None, lines, TRANSIENT if own else self._exit, code)
 
     def _start(self) -> None:
         for file in (Path("dvc.lock"), *AUDITS.glob("*/dvc.lock")):

@@ -226,6 +226,10 @@ def test_what_is_written_on_a_full_disk(
 def test_a_clock_that_jumps(command: str, days: int, tmp_path: Path, rng: random.Random, tried: Tried) -> None:
     workspace, seconds = begun(tmp_path / "workspace"), undisturbed(command)[1]
     at = time.monotonic() + rng.uniform(0.1, 0.9) * seconds
-    ends(workspace, command, **preloaded(CLOCK_AT=at, CLOCK_BY=days * DAY))
+    jump = preloaded(CLOCK_AT=at, CLOCK_BY=days * DAY)
+    if days < 0 and command == "watch":  # what changed in the future may be changing still, for one look
+        ends(workspace, command, **jump)
+        time.sleep(1.0)
+    ends(workspace, command, **jump)
     as_undisturbed(workspace, command)
     tried(f"the clock jumps by {days:+d} day during `tbd {command}`", 1, "it goes on as if nothing had happened")

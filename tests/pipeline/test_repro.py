@@ -179,6 +179,18 @@ def test_a_failing_stage_has_the_last_word(small: Workspace, code: str, message:
     assert failure.value.bad_input is bad_input
 
 
+def test_a_disk_that_fails_dvc_after_the_stage_is_a_passing_fault(small: Workspace) -> None:
+    """Whatever DVC then says: that no kind of link to its cache is possible, for one."""
+    second(
+        small,
+        "open('two.txt', 'w').write('two'); import shutil; shutil.rmtree('.dvc/cache')\n"
+        "open('.dvc/cache', 'w').close()",
+    )
+    with pytest.raises(StageFailed, match="failed to reproduce 'second'") as failure:
+        repro("second")
+    assert failure.value.transient and not failure.value.bad_input
+
+
 @pytest.mark.parametrize("left", [0, 40, -9])
 def test_a_dvc_lock_that_a_kill_cut_off_is_made_anew(small: Workspace, left: int, capfd: pytest.CaptureFixture) -> None:
     """DVC writes it in place, and refuses one that it cannot read."""
