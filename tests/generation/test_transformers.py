@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +114,33 @@ def test_short_answers_are_the_heads_of_long_ones(tiny_checkpoint: Path, prompts
     engine = TransformersEngine(tiny_checkpoint, "cpu", dtype)
     for long, short in zip(answers(engine, prompts), answers(engine, prompts, 3), strict=True):
         assert np.array_equal(long.token_ids[:3], short.token_ids) and np.array_equal(long.logprobs[:3], short.logprobs)
+
+
+def test_what_prompts_begin_with_is_read_once(
+    engine: TransformersEngine, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives what each prompt alone gives, however much of the beginning a shorter one's padding leaves room for."""
+    head = "A train needs 40 minutes for 60 km; how fast does it go?"
+    questions = [head + "".join(QUESTIONS[:4]), head, head + QUESTIONS[0], head + " Hm?", *[head] * 5]
+    prompts = make_prompts(tiny_checkpoint, questions, NEW, "text").prompts
+    begin = len(make_prompts(tiny_checkpoint, [head], NEW, "text").prompts[0]) - 3  # less the turn's end
+    alone = [answers(engine, [prompt])[0] for prompt in prompts]
+    tokens: list[int] = []
+    forward = engine.model.forward
+
+    def counted(*args: Any, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        tokens.append(input_ids.numel())
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(engine.model, "forward", counted)
+    together = answers(engine, prompts, 1)
+    longest = max(map(len, prompts))
+    assert sum(tokens) <= begin + len(prompts) * (longest - begin + 2)
+    together, rescored = answers(engine, prompts), engine.logprobs(prompts, [each.token_ids for each in alone])
+    for one, two, again in zip(alone, together, rescored, strict=True):
+        np.testing.assert_array_equal(one.token_ids, two.token_ids)
+        np.testing.assert_allclose(one.logprobs, two.logprobs, atol=1e-4)
+        np.testing.assert_allclose(one.logprobs, again, atol=1e-4)
 
 
 def test_padding_changes_nothing(engine: TransformersEngine, prompts: list[Prompt], together: list[Completion]) -> None:
@@ -250,13 +278,14 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.parametrize("begin", ["apart", "alike"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_other_architectures(
-    make_checkpoint: Callable[..., Path], tmp_path: Path, prompts: list[Prompt], architecture: str
+    make_checkpoint: Callable[..., Path], tmp_path: Path, prompts: list[Prompt], architecture: str, begin: str
 ) -> None:
     folder = make_checkpoint(tmp_path / "c", architecture=architecture, **ARCHITECTURES[architecture])
     engine, model = TransformersEngine(folder, "cpu", "float32"), plain_model(folder)
-    prompts = prompts[:4]
+    prompts = prompts[:4] if begin == "apart" else [(*prompts[0][:16], *prompt) for prompt in prompts[:4]]
     found = answers(engine, prompts, 8)
     rescored = engine.logprobs(prompts, [completion.token_ids for completion in found])
     for prompt, completion, again in zip(prompts, found, rescored, strict=True):

@@ -1,12 +1,13 @@
 """The default engine: a Hugging Face model on CPU or GPU.
 
 A small loop over the model's own forward. Unlike `model.generate(output_scores=True)`, it keeps one log-prob a step
-rather than the whole vocabulary's, writes keys and values into a cache that is allocated once, reads eight prompts at a
-time, and drops rows that have ended.
+rather than the whole vocabulary's, writes keys and values into a cache that is allocated once, reads what all prompts
+of a batch begin with once and the rest of eight prompts at a time, and drops rows that have ended.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unhear
 from tbd.params import Generate
 
 PREFILL_ROWS = 8
+LOOP = 2
+"""version of this loop, raised with a change that gives other bits: older answers are not taken for its own"""
 
 
 class Rows(CacheLayerMixin):  # type: ignore[misc]
@@ -58,6 +61,16 @@ class Rows(CacheLayerMixin):  # type: ignore[misc]
     def keep(self, rows: torch.Tensor) -> None:
         self.keys, self.values = self.keys[rows], self.values[rows]
         self.window = slice(0, len(rows))
+
+    def spread(self, starts: torch.Tensor) -> None:
+        """Copy what was read into one row to all of them, each from the column where it starts: (batch,).
+
+        What has no room left of column `filled` is read with the rest of its row.
+        """
+        column = torch.arange(self.filled, device=self.keys.device)
+        source = (column - starts[:, None]).clamp(min=0)  # (batch, filled); left of a row's start is never looked at
+        for states in (self.keys, self.values):
+            states[:, :, : self.filled] = states[self.window.start][:, source].transpose(0, 1)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.filled + query_length, 0
@@ -131,7 +144,7 @@ class TransformersEngine:
         self.ends = _end_tokens(self.model, self.tokenizer)
         self.identity: dict[str, Any] = {
             "engine": "transformers",
-            "engine_version": transformers.__version__,
+            "engine_version": f"{transformers.__version__}+tbd{LOOP}",
             "torch_version": torch.__version__,
             "device": torch.device(self.device).type,
             "dtype": dtype,
@@ -150,11 +163,11 @@ class TransformersEngine:
     def _generate(self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick) -> Iterator[tuple[int, Completion]]:
         ids, mask = self._pad_left(prompts)
         batch, width = ids.shape
-        layers = [Rows(batch, width + max_new_tokens) for _ in range(self.text_config.num_hidden_layers)]
+        layers = self._layers(batch, width + max_new_tokens)
         cache = Cache(layers=[*layers])
+        position = mask.sum(1, keepdim=True)  # of the next token
+        logits = torch.cat([found[:, -1] for found in self._read(ids, mask, _common(prompts), 1, layers, tick)])
         mask = torch.cat([mask, mask.new_ones(batch, max_new_tokens)], 1)  # new tokens are never padding
-        position = mask[:, :width].sum(1, keepdim=True)  # of the next token
-        logits = self._prefill(ids, mask[:, :width], cache, layers, tick)
         rows = list(range(batch))  # row of the running batch -> index in `prompts`
         tokens = np.empty((batch, max_new_tokens), np.int32)
         logprobs = np.empty((batch, max_new_tokens), np.float32)
@@ -188,27 +201,43 @@ class TransformersEngine:
             ).logits[:, -1]
             position = position + 1
 
-    def _prefill(
-        self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, layers: list[Rows], tick: Tick
-    ) -> torch.Tensor:
-        """Read the prompts into the cache a few rows at a time; logits (batch, vocabulary) for the first new token."""
-        logits = []
-        for start in range(0, len(ids), PREFILL_ROWS):
-            window = slice(start, min(start + PREFILL_ROWS, len(ids)))
+    def _layers(self, batch: int, length: int) -> list[Rows]:
+        return [Rows(batch, length) for _ in range(self.text_config.num_hidden_layers)]
+
+    def _read(
+        self, ids: torch.Tensor, mask: torch.Tensor, common: int, keep: int, layers: list[Rows], tick: Tick
+    ) -> Iterator[torch.Tensor]:
+        """Read sequences into the cache: the `common` tokens that all begin with once, the rest a few rows at a time.
+
+        Yields the logits (rows, keep, vocabulary) of the last columns of those rows.
+        """
+        cache, starts = Cache(layers=[*layers]), ids.shape[1] - mask.sum(1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+        def forward(rows: slice, columns: slice) -> torch.Tensor:
             for layer in layers:
-                layer.filled, layer.window = 0, window
-            logits.append(
-                self._read(ids[window], mask[window], past_key_values=cache, use_cache=True, logits_to_keep=1)[:, -1]
-            )
-            tick("read", int(mask[window].sum()))
+                layer.filled, layer.window = columns.start, rows
+            logits: torch.Tensor = self.model(
+                input_ids=ids[rows, columns],
+                attention_mask=mask[rows, : columns.stop],
+                position_ids=positions[rows, columns],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits
+            return logits
+
+        if common:
+            longest = int(starts.argmin())
+            forward(slice(longest, longest + 1), slice(0, common))
+            for layer in layers:
+                layer.spread(starts)
+        for start in range(0, len(ids), PREFILL_ROWS):
+            rows = slice(start, min(start + PREFILL_ROWS, len(ids)))
+            yield forward(rows, slice(common, ids.shape[1]))
+            tick("read", int(mask[rows].sum()))
         for layer in layers:
             layer.window = slice(0, len(ids))
-        return torch.cat(logits)
-
-    def _read(self, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **kwargs).logits
-        return logits
 
     def _pad_left(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, longest) ids and mask, padded on the left so that every row ends in the same column."""
@@ -227,17 +256,20 @@ class TransformersEngine:
         with _out_of_memory():
             ids, mask = self._pad_left([[*p, *a.tolist()] for p, a in zip(prompts, answers, strict=True)])
             keep = max(map(len, answers)) + 1
+            few = self._read(ids, mask, _common(prompts), keep, self._layers(*ids.shape), tick)
             found = []
-            for start in range(0, len(ids), PREFILL_ROWS):  # a few rows at a time: the vocabulary is wide
-                window = slice(start, start + PREFILL_ROWS)
-                logits = self._read(ids[window], mask[window], use_cache=False, logits_to_keep=keep)[:, :-1]
-                for row, answer in enumerate(answers[window]):
-                    n = len(answer)
-                    raw = logits[row, logits.shape[1] - n :].float()
-                    taken = raw.gather(1, ids[start + row, ids.shape[1] - n :, None])[:, 0]
-                    found.append((taken - raw.logsumexp(-1)).cpu().numpy())
-                tick("read", int(mask[window].sum()))
+            for logits, row, answer in zip((row[:-1] for rows in few for row in rows), ids, answers, strict=True):
+                n = len(answer)
+                raw = logits[len(logits) - n :].float()
+                taken = raw.gather(1, row[len(row) - n :, None])[:, 0]
+                found.append((taken - raw.logsumexp(-1)).cpu().numpy())
             return found
+
+
+def _common(prompts: Sequence[Prompt]) -> int:
+    """The number of tokens that all begin with; 0 for one alone, and always less than the shortest has."""
+    same = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
+    return min(same, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
 
 
 @contextmanager
