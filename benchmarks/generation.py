@@ -46,7 +46,7 @@ from tbd.workspace import set_path
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = Path("checkpoints/reference")
 PLAIN_BATCH = 16
-PLAIN, OURS, UNPACKED = "plain script", "transformers", "transformers, weights not packed"
+PLAIN, OURS, APART = "plain script", "transformers", "transformers, each prompt read whole"
 SERVER, OFFLINE = "openai (vLLM)", "vLLM offline"
 
 
@@ -153,7 +153,8 @@ def run(kind: str, dtype: str, work: Work) -> Run:
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
     start = time.perf_counter()
-    answers = answer()
+    with mock.patch.object(engine_module, "_common", return_value=0) if kind == APART else nullcontext():
+        answers = answer()
     seconds = time.perf_counter() - start
     judge(answers, work)
     verdict, loaded, above = time.perf_counter() - start, memory.start, memory.above()
@@ -179,8 +180,7 @@ def opened(kind: str, dtype: str, work: Work) -> tuple[Callable[[], list[Complet
         )
         command += " --disable-uvicorn-access-log" + " --enforce-eager" * _eager(work)
         p = p.model_copy(update={"engine": "openai", "server": Server(command=command)})
-    with mock.patch.object(engine_module, "pack") if kind == UNPACKED else nullcontext():
-        engine = engines.find(p.engine).open(work.checkpoint, p)
+    engine = engines.find(p.engine).open(work.checkpoint, p)
     return lambda: ours(engine, work.prompts, p), engine.identity["engine_version"]
 
 
@@ -234,8 +234,7 @@ def main() -> None:
     if device == "cpu":  # of vLLM's processes
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": f"0-{psutil.cpu_count() - 1}"}
     with_vllm = [SERVER, OFFLINE] if work.vllm else []
-    packs = [UNPACKED] if (device, dtype) == ("cpu", "bfloat16") else []
-    usual = [(kind, dtype) for kind in (PLAIN, OURS, *packs, *with_vllm)]
+    usual = [(kind, dtype) for kind in (PLAIN, OURS, APART, *with_vllm)]
     exact = [(kind, "float32") for kind in (OURS, *with_vllm) if dtype != "float32"]
     load, rates, runs = [os.getloadavg()[0]], [alone(roofline.rates, device, dtype)], Runs()
     for number, asked in enumerate([usual] * options.rounds + [exact], 1):
@@ -274,7 +273,7 @@ def summary(
         "not_run": [] if work.vllm else [SERVER, OFFLINE],
         "ratios": {
             f"{one} against {other}": times(runs[one, dtype], runs[other, dtype])
-            for one, other in ((OURS, UNPACKED), (SERVER, OFFLINE))
+            for one, other in ((OURS, APART), (SERVER, OFFLINE))
             if (other, dtype) in runs
         },
         "parts": parts,

@@ -14,7 +14,7 @@ from tbd import records
 from tbd.checkpoints import Prompt
 from tbd.generation import cost, units
 from tbd.generation.cost import BYTES, Hardware, Model, Pass
-from tbd.generation.engines.transformers import PackedLinear, TransformersEngine
+from tbd.generation.engines.transformers import TransformersEngine
 from tbd.params import Generate
 
 SECONDS = 2.0
@@ -111,7 +111,7 @@ def parts(checkpoint: Path, prompts: list[Prompt], p: Generate) -> dict[str, lis
     for name, module in engine.model.named_modules():
         if module is head:
             part = PARTS[2]
-        elif isinstance(module, torch.nn.Linear | PackedLinear):
+        elif isinstance(module, torch.nn.Linear):
             part = PARTS[0]
         elif name.endswith("attn"):
             part = PARTS[1]

@@ -20,7 +20,7 @@ from tbd.checkpoints.loading import choose_device, load_model
 from tbd.checkpoints.prompting import prompts as make_prompts
 from tbd.errors import InputError
 from tbd.generation.engines import Completion, OutOfMemory, Prompt
-from tbd.generation.engines.transformers import PackedLinear, TransformersEngine, pack
+from tbd.generation.engines.transformers import TransformersEngine
 
 pytestmark = pytest.mark.slow
 NEW = 24
@@ -302,34 +302,6 @@ def test_other_architectures(
 def test_a_model_with_a_recurrent_state_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="recurrent state"):
         TransformersEngine(make_checkpoint(tmp_path / "c", architecture="mamba"), "cpu", "float32")
-
-
-# -- bf16 and the packed layers
-
-
-def test_packed_layers_give_what_plain_bf16_gives(tiny_checkpoint: Path, prompts: list[Prompt]) -> None:
-    plain = TransformersEngine(tiny_checkpoint, "cpu", "float32")
-    plain.model.to(torch.bfloat16)
-    packed = TransformersEngine(tiny_checkpoint, "cpu", "bfloat16")
-    if not any(isinstance(module, PackedLinear) for module in packed.model.modules()):
-        pytest.skip("this CPU or build of torch packs nothing")
-    assert not any(type(module) is torch.nn.Linear for module in packed.model.modules())
-    tokens = [completion.token_ids for completion in answers(packed, prompts)]
-    for one, two in zip(packed.logprobs(prompts, tokens), plain.logprobs(prompts, tokens), strict=True):
-        np.testing.assert_allclose(one, two, atol=0.2)  # 8 bits of mantissa on logits of about 10
-        assert abs(one - two).mean() < 0.03
-
-
-def test_packing_keeps_a_bias() -> None:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False))).to(
-        torch.bfloat16
-    )
-    x = torch.randn(3, 16, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        expected = model(x)
-        pack(model)
-        torch.testing.assert_close(model(x), expected, atol=0.02, rtol=0.02)
 
 
 def test_bf16_generation_stays_near_fp32(tiny_checkpoint: Path, prompts: list[Prompt]) -> None:

@@ -82,35 +82,6 @@ class Rows(CacheLayerMixin):  # type: ignore[misc]
         return self.length
 
 
-class PackedLinear(torch.nn.Module):
-    """A linear layer whose bfloat16 weight is laid out for oneDNN once rather than at every call.
-
-    Measured by `python -m benchmarks.generation --questions 64 --rounds 2` on two cores: 1.10 times the tokens a second
-    (1.08 to 1.13), prompts included. The plain weight is freed, so it takes no more memory.
-    """
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        self.bias = linear.bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
-        return output
-
-
-def pack(model: torch.nn.Module) -> None:
-    """Replace the linear layers of a bfloat16 model on CPU by packed ones, if this build of torch and this CPU can."""
-    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not (built and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        return
-    for name, child in model.named_children():
-        if type(child) is torch.nn.Linear:
-            setattr(model, name, PackedLinear(child))
-        else:
-            pack(child)
-
-
 @engine
 class TransformersEngine:
     """See `tbd.generation.engines.Engine`."""
@@ -138,8 +109,6 @@ class TransformersEngine:
         dtype = choose_dtype(dtype, self.device)
         self.tokenizer = load_tokenizer(folder)
         self.model = load_model(folder, self.device, getattr(torch, dtype))
-        if self.device == "cpu" and dtype == "bfloat16":
-            pack(self.model)
         self.text_config = self.model.config.get_text_config()
         self.ends = _end_tokens(self.model, self.tokenizer)
         self.identity: dict[str, Any] = {
