@@ -37,7 +37,8 @@ Written by `make bench` (`python -m benchmarks.generation`), which runs every wa
 each time in a process of its own. What it means: [results.md](results.md#generation).
 
 - *plain script*: `model.generate(output_scores=True)`, batches of 16, left padding. *vLLM offline*: `LLM.generate` on
-  token ids, in a process of vLLM's own; *openai*: its server, started and asked by tbd with the same options.
+  token ids, in a process of vLLM's own; *openai*: its server, started and asked by tbd with the same options. *each
+  prompt read whole*: without reading once what all prompts of a batch begin with.
 - *tokens/s*: of all answers, from prompts in memory to token ids and log-probs, with the model loaded; the median of
   the rounds. *times the plain script*: within a round; the median, and the lowest and highest round.
 - *seconds to all verdicts*: the same, and then a score of every question and a p-value of each of the benchmark's.

@@ -38,13 +38,11 @@ def _start_server() -> None:
             auth = own_server.password()
             os.environ |= own_server.closed(auth, NOBODY) | {"PREFECT_API_AUTH_STRING": auth}
             refresh_global_settings_context()
-        with Progress("Prefect's temporary server"):
+        with Progress("Prefect's temporary server"), ending.tied():
             server = SubprocessASGIServer()  # the one that flows of this process then find
             server.start()
         assert server.server_process is not None and server.port is not None
-        process = psutil.Process(server.server_process.pid)
-        ending.tie(process)
-        if not own_server.listens(process, server.port):
+        if not own_server.listens(psutil.Process(server.server_process.pid), server.port):
             raise TransientFault(f"port {server.port} is taken by a server that was not started here. Try again.")
 
 

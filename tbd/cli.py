@@ -643,7 +643,8 @@ def _ui(options: argparse.Namespace) -> int:
     ]
     root = artifact_root(address)
     command += ["--artifacts-destination", str(root)] if root else []
-    server = subprocess.Popen(command, start_new_session=True)  # its workers are told by us, and once
+    with ending.tied():
+        server = subprocess.Popen(command, start_new_session=True)  # its workers are told by us, and once
     try:
         return server.wait()
     except KeyboardInterrupt:

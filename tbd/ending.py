@@ -9,14 +9,15 @@ does a command whose work is done wait for ever for what does not close.
 import atexit
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ _started: set[psutil.Process] = set()
 """the descendants of this process when the signal came: one that loses its parent could not be found later"""
 _guards: "list[subprocess.Popen[bytes]]" = []
 """one that is forgotten would end what it guards"""
+MARK = "TBD_ENDS_WITH"
+"""in the environment of what ends with this process"""
 _hearing = threading.Lock()
 _out = threading.Event()
 """the command has ended by itself, apart from its processes"""
@@ -162,11 +165,17 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def tie(process: psutil.Process) -> None:
-    """Have a process that this one started end with it, even if it is killed: a guard waits for that."""
+@contextmanager
+def tied() -> Iterator[None]:
+    """Have what is started meanwhile end with this process, even if that is killed: a guard waits for it.
+
+    It knows them by a mark in their environment, so it need not be told of each: this process may be killed before it
+    could.
+    """
+    mark = secrets.token_hex(16)
     own = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path)}
     guard = subprocess.Popen(
-        [sys.executable, "-m", "tbd.ending", str(process.pid)],
+        [sys.executable, "-m", "tbd.ending", mark],
         env=os.environ | own,
         stdin=subprocess.PIPE,  # closes when this process ends, however it does
         stdout=subprocess.DEVNULL,
@@ -174,14 +183,18 @@ def tie(process: psutil.Process) -> None:
         start_new_session=True,
     )
     _guards.append(guard)
+    os.environ[MARK] = mark
+    try:
+        yield
+    finally:
+        del os.environ[MARK]
 
 
-def _guard(pid: int) -> None:
-    with suppress(psutil.NoSuchProcess):
-        guarded = psutil.Process(pid)
-        sys.stdin.buffer.read()
-        for process in (*guarded.children(recursive=True), guarded):  # psutil knows a number that was given again
-            with suppress(psutil.NoSuchProcess):
+def _guard(mark: str) -> None:
+    sys.stdin.buffer.read()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == mark:
                 process.kill()
 
 
@@ -232,4 +245,4 @@ def with_dvc() -> None:
 
 
 if __name__ == "__main__":
-    _guard(int(sys.argv[1]))
+    _guard(sys.argv[1])

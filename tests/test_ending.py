@@ -244,6 +244,9 @@ def test_calibrate(workspace: Workspace, start: Callable[..., Started]) -> None:
     first = start(workspace, *TBD, "calibrate")
     first.runs("prefect.server.api.server:create_app")
     assert first.end(HUP) == 129
+    killed = start(workspace, *TBD, "calibrate")
+    killed.runs("prefect.server.api.server:create_app")
+    assert killed.end(signal.SIGKILL) == -9
     second = start(workspace, *TBD, "calibrate")
     second.runs("tbd.stages.calibrate")
     assert second.end(TERM, group=True) == 143
@@ -274,23 +277,39 @@ def test_a_command_that_is_done_does_not_wait_for_ever_for_what_does_not_close()
 
 
 TIES = """
-import subprocess, sys, psutil
+import subprocess, sys
+from contextlib import ExitStack
 from tbd import ending
-server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.DEVNULL)
-ending.tie(psutil.Process(server.pid))
-print(server.pid, flush=True)
+
+def start():
+    code = [sys.executable, "-c", "import time; time.sleep(600)"]
+    print(subprocess.Popen(code, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).pid, flush=True)
+
+with ExitStack() as stack:
+    stack.enter_context(ending.tied())
+    start()
+    if sys.argv[1] == "started":
+        stack.close()
+    sys.stdin.read(1)
+start()
 sys.stdin.read()
 """
 
 
+@pytest.mark.parametrize("when", ["starting", "started"])
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_is_tied_to_a_command_ends_with_it_even_if_it_is_killed(killed: bool) -> None:
+def test_what_is_tied_to_a_command_ends_with_it_even_if_it_is_killed(killed: bool, when: str) -> None:
+    """And what it starts later does not."""
     command = subprocess.Popen(
-        [sys.executable, "-c", TIES], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", TIES, when], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert command.stdin is not None and command.stdout is not None
-    server = psutil.Process(int(command.stdout.readline()))
+    server, other = psutil.Process(int(command.stdout.readline())), None
     assert server.is_running()
+    if when == "started":
+        command.stdin.write(b".")
+        command.stdin.flush()
+        other = psutil.Process(int(command.stdout.readline()))
     if killed:
         command.kill()
     command.stdin.close()
@@ -300,3 +319,6 @@ def test_what_is_tied_to_a_command_ends_with_it_even_if_it_is_killed(killed: boo
         assert time.monotonic() < end
         time.sleep(0.05)
     command.stdout.close()
+    if other is not None:
+        assert other.is_running()
+        other.kill()

@@ -5,11 +5,13 @@ Whatever transformers finds wrong with a user's files becomes an error of one li
 
 import re
 import warnings
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import joblib
+import psutil
 import torch
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import (
@@ -212,6 +214,17 @@ def _native_bfloat16(kind: str) -> bool:
         able = any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
         return able and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return False
+
+
+def free_memory(device: str) -> int:
+    """Bytes: of the GPU, or of the main memory that a container's limit leaves too."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free, group = psutil.virtual_memory().available, Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such limit
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used))
+    return int(free)
 
 
 def available_threads() -> int:

@@ -275,13 +275,17 @@ def _no_evidence(reference: Reference, measured: Strength, benchmark: Asked, uns
 
 def _memory(role: cost.Role, folder: Path, prompts: Packed, split: int, p: Params) -> cost.Memory:
     """`split`: so many prompts are the benchmark's, the others unseen; batches are planned for each set by itself."""
+    from tbd.checkpoints.loading import choose_device, free_memory  # seconds
+
     config = json.loads((folder / "config.json").read_text("utf-8"))
     batches = [
         (len(rows), max(len(some[row]) for row in rows) + p.generate.max_new_tokens)
         for some in (prompts[:split], prompts[split:])
         for rows in units.plan(some, p.generate.batch_size)
     ]
-    return cost.memory(role, cost.parameters(folder), _dtype(p), config, batches)
+    own = p.generate.engine == "transformers"  # a server makes its own batches, on its own machine
+    free = free_memory(choose_device(p.generate.device)) if own else None
+    return cost.memory(role, cost.parameters(folder), _dtype(p), config, batches, free)
 
 
 def _dtype(p: Params) -> str:

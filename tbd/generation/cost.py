@@ -57,6 +57,9 @@ class Memory(Result):
     """bytes"""
     cache: int | None
     """bytes of keys and values of the largest batch; None: not known without config.json"""
+    room: int | None
+    """answers at a time, as long as the longest, that the device has memory left for beside the weights: what
+    `generate.batch_size` may be; None: not known"""
 
 
 class Speed(Result):
@@ -128,15 +131,24 @@ def memory(
     dtype: str,
     config: dict[str, Any] | None = None,
     batches: Sequence[tuple[int, int]] = (),
+    free: int | None = None,
 ) -> Memory:
-    """`batches`: rows and tokens (prompt and answer) of each. Without `config`, keys and values are not known."""
+    """`batches`: rows and tokens (prompt and answer) of each. Without `config`, keys and values are not known.
+
+    `free`: bytes that the device has left.
+    """
     caches = [cache_bytes(config, rows, length, dtype) for rows, length in batches] if config else []
+    room, token = None, cache_bytes(config, 1, 1, dtype) if config else None
+    if token is not None and free is not None and batches:
+        on, weights = Hardware(1, free, 0.0, 0.0), Model(parameters, parameters, token, BYTES[dtype])
+        room = at_a_time(weights, on, max(length for _, length in batches), sum(rows for rows, _ in batches))
     return Memory(
         model=model,
         parameters=parameters,
         dtype=dtype,
         weights=parameters * BYTES[dtype],
         cache=max((one for one in caches if one is not None), default=None),
+        room=room,
     )
 
 

@@ -156,6 +156,15 @@ def seen(plan: Plan) -> list[dict[str, str]]:
     ]
 
 
+def room(memory: Memory) -> str:
+    """How many answers there is memory for, in words."""
+    if memory.room is None:
+        return ""
+    if memory.room == 0:
+        return ". This machine has not that much memory left"
+    return f". This machine has memory left for {memory.room:,} answers at a time (generate.batch_size)"
+
+
 def costs(plan: Plan) -> list[tuple[str, str]]:
     """What it costs, a line each."""
     rough = "about " if plan.rough else ""
@@ -167,7 +176,7 @@ def costs(plan: Plan) -> list[tuple[str, str]]:
         (
             f"memory of the {one.model}",
             f"{size(one.weights)} weights ({one.parameters:,} parameters, {one.dtype}), "
-            f"keys and values {size(one.cache)}; an estimate",
+            f"keys and values {size(one.cache)}; an estimate{room(one)}",
         )
         for one in plan.memory
     ]

@@ -64,7 +64,16 @@ def test_keys_and_values_by_hand() -> None:
 def test_memory_is_of_the_largest_batch() -> None:
     found = cost.memory("checkpoint", 7_000_000_000, "bfloat16", SMOLLM, [(64, 100), (32, 300)])
     assert found.weights == 14_000_000_000 and found.cache == 11_520 * 32 * 300 * 2
-    assert cost.memory("base", 10, "float32").cache is None
+    assert found.room is None and cost.memory("base", 10, "float32").cache is None
+
+
+def test_memory_that_is_left_says_how_large_a_batch_may_be() -> None:
+    def room(free: int) -> int | None:
+        return cost.memory("checkpoint", 10**9, "bfloat16", SMOLLM, [(64, 100), (32, 300)], free).room
+
+    # 2 GB of weights; an answer of 300 tokens takes 11,520 x 2 x 300 = 6.9 MB; nine tenths of the memory are used
+    assert room(3 * 10**9) == 96  # 700 MB have room for 101, and there are no more questions
+    assert room(2_500_000_000) == 36 and room(2 * 10**9) == 0
 
 
 def test_parameters_are_counted_from_the_headers(tmp_path: Path) -> None:

@@ -54,6 +54,17 @@ def test_the_table_says_what_is_seen_and_what_it_costs() -> None:
     assert "time on this machine 1:02:45 at most, by the speed measured just now" in lines
 
 
+def test_how_many_answers_there_is_memory_for() -> None:
+    for free, said in (
+        (None, "estimate"),
+        (15 * 10**9, "has not that much memory left"),
+        (20 * 10**9, "for 59 answers"),
+    ):
+        config = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 576}
+        found = cost.memory("checkpoint", 7_000_000_000, "bfloat16", config, [(64, 2900)], free)
+        assert any(said in line for line in page.table(plan(memory=[found])).splitlines()), found
+
+
 def test_what_is_not_known_is_said() -> None:
     said = page.table(plan(reference=None, no_evidence=None, rough=True, seconds=None))
     assert said.count("no detector here yet") == 1 and "No detector here yet" in said
