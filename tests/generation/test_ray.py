@@ -17,7 +17,8 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 from tbd.generation.engines.fake import FakeEngine
-from tbd.generation.executors.ray import cluster
+import ray
+from tbd.generation.executors.ray import Worker, cluster
 from tbd.generation.store import Shelf
 from tbd.generation.units import Job
 from tbd.params import Generate
@@ -36,6 +37,9 @@ params = Generate(
     engine="fake", device="cpu", dtype="auto", max_new_tokens=8, batch_size=4, executor="ray", ray={"actors": actors}
 )
 with cluster(Dying, Path(model), params) as executor:
+    if "NOWHERE" in os.environ:
+        nowhere = ray.remote(Worker).options(resources={"a machine that is gone": 1})
+        executor.start = lambda: nowhere.remote(Dying, Path(model), params)
     prompts = [tuple(question.encode()) for question in questions]
     shelf = Shelf(folder, executor.identity)
     job = Job(shelf, prompts, 4, 8)
@@ -46,16 +50,18 @@ with cluster(Dying, Path(model), params) as executor:
 
 
 def test_one_actor_or_two_of_which_one_dies_make_the_same_store(tmp_path: Path) -> None:
+    """Also where its machine dies with it, so that no other can start."""
     model = fake_checkpoint(tmp_path / "model", QUESTIONS[0])
     here = Counted(model)
     job = answers(here, tmp_path / "here")
     rescored(here, tmp_path / "here", [one.token_ids for one in job.completions()])
-    for actors in ("1", "2"):
-        dies = tmp_path / f"dies-{actors}"
+    for number, (actors, environment) in enumerate([("1", {}), ("2", {}), ("2", {"NOWHERE": "1"})]):
+        dies, store = tmp_path / f"dies-{number}", tmp_path / str(number)
         if actors == "1":
             dies.touch()
-        command = [sys.executable, "-c", SCRIPT, model, tmp_path / actors, actors, *QUESTIONS]
-        done = subprocess.run(command, env=os.environ | {"DIES": str(dies)}, capture_output=True, text=True)
+        command = [sys.executable, "-c", SCRIPT, model, store, actors, *QUESTIONS]
+        told = os.environ | {"DIES": str(dies)} | environment
+        done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert ("Ray lost an actor" in done.stdout) is (actors == "2")
-        assert units(tmp_path / actors) == units(tmp_path / "here")
+        assert units(store) == units(tmp_path / "here")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -58,36 +58,75 @@ class Cluster:
     rescores: bool
 
     def compute(self, units: Iterable[Unit], progress: Progress) -> Iterator[tuple[Unit, pa.Table]]:
-        waiting, tries = iter(units), Counter[str]()
+        waiting, again, tries = iter(units), list[Unit](), Counter[str]()
         under_way: dict[Any, tuple[Unit, Any]] = {}
+        starting: dict[Any, Any] = {}
+        """actors in place of lost ones, by their first word: it may be long until a machine has room for one"""
 
         def give(unit: Unit) -> None:
             load = Counter(id(worker) for _, worker in under_way.values())
             worker = min(self.workers, key=lambda one: load[id(one)])
             under_way[worker.compute.remote(unit)] = unit, worker
 
-        while True:
-            for unit in islice(waiting, AHEAD * len(self.workers) - len(under_way)):
-                give(unit)
-            if not under_way:
-                return
-            (ended, *_), _ = ray.wait(list(under_way))
-            unit, worker = under_way.pop(ended)
-            try:
-                table = ray.get(ended)
-            except ray.exceptions.RayActorError as error:
-                tries[unit.name] += 1
-                if tries[unit.name] == TRIES:
-                    raise TransientFault(f"Ray lost {TRIES} actors at the same questions ({_said(error)}).") from None
-                if worker in self.workers:
-                    print(f"Ray lost an actor: its questions go to another ({_said(error)})", flush=True)
-                    self.workers[self.workers.index(worker)] = self.start()
-                give(unit)
-                continue
-            progress.advance("read", unit.read)
-            if unit.answers is None:
-                progress.advance("written", len(table["token_ids"].combine_chunks().flatten()))
-            yield unit, table
+        def failed(what: str, error: Exception, words: str) -> None:
+            tries[what] += 1
+            if tries[what] == TRIES:
+                raise TransientFault(f"Ray lost {TRIES} actors {words} ({_said(error)}).") from None
+
+        def start() -> None:
+            worker = self.start()
+            starting[worker.about.remote()] = worker
+
+        try:
+            while True:
+                for unit in islice(chain(_taken(again), waiting), max(0, AHEAD * len(self.workers) - len(under_way))):
+                    give(unit)
+                if not (under_way or again):
+                    return
+                (ended, *_), _ = ray.wait([*under_way, *starting])
+                if ended in starting:
+                    worker = starting.pop(ended)
+                    try:
+                        _alike(self.identity, ray.get(ended)[0])
+                        self.workers.append(worker)
+                    except ray.exceptions.RayActorError as error:
+                        failed("start", error, "as they started")
+                        start()
+                    continue
+                unit, worker = under_way.pop(ended)
+                try:
+                    table = ray.get(ended)
+                except ray.exceptions.RayActorError as error:
+                    failed(unit.name, error, "at the same questions")
+                    again.append(unit)
+                    if worker in self.workers:
+                        print(f"Ray lost an actor: its questions go to another ({_said(error)})", flush=True)
+                        self.workers.remove(worker)
+                        start()
+                    continue
+                progress.advance("read", unit.read)
+                if unit.answers is None:
+                    progress.advance("written", len(table["token_ids"].combine_chunks().flatten()))
+                yield unit, table
+        finally:
+            for worker in starting.values():
+                ray.kill(worker)
+
+
+def _taken(units: list[Unit]) -> Iterator[Unit]:
+    """Each, and it is in the list no more."""
+    while units:
+        yield units.pop()
+
+
+def _alike(identity: dict[str, Any], other: dict[str, Any]) -> None:
+    """Raise InputError for an actor that computes in another way."""
+    for key in identity:
+        if other.get(key) != identity[key]:
+            raise InputError(
+                f"the actors differ in {key}: {identity[key]} and {other.get(key)}. Make their machines alike, or name "
+                "device and dtype in params.yaml."
+            )
 
 
 @contextmanager
@@ -120,12 +159,7 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
         abouts = ray.get([worker.about.remote() for worker in workers])
         identity, rescores = abouts[0]
         for other, _ in abouts:
-            if different := [key for key in identity if other.get(key) != identity[key]]:
-                key = different[0]
-                raise InputError(
-                    f"the actors differ in {key}: {identity[key]} and {other.get(key)}. Make their machines alike, or "
-                    "name device and dtype in params.yaml."
-                )
+            _alike(identity, other)
         yield Cluster(start, workers, identity, rescores)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
