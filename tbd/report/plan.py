@@ -139,12 +139,14 @@ def share(one: Detectable) -> str:
 def size(count: int | None) -> str:
     """Bytes in words.
 
-    >>> size(14_000_000_000), size(53_500_000), size(None)
-    ('14.0 GB', '54 MB', 'not known')
+    >>> size(14_000_000_000), size(53_500_000), size(128_000), size(None)
+    ('14.0 GB', '54 MB', '128 kB', 'not known')
     """
     if count is None:
         return "not known"
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 def seen(plan: Plan) -> list[dict[str, str]]:
