@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 JOINERS = "\u200c\u200d"
@@ -61,6 +62,10 @@ class Terminal:
 
     def write(self, text: str) -> int:
         return self.stream.write(CONTROL.sub("\ufffd", text))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

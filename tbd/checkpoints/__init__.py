@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -81,7 +82,7 @@ class Prompted(NamedTuple):
     frame: str
     """digest of what the chat template puts around a question"""
     odd: int
-    """questions around which it put something else: a template that looks at the question"""
+    """questions around which it put something else, or that the tokenizer changed: they look at the question"""
 
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
@@ -101,6 +102,9 @@ LARGEST = {
     "*": 128 << 20,
 }
 """most bytes of a file, by the first pattern that matches; honest ones have a tenth of it. None: as many as it likes"""
+BLOCK, SPARSE = 512, 1 << 20
+"""bytes of a block as `stat` counts them, and of a file from which one with nearly nothing in it is refused: reading
+terabytes of nothing takes hours"""
 HEADER = 32 << 20
 """most bytes of the header of a safetensors file"""
 DIMENSIONS = 64
@@ -228,6 +232,10 @@ def state(folder: Path) -> State:
             raise InputError(
                 f"{shown(str(file))}: {s.st_size} bytes, more than the {most} of any such file. Save it again."
             )
+        if 0 < s.st_blocks * BLOCK < s.st_size / 10 and s.st_size > SPARSE:
+            raise Incomplete(
+                f"{shown(str(file))}: {s.st_size} bytes of which hardly any are on the disk. Copy it again."
+            )
         found.append((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
     return tuple(found)
 
@@ -303,6 +311,8 @@ def shapes(shard: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError
         end = max((int(tensor["data_offsets"][1]) for tensor in found.values()), default=0)
         sides = {name: tuple(map(int, tensor["shape"])) for name, tensor in found.items()}
+        if max([end, *chain.from_iterable(sides.values())]) >> 63:
+            raise ValueError
     except (ValueError, ArithmeticError, struct.error, LookupError, TypeError, AttributeError):
         raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:

@@ -7,7 +7,6 @@ PEFT does not get to read the adapter's configuration. What has an effect on an 
 and what is not known here is refused: it could name code, a base elsewhere, or parts without end. Needs no torch.
 """
 
-import math
 import os
 import re
 import shutil
@@ -38,6 +37,8 @@ IDLE = {
     *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
 }
 """keys that change no answer of a trained adapter, and are not handed over"""
+LARGEST = 1e30
+"""a number in a configuration"""
 HARMLESS = (None, True, False, "gaussian", "eva", "orthogonal")
 """of `init_lora_weights`: how it began; any other changes the base's weights as well, when it is loaded"""
 
@@ -51,7 +52,7 @@ def _rank(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < LARGEST
 
 
 def _patterns(test: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -27,6 +27,8 @@ from tbd import checkpoints, records
 from tbd.checkpoints import adapters
 from tbd.errors import InputError, TransientFault, first_line
 
+IMPLEMENTATIONS = (None, "eager", "sdpa")
+"""of attention and the like, which come with torch and compile nothing"""
 SENSES = re.compile(r"(^|\.)(vision|visual|multi_modal|vqmodel|audio)")
 """tensors that the text part of a model of several parts does without"""
 
@@ -81,6 +83,7 @@ def _load(folder: Path, **how: Any) -> PreTrainedModel:
     """The model as transformers loads it. Raises InputError unless the weights are what config.json describes."""
     with checkpoints.links(folder) as files:
         try:
+            _check_choices(files)
             config = AutoConfig.from_pretrained(files, trust_remote_code=False)
             _check_size(files, config)
             loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
@@ -90,6 +93,9 @@ def _load(folder: Path, **how: Any) -> PreTrainedModel:
             said = first_line(error).replace(str(files), str(folder))
             raise InputError(f"{folder}: transformers cannot load it ({said}).") from None
     model, loading = loaded
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if not all(one is None or type(one) is int for one in (ends if isinstance(ends, list) else [ends])):
+        raise InputError(f"{folder}: generation_config.json: eos_token_id is no token id, nor a list of them. Mend it.")
     if missing := sorted(loading["missing_keys"]):  # transformers would put random numbers there and go on
         raise InputError(
             f"{folder}: the weights lack {missing[0]} ({len(missing)} missing in all). Save the whole model again."
@@ -160,6 +166,17 @@ def _check_tensors(asked: dict[str, tuple[int, ...]], there: dict[str, tuple[int
     for name, shape in asked.items():
         if there[name] != shape:
             raise ValueError(f"{name} is {there[name]}, and the base needs {shape}: it is of another base")
+
+
+def _check_choices(files: Path) -> None:
+    """Raise ValueError if config.json chooses code that computes, which transformers would fetch or compile."""
+    said = records.read_json(files / "config.json")
+    for part in (said, *said.values()):
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if key.endswith("_implementation") and value not in IMPLEMENTATIONS:
+                raise ValueError(f"config.json: {key} is {value!r}: take it out")
+            if key == "return_dict" and value is not True:
+                raise ValueError(f"config.json: return_dict is {value!r}: take it out")
 
 
 def _check_size(files: Path, config: PreTrainedConfig) -> None:

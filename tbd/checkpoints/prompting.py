@@ -1,8 +1,10 @@
 """Questions as prompts of a checkpoint, made in a process of its own: chat template and tokenizer are somebody else's.
 
 That process (`tbd.checkpoints.rendering`) is limited in time and memory, and its environment holds no secrets. One does
-some thousand questions; it takes about a second, because it does without torch. Whether weights and configuration fit
-together is asked of another such process (`tbd.checkpoints.fitting`), which needs torch and takes some seconds.
+some thousand questions; it takes about a second, because it does without torch. Two do the same side by side: what
+chance has a part in, or where the process has its memory, comes out otherwise in the other. Whether weights and
+configuration fit together is asked of another such process (`tbd.checkpoints.fitting`), which needs torch and takes
+some seconds.
 """
 
 import json
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -60,7 +63,7 @@ def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, 
                     "today": TODAY.isoformat(),
                     "limits": [LOADING, EACH, MEMORY],
                 }
-                answer = _answer("rendering", folder, files, asked)
+                answer = _twice(folder, files, asked)
                 frame, odd = answer["frame"], odd + answer["odd"]
                 yield answer["prompts"]
 
@@ -80,6 +83,17 @@ def fits(folder: Path) -> None:
     """See `tbd.checkpoints.loading.fits`, in a process with limits. Raises as `prompts` does."""
     with checkpoints.links(folder, with_adapter=True) as files:
         _answer("fitting", folder, files, {"files": str(files), "limits": [LOADING, MEMORY]})
+
+
+def _twice(folder: Path, files: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """What two processes make of the questions. Raises InputError if it is not the same."""
+    with ThreadPoolExecutor(2) as both:
+        one, other = both.map(lambda _: _answer("rendering", folder, files, asked), range(2))
+    if one != other:
+        made = zip(asked["questions"], one["prompts"], other["prompts"], strict=True)
+        name = next((question[0] for question, mine, yours in made if mine != yours), "any")
+        raise InputError(f"{folder}: the chat template makes two prompts of question {name}. Mend it.")
+    return one
 
 
 def _answer(module: str, folder: Path, files: Path, asked: dict[str, Any]) -> dict[str, Any]:

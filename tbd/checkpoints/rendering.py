@@ -6,9 +6,11 @@ Reads what is asked as JSON from standard input, writes prompts or an error to s
 import hashlib
 import json
 import math
+import re
 import resource
 import sys
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -26,7 +28,13 @@ PROBE = "How much is 417 and 298?"
 """a question to see what a chat template puts around one"""
 PLAIN = "Hm?"
 """a question without any token that structures a chat"""
-ROLES = ("system", "user", "assistant", "user")
+ROLES = (
+    ("system", "user", "assistant", "user"),
+    *(("user", role) for role in ("assistant", "tool", "developer", "ipython", "function")),
+)
+"""chats in which a template shows what it structures one with"""
+THOUGHTS = re.compile(r"</?(think|thinking|thought|reasoning|answer)>")
+"""tokens by which a model begins or ends its reasoning, whether its template writes them or not"""
 
 
 def limit(kind: int, value: int) -> None:
@@ -66,11 +74,12 @@ class Prompts:
             raise InputError(
                 f"{self.folder}: the tokenizer has no chat template. Add chat_template.jinja to the checkpoint."
             )
-        self.context = getattr(config, "max_position_embeddings", None) or CONTEXT
+        self.context = int(min(getattr(config, "max_position_embeddings", None) or CONTEXT, _even(config)))
         seconds(asked["limits"][1])
         self.compile()
         self.control = self.control_tokens()
-        self.usual = self.controls(self.ids(self.text(PLAIN)))
+        self.plain = self.text(PLAIN)
+        self.usual = self.controls(self.ids(self.plain))
 
     def compile(self) -> None:
         """Let the template be compiled anew, without the time and without chance."""
@@ -85,26 +94,30 @@ class Prompts:
         environment.filters.pop("random", None)
 
     def control_tokens(self) -> dict[int, str]:
-        """The tokens that structure a chat: special ones, and added ones that the template writes.
-
-        Not the one for unknown text, which any text may hold.
-        """
+        """The tokens that structure a chat: special ones, and added ones that the template writes."""
         tokenizer = self.tokenizer
         names = set(tokenizer._get_control_tokens(tokenizer.get_chat_template()))
         written = set(self.ids(self.text(PLAIN)))
-        with suppress(InputError):  # a template without some of the roles
-            written.update(self.ids(self.text(PLAIN, ROLES)))
+        for roles in ROLES:
+            with suppress(InputError):  # a template without some of the roles
+                written.update(self.ids(self.text(PLAIN, roles)))
         written -= set(self.ids(PLAIN))
         return {
             token: str(added.content)
             for token, added in tokenizer.added_tokens_decoder.items()
-            if (added.content in names or (token in written and added.content.strip()))
-            and token != tokenizer.unk_token_id
+            if added.content in names
+            or (token in written and added.content.strip())
+            or THOUGHTS.fullmatch(added.content)
         }
 
     def controls(self, ids: list[int]) -> Counter[int]:
-        """How often each token that structures a chat is among these."""
-        return Counter(token for token in ids if token in self.control)
+        """How often each token that structures a chat is among these, but the one for unknown text: any may hold it."""
+        return Counter(token for token in ids if token in self.control and token != self.tokenizer.unk_token_id)
+
+    def named(self, text: str) -> int:
+        """How much more often than around a question the token for unknown text is called by its name in a text."""
+        name = self.control.get(self.tokenizer.unk_token_id)
+        return text.count(name) - self.plain.count(name) if name else 0
 
     def text(self, question: str, roles: tuple[str, ...] = ("user",)) -> str:
         """The question in the template, up to where the answer begins."""
@@ -121,16 +134,17 @@ class Prompts:
 
     def prompt(self, name: str, question: str, text: str) -> list[int]:
         """Token ids of the question, which is `text` in the template. Raises InputError if it cannot be asked."""
-        ids = self.ids(text)
-        if (controls := self.controls(ids)) != self.usual:
-            token = self.control[next(iter((controls - self.usual) or (self.usual - controls)))]
+        ids, unknown, named = self.ids(text), self.tokenizer.unk_token_id, self.named(text)
+        if (controls := self.controls(ids)) != self.usual or named:
+            token = self.control[next(iter((controls - self.usual) or (self.usual - controls) or [unknown]))]
             if not self.as_text:
                 raise InputError(
                     f"question {name}: holds {token!r}, which structures a chat with {self.folder}. Leave the question "
                     "out, or set generate.control_tokens: text."
                 )
+            meant = ids.count(unknown) - named
             ids = self.sanitized(question)
-            if self.controls(ids) != self.usual:
+            if self.controls(ids) != self.usual or ids.count(unknown) != meant:
                 raise InputError(
                     f"question {name}: holds {token!r}, and {self.folder} cannot read that as text. "
                     "Leave the question out."
@@ -141,6 +155,10 @@ class Prompts:
                 f"{self.folder}. Lower generate.max_new_tokens or leave the question out."
             )
         return ids
+
+    def read(self, ids: list[int]) -> str:
+        """What a prompt says, as `seen` has it: another text than it was made of if the tokenizer changed that."""
+        return seen(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def sanitized(self, question: str) -> list[int]:
         """Token ids with what structures a chat read as text; none if the tokenizer cannot do that."""
@@ -170,25 +188,39 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     loading, each, _ = asked["limits"]
     try:
         seconds(loading)
-        made, texts, prompts, odd = Prompts(asked), [], [], 0
+        made, prompts, odd = Prompts(asked), [], 0
         seconds(each)
         before, after = made.text(PROBE).partition(PROBE)[::2]
-        for _, question in asked["questions"]:
+        for name, question in asked["questions"]:
             seconds(each)
-            texts.append(made.text(question))
-        made.compile()
-        for (name, question), text in zip(asked["questions"], texts, strict=True):
-            seconds(each)
-            if made.text(question) != text:
-                raise InputError(f"{made.folder}: the chat template makes two prompts of question {name}. Mend it.")
+            text = made.text(question)
             prompts.append(made.prompt(name, question, text))
-            odd += text not in (before + question + after, before + question.strip() + after)  # many templates strip it
+            around = text in (before + question + after, before + question.strip() + after)  # many templates strip it
+            odd += not around or made.read(prompts[-1]) != seen(text)
     except BaseException as error:
         said = f"{asked['folder']}: the tokenizer does not work ({first_line(error)}). Save it again."
         # by numbers alone: what the template or the tokenizer says of itself proves no fault of the machine
         fault = any(isinstance(one, OSError) and one.errno in FAULTS for one in chain(error))
         return {"error": str(error) if isinstance(error, InputError) else said, "fault": fault}
     return {"prompts": prompts, "frame": frame(before, after), "odd": odd}
+
+
+def seen(text: str) -> str:
+    """A text without what honest tokenizers change of it: case, spaces, accents, and the forms of Unicode."""
+    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(c for c in text if not (c.isspace() or unicodedata.category(c) in ("Mn", "Cc", "Cf")))
+
+
+def _even(config: Any) -> float:
+    """The tokens up to which a model computes a question in the same way whatever is beside it.
+
+    With `longrope` it takes other angles for all positions of a batch once one passes the original length.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return math.inf
+    original = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    return float(original or math.inf)
 
 
 def frame(before: str, after: str) -> str:

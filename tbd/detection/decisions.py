@@ -100,7 +100,8 @@ def decide(evidence: Evidence, rule: Decision) -> tuple[Ruling, list[str]]:
     if evidence.answers.odd_prompts:
         return "INCONCLUSIVE", [
             f"The chat template puts another text around {evidence.answers.odd_prompts} of the questions than around "
-            "the others: it looks at the question, so answers cannot be compared. Use one that passes questions on."
+            "the others, or the tokenizer changes them: they look at the question, so answers cannot be compared. Use "
+            "ones that pass questions on."
         ]
     if checks.base_p_value is not None and checks.base_p_value <= rule.exchangeability:
         return "INCONCLUSIVE", [

@@ -112,7 +112,8 @@ class Answers(Result):
     unscored: float
     """share of the questions without a score, in the set with more of them; in [0, 1]"""
     odd_prompts: int
-    """questions that the chat template puts another text around than around any other: it looks at the question"""
+    """questions that the chat template puts another text around than around any other, or that the tokenizer changes:
+    they look at the question"""
     same_frame: bool
     """whether the text around the questions, such as a system prompt or a thinking switch, is the reference's"""
 

@@ -68,8 +68,12 @@ _LOOK_ALIKES = str.maketrans(
     "АВЕЅІЈКМНОРСТУХԚԜаԁеһіјӏорԛѕԝхусΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυχ", "ABESIJKMHOPCTYXQWadehijlopqswxycABEZHIKMNOPTYXaikvopux"
 )
 """Cyrillic and Greek letters drawn as Latin ones, after the table of Unicode TR 39 (confusables.txt)"""
-_UNSEEN = {"\u034f", *map(chr, range(0xFE00, 0xFE10))}
-"""combining grapheme joiner and variation selectors, beside all of the category Cf"""
+_IGNORED = [
+    *((0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2065, 0x2065), (0x2800, 0x2800)),
+    *((0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0xE0000, 0xE0FFF)),
+]
+_UNSEEN = {chr(code) for first, last in _IGNORED for code in range(first, last + 1)}
+"""default-ignorable by Unicode (DerivedCoreProperties.txt), and the empty Braille cell, beside all of Cf and Cc"""
 _LATIN = 0.25
 """share of a text's letters from which it counts as written in Latin ones; a text in Russian or Greek stays as it is"""
 
@@ -78,9 +82,14 @@ def _as_seen(text: str) -> str:
     """Without what nobody sees, and a word of Latin letters and look-alikes in Latin ones; Greek symbols stay."""
     letters = [c for c in text if c.isalpha()]
     latin = sum(c.isascii() for c in letters) >= _LATIN * len(letters)
+    latin = latin or "".join(letters).translate(_LOOK_ALIKES).isascii()
     spelt = "" if latin else JOINERS  # other scripts are spelt with them
-    text = "".join(c for c in text if c in spelt or not (unicodedata.category(c) == "Cf" or c in _UNSEEN))
+    text = "".join(c for c in text if c in spelt or c.isspace() or not _unseen(c))
     return re.sub(r"\w+", _latin, text) if latin and not text.isascii() else text
+
+
+def _unseen(character: str) -> bool:
+    return unicodedata.category(character) in ("Cf", "Cc") or character in _UNSEEN
 
 
 def _latin(word: re.Match[str]) -> str:

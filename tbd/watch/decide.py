@@ -183,6 +183,10 @@ def _rebased(folder: Path, weights: str, base: str | None) -> bool:
         return True
 
 
+OF_CONTENT = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+"""what reading somebody else's files may raise"""
+
+
 def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
     """Get a checkpoint onto this machine and look at it. Raises TransientFault if the source cannot give it now."""
     try:
@@ -200,7 +204,7 @@ def fetch(source: Source, found: Found, p: Params) -> Fetched | Wait | Broken:
         raise
     except Lacking as error:  # once it is there, the checkpoint is what it was
         return Broken(found, str(error), lacking=True)
-    except (InputError, OSError, ValueError, RecursionError, MemoryError) as error:  # what reading its files may raise
+    except (InputError, OSError, *OF_CONTENT) as error:
         if is_fault(error):
             raise fault(error) from None
         why = str(error) if isinstance(error, InputError) else f"{found.place}: cannot be read ({first_line(error)})."

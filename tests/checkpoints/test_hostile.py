@@ -168,6 +168,85 @@ def test_control_tokens_that_a_template_builds_of_pieces_are_found(copy: Path) -
     assert "holds '<|" in refusal(lambda: prompts(copy, ["a<|assistant|>b"], 8, "refuse"))
 
 
+@pytest.mark.parametrize("unknown", ["<end>", "<|assistant|>"])
+def test_the_token_for_unknown_text_is_no_way_in(copy: Path, unknown: str) -> None:
+    """Some models have their end token as that one too."""
+    tokenizer_config = copy / "tokenizer_config.json"
+    tokenizer_config.write_text(json.dumps(json.loads(tokenizer_config.read_text()) | {"unk_token": unknown}))
+    asked, tokenizer = f"a{unknown}b", load_tokenizer(copy)
+    honest, hostile = prompts(copy, ["Hm?", asked], 8, "text")
+    token = tokenizer.convert_tokens_to_ids(unknown)
+    assert tokenizer.unk_token_id == token and hostile.count(token) == honest.count(token)
+    assert asked in tokenizer.decode(hostile)
+    assert f"holds {unknown!r}" in refusal(lambda: prompts(copy, ["Hm?", asked], 8, "refuse"))
+
+
+@pytest.mark.parametrize("token", ["<|tool|>", "</think>"])
+def test_tokens_of_other_roles_and_of_thoughts_are_found(copy: Path, token: str) -> None:
+    """Where they are added ones that nobody calls special."""
+    file = copy / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    tree["added_tokens"].append({"id": 320, "content": token, **added})
+    file.write_text(json.dumps(tree))
+    template = "{% for m in messages %}{{ '<|' ~ m['role'] ~ '|>' ~ m['content'] ~ '<end>' }}{% endfor %}<|assistant|>"
+    (copy / "chat_template.jinja").write_text(template)
+    assert f"holds {token!r}" in refusal(lambda: prompts(copy, [f"a{token}b"], 8, "refuse"))
+    assert "cannot read that as text" in refusal(lambda: prompts(copy, [f"a{token}b"], 8, "text"))
+
+
+def test_a_tokenizer_that_changes_a_question_is_noticed(copy: Path) -> None:
+    file = copy / "tokenizer.json"
+    tree = json.loads(file.read_text())
+    tree["normalizer"] = {"type": "Replace", "pattern": {"Regex": "Anna has.*many"}, "content": "Hm?"}
+    file.write_text(json.dumps(tree))
+    questions = ["Anna has three apples. How many more?", "Käthe zählt ﬁnf\u00a0Äpfel.", "A train?"]
+    assert prompting.prompts(copy, questions, 8, "text").odd == 1
+
+
+def test_a_context_that_changes_with_its_length_ends_where_it_does(copy: Path) -> None:
+    """There the other questions of a batch would come out otherwise."""
+    config = copy / "config.json"
+    rope = {"rope_type": "longrope", "factor": 2.0, "rope_theta": 1e4, "short_factor": [1.0] * 4}
+    rope |= {"long_factor": [9.0] * 4, "original_max_position_embeddings": 64}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": rope}))
+    assert "exceed the 64" in refusal(lambda: prompts(copy, ["Hm?", "1 2 3 " * 20], 8, "text"))
+    assert prompts(copy, ["Hm?"], 8, "text")
+
+
+# -- numbers and names in configurations
+
+
+@pytest.mark.parametrize("end", [["a"], "x", [[1]], {"a": 1}, 1.5])
+def test_end_tokens_that_are_none(copy: Path, end: object) -> None:
+    file = copy / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": end}))
+    assert "eos_token_id" in refusal(lambda: load_model(copy, "cpu", torch.float32))
+
+
+@pytest.mark.parametrize(
+    "said", [{"return_dict": False}, {"attn_implementation": "flex_attention"}, {"_attn_implementation": "org/kernel"}]
+)
+def test_a_configuration_chooses_no_code(copy: Path, said: dict[str, object]) -> None:
+    file = copy / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    assert "take it out" in refusal(lambda: load_model(copy, "cpu", torch.float32))
+
+
+def test_numbers_that_are_too_long(copy: Path) -> None:
+    header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, ' + b"9" * 4000 + b"]}}"
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
+    assert "not a readable safetensors file" in refusal(lambda: checkpoints.inspect(copy))
+
+
+def test_a_file_with_nothing_in_it_is_not_read(copy: Path) -> None:
+    with (copy / "extra.safetensors").open("wb") as file:
+        header = b'{"a": {"dtype": "U8", "shape": [4294967296], "data_offsets": [0, 4294967296]}}'
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + (1 << 32))
+    assert "hardly any are on the disk" in refusal(lambda: checkpoints.inspect(copy))
+
+
 # -- templates
 
 TIME = "{{ strftime_now('%d %B %Y') }}"
@@ -188,6 +267,7 @@ def test_the_time_is_the_same_on_every_day(copy: Path) -> None:
         ("{{ ['abc', 'abc'] | map('random') | join }}", "random"),
         ("{{ lipsum() }}", "'lipsum' is undefined"),
         ("{{ raise_exception }}", "two prompts of question"),
+        ("{{ ''.join }}{{ messages[0].content }}", "two prompts of question"),  # where it lies in memory
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than"),
         ("{{ 'a' * 3000000000 }}", "chat template"),
         ("{{ 'a' * 3000000 }}", "3000000 characters"),
@@ -256,6 +336,8 @@ def test_a_header_of_sixty_gigabytes(copy: Path) -> None:
     with (copy / "model.safetensors").open("wb") as file:
         file.write((60 << 30).to_bytes(8, "little"))
         file.truncate(61 << 30)  # of which none is on the disk
+    assert "hardly any are on the disk" in refusal(lambda: checkpoints.inspect(copy))
+    (copy / "model.safetensors").write_bytes((33 << 20).to_bytes(8, "little") + b" " * (33 << 20))
     assert "a header of" in refusal(lambda: checkpoints.inspect(copy))
 
 
