@@ -33,6 +33,8 @@ ROLES = (
     *(("user", role) for role in ("assistant", "tool", "developer", "ipython", "function")),
 )
 """chats in which a template shows what it structures one with"""
+SPACE = "\u2581"
+"""how SentencePiece writes one"""
 THOUGHTS = re.compile(r"</?(think|thinking|thought|reasoning|answer)>")
 """tokens by which a model begins or ends its reasoning, whether its template writes them or not"""
 
@@ -208,7 +210,8 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 def seen(text: str) -> str:
     """A text without what honest tokenizers change of it: case, spaces, accents, and the forms of Unicode."""
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(c for c in text if not (c.isspace() or unicodedata.category(c) in ("Mn", "Cc", "Cf")))
+    dropped = ("Mn", "Cc", "Cf")
+    return "".join(c for c in text if not (c.isspace() or c == SPACE or unicodedata.category(c) in dropped))
 
 
 def _even(config: Any) -> float:
