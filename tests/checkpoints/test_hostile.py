@@ -200,7 +200,12 @@ def test_a_tokenizer_that_changes_a_question_is_noticed(copy: Path) -> None:
     tree = json.loads(file.read_text())
     tree["normalizer"] = {"type": "Replace", "pattern": {"Regex": "Anna has.*many"}, "content": "Hm?"}
     file.write_text(json.dumps(tree))
-    questions = ["Anna has three apples. How many more?", "Käthe zählt ﬁnf\u00a0Äpfel.", "A train?", "½ of 3 🙂\u200b\n▁▁"]
+    questions = [
+        "Anna has three apples. How many more?",
+        "Käthe zählt ﬁnf\u00a0Äpfel.",
+        "A train?",
+        "½ of 3 🙂\u200b\n▁▁",
+    ]
     assert prompting.prompts(copy, questions, 8, "text").odd == 1
 
 
