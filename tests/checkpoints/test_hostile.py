@@ -272,7 +272,7 @@ def test_the_time_is_the_same_on_every_day(copy: Path) -> None:
         ("{{ ['abc', 'abc'] | map('random') | join }}", "random"),
         ("{{ lipsum() }}", "'lipsum' is undefined"),
         ("{{ raise_exception }}", "two prompts of question"),
-        ("{{ ''.join }}{{ messages[0].content }}", "two prompts of question"),  # where it lies in memory
+        ("{{ messages[0].content.join }}", "two prompts of question"),  # where it lies in memory
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than"),
         ("{{ 'a' * 3000000000 }}", "chat template"),
         ("{{ 'a' * 3000000 }}", "3000000 characters"),
