@@ -8,6 +8,7 @@ import json
 import math
 import re
 import resource
+import secrets
 import sys
 import time
 import unicodedata
@@ -238,8 +239,11 @@ def main() -> None:
 
     asked = json.load(sys.stdin)
     limit(resource.RLIMIT_AS, asked["limits"][2])
+    # where the system does not choose at random where things lie in memory: an address in a prompt then differs as well
+    elsewhere = [bytes(size) for size in range(16, 512, 16) for _ in range(secrets.randbelow(1000))]
     with redirect_stdout(sys.stderr):  # where a library prints
         found = answer(asked)
+    del elsewhere
     json.dump(found, sys.stdout)
 
 
