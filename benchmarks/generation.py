@@ -153,7 +153,7 @@ def run(kind: str, dtype: str, work: Work) -> Run:
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
     start = time.perf_counter()
-    with mock.patch.object(engine_module, "_common", return_value=0) if kind == APART else nullcontext():
+    with mock.patch.object(engine_module, "_shared", return_value=0) if kind == APART else nullcontext():
         answers = answer()
     seconds = time.perf_counter() - start
     judge(answers, work)
@@ -263,7 +263,7 @@ def summary(
         "dtype": dtype,
         "questions": len(prompts),
         "read": sum(map(len, prompts)),
-        "common": next(at for at, some in enumerate(zip(*prompts, strict=False)) if len(set(some)) > 1),
+        "common": len(engines.common(prompts)),
         "most": g.max_new_tokens,
         "batch_size": g.batch_size,
         "rounds": len(ours),

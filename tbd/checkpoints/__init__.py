@@ -67,8 +67,6 @@ class Packed(Sequence[Prompt]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
     @property
     def total(self) -> int:
         """Tokens of all of them."""

@@ -37,8 +37,8 @@ IDLE = {
     *("megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
 }
 """keys that change no answer of a trained adapter, and are not handed over"""
-LARGEST = 1e30
-"""a number in a configuration"""
+BOUND = 1e30
+"""numbers of a configuration are below it"""
 HARMLESS = (None, True, False, "gaussian", "eva", "orthogonal")
 """of `init_lora_weights`: how it began; any other changes the base's weights as well, when it is loaded"""
 
@@ -52,7 +52,7 @@ def _rank(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < LARGEST
+    return type(value) in (int, float) and abs(value) < BOUND
 
 
 def _patterns(test: Callable[[Any], bool]) -> Callable[[Any], bool]:

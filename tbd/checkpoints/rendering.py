@@ -77,7 +77,7 @@ class Prompts:
             raise InputError(
                 f"{self.folder}: the tokenizer has no chat template. Add chat_template.jinja to the checkpoint."
             )
-        self.context = int(min(getattr(config, "max_position_embeddings", None) or CONTEXT, _even(config)))
+        self.context = int(min(getattr(config, "max_position_embeddings", None) or CONTEXT, _even_context(config)))
         seconds(asked["limits"][1])
         self.compile()
         self.control = self.control_tokens()
@@ -85,10 +85,9 @@ class Prompts:
         self.usual = self.controls(self.ids(self.plain))
 
     def compile(self) -> None:
-        """Let the template be compiled anew, without the time and without chance."""
+        """Compile the template, without the time and without chance; transformers keeps it for all questions."""
         from transformers.utils import chat_template_utils
 
-        chat_template_utils._compile_jinja_template.cache_clear()
         with template_error(self.folder):
             template = self.tokenizer.get_chat_template()
             environment = chat_template_utils._compile_jinja_template(template).environment
@@ -117,8 +116,8 @@ class Prompts:
         """How often each token that structures a chat is among these, but the one for unknown text: any may hold it."""
         return Counter(token for token in ids if token in self.control and token != self.tokenizer.unk_token_id)
 
-    def named(self, text: str) -> int:
-        """How much more often than around a question the token for unknown text is called by its name in a text."""
+    def spelt_out(self, text: str) -> int:
+        """How often the token for unknown text is written out in a text, beyond what the template writes of it."""
         name = self.control.get(self.tokenizer.unk_token_id)
         return text.count(name) - self.plain.count(name) if name else 0
 
@@ -137,17 +136,17 @@ class Prompts:
 
     def prompt(self, name: str, question: str, text: str) -> list[int]:
         """Token ids of the question, which is `text` in the template. Raises InputError if it cannot be asked."""
-        ids, unknown, named = self.ids(text), self.tokenizer.unk_token_id, self.named(text)
-        if (controls := self.controls(ids)) != self.usual or named:
+        ids, unknown, spelt_out = self.ids(text), self.tokenizer.unk_token_id, self.spelt_out(text)
+        if (controls := self.controls(ids)) != self.usual or spelt_out:
             token = self.control[next(iter((controls - self.usual) or (self.usual - controls) or [unknown]))]
             if not self.as_text:
                 raise InputError(
                     f"question {name}: holds {token!r}, which structures a chat with {self.folder}. Leave the question "
                     "out, or set generate.control_tokens: text."
                 )
-            meant = ids.count(unknown) - named
+            honest = ids.count(unknown) - spelt_out
             ids = self.sanitized(question)
-            if self.controls(ids) != self.usual or ids.count(unknown) != meant:
+            if self.controls(ids) != self.usual or ids.count(unknown) != honest:
                 raise InputError(
                     f"question {name}: holds {token!r}, and {self.folder} cannot read that as text. "
                     "Leave the question out."
@@ -215,7 +214,7 @@ def seen(text: str) -> str:
     return "".join(c for c in text if not (c.isspace() or c == SPACE or unicodedata.category(c) in dropped))
 
 
-def _even(config: Any) -> float:
+def _even_context(config: Any) -> float:
     """The tokens up to which a model computes a question in the same way whatever is beside it.
 
     With `longrope` it takes other angles for all positions of a batch once one passes the original length.
@@ -235,7 +234,7 @@ def frame(before: str, after: str) -> str:
 def main() -> None:
     limit(resource.RLIMIT_CORE, 0)
     sys.modules["torch"] = None  # type: ignore[assignment]  # nothing here needs it, and it takes seconds
-    import transformers  # noqa: F401
+    import transformers  # noqa: F401  # before its memory is limited
 
     asked = json.load(sys.stdin)
     limit(resource.RLIMIT_AS, asked["limits"][2])

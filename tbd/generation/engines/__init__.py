@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -84,6 +85,11 @@ class Engine(Protocol):
         self, prompts: Sequence[Prompt], answers: Sequence[NDArray[np.int32]], tick: Tick = unheard
     ) -> list[NDArray[np.float32]]:
         """Log-probs (nats) of each token of `answers`, each answer after its prompt. May raise OutOfMemory."""
+
+
+def common(lists: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all of them begin with."""
+    return [several[0] for several in takewhile(lambda several: len(set(several)) == 1, zip(*lists, strict=False))]
 
 
 Kind = TypeVar("Kind", bound=type[Engine])

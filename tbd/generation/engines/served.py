@@ -19,7 +19,7 @@ from tbd.checkpoints.served import FILE, SERVED, Asked, Served
 from tbd.errors import InputError
 from tbd.generation import answers
 from tbd.generation.client import Client
-from tbd.generation.engines import engine
+from tbd.generation.engines import common, engine
 from tbd.generation.engines.openai import PROBE, OpenAIEngine, key
 from tbd.params import Generate
 from tbd.records import question_id, sha256, write_json
@@ -140,7 +140,7 @@ class ServedEngine(OpenAIEngine):
                     "chat. Leave the question out."
                 )
         frames = [ids for ids, _ in self._all(map(self._chat, FRAMES))]
-        head, tail = _common(frames), _common([ids[::-1] for ids in frames])[::-1]
+        head, tail = common(frames), common([ids[::-1] for ids in frames])[::-1]
         odd = 0
 
         def parts() -> Iterator[list[Ids]]:
@@ -247,13 +247,3 @@ def differs(known: Sequence[Asked], now: Sequence[Asked]) -> str | None:
     if mean > SAME:
         return f"log-probs {mean:.2g} nats apart on average, more than {SAME:g}"
     return f"only {share:.0%} of the tokens before the answers part" if share < TOGETHER else None
-
-
-def _common(lists: Sequence[Ids]) -> Ids:
-    """What all of them begin with."""
-    found = list[int]()
-    for several in zip(*lists, strict=False):
-        if len(set(several)) > 1:
-            break
-        found.append(several[0])
-    return found

@@ -7,7 +7,6 @@ of a batch begin with once and the rest of eight prompts at a time, and drops ro
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from tbd import checkpoints
 from tbd.checkpoints import Prompt, Prompted, prompting
 from tbd.checkpoints.loading import choose_device, choose_dtype, load_model, load_tokenizer
-from tbd.generation.engines import Completion, OutOfMemory, Tick, engine, unheard
+from tbd.generation.engines import Completion, OutOfMemory, Tick, common, engine, unheard
 from tbd.params import Generate
 
 PREFILL_ROWS = 8
@@ -135,7 +134,7 @@ class TransformersEngine:
         layers = self._layers(batch, width + max_new_tokens)
         cache = Cache(layers=[*layers])
         position = mask.sum(1, keepdim=True)  # of the next token
-        logits = torch.cat([found[:, -1] for found in self._read(ids, mask, _common(prompts), 1, layers, tick)])
+        logits = torch.cat([found[:, -1] for found in self._read(ids, mask, _shared(prompts), 1, layers, tick)])
         mask = torch.cat([mask, mask.new_ones(batch, max_new_tokens)], 1)  # new tokens are never padding
         rows = list(range(batch))  # row of the running batch -> index in `prompts`
         tokens = np.empty((batch, max_new_tokens), np.int32)
@@ -174,9 +173,9 @@ class TransformersEngine:
         return [Rows(batch, length) for _ in range(self.text_config.num_hidden_layers)]
 
     def _read(
-        self, ids: torch.Tensor, mask: torch.Tensor, common: int, keep: int, layers: list[Rows], tick: Tick
+        self, ids: torch.Tensor, mask: torch.Tensor, shared: int, keep: int, layers: list[Rows], tick: Tick
     ) -> Iterator[torch.Tensor]:
-        """Read sequences into the cache: the `common` tokens that all begin with once, the rest a few rows at a time.
+        """Read sequences into the cache: the `shared` tokens that all begin with once, the rest a few rows at a time.
 
         Yields the logits (rows, keep, vocabulary) of the last columns of those rows.
         """
@@ -196,14 +195,14 @@ class TransformersEngine:
             ).logits
             return logits
 
-        if common:
+        if shared:
             longest = int(starts.argmin())
-            forward(slice(longest, longest + 1), slice(0, common))
+            forward(slice(longest, longest + 1), slice(0, shared))
             for layer in layers:
                 layer.spread(starts)
         for start in range(0, len(ids), PREFILL_ROWS):
             rows = slice(start, min(start + PREFILL_ROWS, len(ids)))
-            yield forward(rows, slice(common, ids.shape[1]))
+            yield forward(rows, slice(shared, ids.shape[1]))
             tick("read", int(mask[rows].sum()))
         for layer in layers:
             layer.window = slice(0, len(ids))
@@ -225,7 +224,7 @@ class TransformersEngine:
         with _out_of_memory():
             ids, mask = self._pad_left([[*p, *a.tolist()] for p, a in zip(prompts, answers, strict=True)])
             keep = max(map(len, answers)) + 1
-            few = self._read(ids, mask, _common(prompts), keep, self._layers(*ids.shape), tick)
+            few = self._read(ids, mask, _shared(prompts), keep, self._layers(*ids.shape), tick)
             found = []
             for logits, row, answer in zip((row[:-1] for rows in few for row in rows), ids, answers, strict=True):
                 n = len(answer)
@@ -235,10 +234,9 @@ class TransformersEngine:
             return found
 
 
-def _common(prompts: Sequence[Prompt]) -> int:
-    """The number of tokens that all begin with; 0 for one alone, and always less than the shortest has."""
-    same = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
-    return min(same, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+def _shared(prompts: Sequence[Prompt]) -> int:
+    """How many tokens all begin with; 0 for one alone, and always less than the shortest has."""
+    return min(len(common(prompts)), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
 
 
 @contextmanager
