@@ -13,10 +13,11 @@ JOINERS = "\u200c\u200d"
 """invisible, but Persian, Indic scripts and emoji are spelt with them"""
 DECEIVING = {"Cc", "Cf", "Cs"}
 """Unicode categories: control, format (bidi overrides among them), lone surrogates (which UTF-8 cannot hold)"""
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""what a terminal may obey or an encoder refuse; line breaks and tabs are left"""
-CREDENTIALS = re.compile(r"://[^/@\s]+@")
-QUERY = re.compile(r"(://[^\s?#'\"]*)\?(?!…)([^\s'\"]+)")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""what a terminal may obey, an encoder refuse, or a reader see in another order; line breaks and tabs are left"""
+CREDENTIALS = re.compile(r"://([^/@\s]+|[^/@:\s]*:(?!\d+(/|$))[^@\s'\"]*)@")
+"""of an address; a password may hold a slash that nobody escaped, a port is none"""
+QUERY = re.compile(r"(://[^\s?'\"]*?)(\?|[;#](?=[^\s?='\"]*=))(?!…)([^\s'\"]+)")
 """of an address: signatures and tokens stand there"""
 MARKUP = re.compile(r"<(?=[!@#/\w])|(?<=\])\(|@")
 """what starts a mention or a link in a chat"""
@@ -34,13 +35,14 @@ def plain(text: str) -> str:
 
 
 def secretless(text: str) -> str:
-    """Without the credentials of addresses in it; what is behind a question mark is told apart by a digest alone.
+    """Without the credentials of addresses in it; a query, and a value behind `;` or `#`, is told apart by a digest alone.
 
     >>> secretless("s3 at https://me:word@host/a?sig=abc failed")
     's3 at https://host/a?…6f62c failed'
     """
     return QUERY.sub(
-        lambda found: f"{found[1]}?…{hashlib.sha256(found[2].encode()).hexdigest()[:5]}", CREDENTIALS.sub("://", text)
+        lambda found: f"{found[1]}{found[2]}…{hashlib.sha256(found[3].encode()).hexdigest()[:5]}",
+        CREDENTIALS.sub("://", text),
     )
 
 
@@ -55,7 +57,7 @@ def chat(text: str) -> str:
 
 
 class Terminal:
-    """A text stream that passes no control character on."""
+    """A text stream that passes no control character on, nor one that turns the order of others."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

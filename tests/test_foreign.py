@@ -18,6 +18,7 @@ from tests import results
 from tests.history.test_history import outcome
 
 ESCAPE = "\x1b]0;owned\x07\x9b2J\ud800"
+TURNED = "\u202etxt.\u2066\u2069\u200f\u061c"
 TOKEN = "https://me:word@store.example/a?X-Amz-Signature=topsecret"
 
 
@@ -28,7 +29,7 @@ def test_a_terminal_gets_no_control_character(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
     foreign.guard()
-    print(f"a\tb\n{ESCAPE}")
+    print(f"a\tb\n{ESCAPE}{TURNED}")
     log = logging.getLogger("tests.foreign")
     handler = logging.StreamHandler(shown)
     log.addHandler(handler)
@@ -41,7 +42,7 @@ def test_a_terminal_gets_no_control_character(monkeypatch: pytest.MonkeyPatch) -
         log.exception("failed")
     log.removeHandler(handler)
     assert told.getvalue().count("ValueError: �]0;owned��2J�") == 2 and "\x1b" not in told.getvalue()
-    assert shown.getvalue() == "a\tb\n�]0;owned��2J�\nname: �]0;owned��2J�\n"
+    assert shown.getvalue() == "a\tb\n�]0;owned��2J��txt.����\nname: �]0;owned��2J�\n"
 
 
 def test_a_chat_is_told_without_mentions_links_and_secrets() -> None:
@@ -82,6 +83,25 @@ def test_what_utf8_cannot_hold_is_noted_all_the_same(workspace: Path) -> None:
 def test_an_address_with_another_secret_is_another() -> None:
     one, other = (foreign.secretless(f"s3://b/a?version={n}") for n in (1, 2))
     assert one != other and foreign.secretless(one) == one and foreign.secretless("what? is it") == "what? is it"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("https://me:wo/rd@host/a", "https://host/a"),
+        ("https://:word@host:80/a@b", "https://host:80/a@b"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+        ("http://host/a:b/c@d", "http://host/a:b/c@d"),
+        ("https://host/a;token=word", "https://host/a;…"),
+        ("https://host/a#access_token=word&b=c", "https://host/a#…"),
+        ("https://host/a#part of it = 3", "https://host/a#part of it = 3"),
+        ("https://host/a;b?token=word", "https://host/a;b?…"),
+    ],
+)
+def test_where_an_address_may_hold_a_secret(text: str, left: str) -> None:
+    said = foreign.secretless(text)
+    assert "word" not in said and said == foreign.secretless(said)
+    assert said[: len(left)] == left and len(said) <= len(left) + 5
 
 
 def test_mlflow_shows_names_as_they_are() -> None:

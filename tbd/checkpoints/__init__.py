@@ -105,6 +105,8 @@ BLOCK, SPARSE = 512, 1 << 20
 terabytes of nothing takes hours"""
 HEADER = 32 << 20
 """most bytes of the header of a safetensors file"""
+DIGITS = 40
+"""most of an integer; tokenizers say 10^30 where there is no bound"""
 DIMENSIONS = 64
 """most of a tensor: torch has no more"""
 LAYERS = re.compile("(n|num)_(hidden_|decoder_|encoder_)?(layers?|blocks?)")
@@ -319,8 +321,14 @@ def shapes(shard: Path) -> dict[str, tuple[int, ...]]:
 
 
 def parsed(content: bytes) -> Any:
-    """Parsed JSON. Raises ValueError for whatever is none, and for one that is nested too deeply."""
+    """Parsed JSON. Raises ValueError for whatever is none, is nested too deeply, or holds an integer of no use."""
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"), parse_int=_integer)
     except RecursionError:
         raise ValueError from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError
+    return int(digits)

@@ -242,6 +242,8 @@ def test_numbers_that_are_too_long(copy: Path) -> None:
     header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, ' + b"9" * 4000 + b"]}}"
     (copy / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
     assert "not a readable safetensors file" in refusal(lambda: checkpoints.inspect(copy))
+    change(copy / "config.json", num_hidden_layers=10**400)
+    assert "config.json: not a readable" in refusal(lambda: checkpoints.inspect(copy))
 
 
 def test_a_file_with_nothing_in_it_is_not_read(copy: Path) -> None:
