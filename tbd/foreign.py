@@ -35,7 +35,7 @@ def plain(text: str) -> str:
 
 
 def secretless(text: str) -> str:
-    """Without the credentials of addresses in it; a query, and a value behind `;` or `#`, is told apart by a digest alone.
+    """Without the credentials of addresses in it; a query, or a value behind `;` or `#`, is told by a digest alone.
 
     >>> secretless("s3 at https://me:word@host/a?sig=abc failed")
     's3 at https://host/a?…6f62c failed'
