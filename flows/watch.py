@@ -16,7 +16,7 @@ from flows.hooks import TOLD
 from flows.stages import UNREACHABLE, retrying
 from tbd import params, sources
 from tbd.commands import checks, prune
-from tbd.errors import InputError, StageFailed, TransientFault, is_fault
+from tbd.errors import InputError, TransientFault
 from tbd.history import FAILED, History
 from tbd.locks import locked
 from tbd.pipeline.workspace_lock import workspace
@@ -177,13 +177,9 @@ def audit(job: Job) -> None:
         judge(name, entry, job.found)
     except UNREACHABLE:
         raise  # Prefect's server is away: the audit is registered, and goes on at the next look
-    except Exception as error:  # whatever it was, the others go on; what is no fault of this checkpoint is tried again
-        names = (f"@{job.audit}:", f"/{job.audit}/dvc.yaml")  # how a stage of it is called
-        own = isinstance(error, InputError) or (
-            isinstance(error, StageFailed) and any(name in str(error) for name in names)
-        )
+    except Exception as error:  # whatever it was, the others go on
         p = params.load()
-        of = outcomes.failure if own and not is_fault(error) else partial(outcomes.fault, p=p)
+        of = outcomes.failure if outcomes.for_good(error, job.audit) else partial(outcomes.fault, p=p)
         said = of(job.found, job.fingerprint, str(error) or type(error).__name__, benchmark=rule.benchmark)
         add(said.model_copy(update={"state": decide.asked(p, rule)}))
         raise

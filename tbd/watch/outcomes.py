@@ -6,6 +6,7 @@ from typing import Any
 from tbd import __version__, audits, gates, history, records
 from tbd.audits import Audit
 from tbd.detection.results import read_verdict
+from tbd.errors import InputError, StageFailed, is_fault
 from tbd.foreign import plain, secretless
 from tbd.history import FAILED, History, Outcome, QuestionSet
 from tbd.params import Params
@@ -103,8 +104,20 @@ def failure(
     )
 
 
+def for_good(error: Exception, audit: str) -> bool:
+    """Whether `error` says of this audit's own input that it is wrong; what says anything else is tried again.
+
+    That includes an exception that nobody foresaw: it may be the machine's.
+    """
+    stages = (f"@{audit}:", f"/{audit}/dvc.yaml")  # how one of its own is called
+    wrong = isinstance(error, InputError) or (
+        isinstance(error, StageFailed) and error.bad_input and any(stage in str(error) for stage in stages)
+    )
+    return wrong and not is_fault(error)
+
+
 def fault(found: Found, fingerprint: str | None, why: str, p: Params, benchmark: str | None = None) -> Outcome:
-    """The outcome of a checkpoint that a transient fault stopped at this look; after `watch.tries`, for good."""
+    """The outcome of a checkpoint that a fault stopped at this look: for good after `watch.tries` of them."""
     times = tries.count(found, benchmark, p)
     last = times >= p.watch.tries
     if last:

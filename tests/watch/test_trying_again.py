@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tbd import history, params
+from tbd.errors import InputError, StageFailed, TransientFault
 from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
 from tbd.sources.folder import Folder
@@ -79,6 +80,23 @@ def test_pauses_double_and_the_last_try_is_the_last(p: Params, clock: Clock) -> 
     assert len(History().outcomes) == 2  # told when it begins and when it ends
     (INCOMING / "alpha/config.json").write_text('{"other": 1}')
     assert stopped(p).transient  # another version begins anew
+
+
+@pytest.mark.parametrize(
+    ("error", "for_good"),
+    [
+        (InputError("x: no such checkpoint folder."), True),
+        (StageFailed("stage generate@x: 3 tensors are missing.", bad_input=True), True),
+        (StageFailed("audits/x/dvc.yaml: not valid.", bad_input=True), True),
+        (StageFailed("stage generate@reference: 3 tensors are missing.", bad_input=True), False),
+        (StageFailed("stage generate@x: KeyError: 'y'"), False),  # nobody foresaw it: a machine's fault or ours
+        (StageFailed("stage generate@x: ended by signal 9", transient=True), False),
+        (TransientFault("stage generate@x: no space"), False),
+        (KeyError("y"), False),
+    ],
+)
+def test_what_is_wrong_for_good_is_the_audits_own_input(error: Exception, for_good: bool) -> None:
+    assert outcomes.for_good(error, "x") == for_good
 
 
 def test_who_asks_does_not_wait(p: Params) -> None:
