@@ -3,7 +3,7 @@
 import atexit
 import gc
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 # the large libraries make a million objects while they are imported: with Python's 700, looking for cycles among them
 # takes a sixth of the time, and a second more where a process ends; every stage is one
 gc.set_threshold(100_000)
