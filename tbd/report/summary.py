@@ -113,7 +113,7 @@ def _history_row(o: Outcome) -> dict[str, str]:
         "detail": detail
         + ("; a discovery of the stream" if o.stream_discovery else "")
         + ("; had failed before" if o.recovered else "")
-        + (f"; {len(o.warnings)} warnings" if o.warnings else ""),
+        + (f"; warnings: {len(o.warnings)}" if o.warnings else ""),
     }
 
 
