@@ -5,10 +5,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.hooks import TOLD
-from flows.stages import walk
+from flows.stages import ANSWER, walk, within
 from tbd import params
 from tbd.detection.results import read_detector
-from tbd.mlflow_store import TrackingDown
+from tbd.errors import TransientFault
 from tbd.pipeline.workspace_lock import workspace
 from tbd.report import summary
 from tbd.tracking import runs
@@ -30,8 +30,9 @@ def record_calibration() -> str | None:
     """Record the detector in MLflow; the run's id, or None if MLflow is down, which does not lose the result."""
     logger = get_run_logger()
     try:
-        run = runs.record_calibration()
-    except TrackingDown as error:
+        with within(ANSWER, "MLflow"):
+            run = runs.record_calibration()
+    except TransientFault as error:
         logger.warning("%s Everything is on disk: `tbd record` records it when MLflow is back.", error)
         return None
     logger.info("recorded in MLflow: %s", run)

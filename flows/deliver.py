@@ -13,7 +13,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 from prefect.runtime import task_run
 
-from flows.stages import UNREACHABLE, retrying, slug
+from flows.stages import ANSWER, UNREACHABLE, retrying, slug, within
 from tbd import audits, history, params
 from tbd.detection.results import read_verdict
 from tbd.errors import InputError, TransientFault
@@ -102,6 +102,11 @@ def _called() -> str:
 @task(name="record", task_run_name=lambda: f"record {_called()}", cache_policy=NO_CACHE)
 def record(outcome: Outcome) -> None:
     """A run in MLflow, and tags on the model version if the checkpoint is one."""
+    with within(ANSWER, "MLflow"):
+        _record(outcome)
+
+
+def _record(outcome: Outcome) -> None:
     if outcome.outcome == FAILED:
         run = mlflow_history.record_failure(outcome)
     elif _superseded(outcome):
@@ -144,6 +149,11 @@ def show(outcome: Outcome) -> None:
 @task(name="tell", task_run_name=lambda: f"tell {_called()}", cache_policy=NO_CACHE)
 def tell(outcome: Outcome, to: str) -> None:
     """Tell the webhook, or a Prefect notification block. Raises InputError, TransientFault."""
+    with within(ANSWER, to):
+        _tell(outcome, to)
+
+
+def _tell(outcome: Outcome, to: str) -> None:
     if to == "webhook":
         webhook.send(outcome)
         return
@@ -163,7 +173,8 @@ def tell(outcome: Outcome, to: str) -> None:
 @task(task_run_name="record history", cache_policy=NO_CACHE)
 def record_history(everything: list[Outcome], alpha: float) -> None:
     """The whole history in MLflow: the contamination rate over checkpoints, a series for each benchmark."""
-    mlflow_history.record_history(everything, alpha=alpha)
+    with within(ANSWER, "MLflow"):
+        mlflow_history.record_history(everything, alpha=alpha)
 
 
 TASKS = {"mlflow": record, "prefect": show}

@@ -1,6 +1,7 @@
 """Running a flow from a command: a temporary server starts audibly, and a refusal by Prefect is one line."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from tbd import ending, environment
 from tbd.errors import InputError, TransientFault
 from tbd.progress import Progress
 
+LOST = re.compile("Failed to reach API|attempting to connect to ephemeral Prefect API")
+"""what Prefect says of a server that does not answer or does not start"""
 NOBODY = "https://nobody.invalid"
 """the origin whose pages may read what a temporary server says: it has no pages"""
 
@@ -63,7 +66,7 @@ def refusals() -> Iterator[None]:
             if code >= 500 or code == 429:
                 raise TransientFault(f"{said}.") from None
             raise InputError(f"{said}. Set PREFECT_API_AUTH_STRING, or mend PREFECT_API_URL.") from None
-        lost = isinstance(error, RuntimeError) and "Failed to reach API" in str(error)
+        lost = isinstance(error, RuntimeError) and LOST.search(str(error))
         if lost or isinstance(error, TransportError):
             raise TransientFault(f"Prefect at {where} does not answer.") from None
         raise

@@ -1,6 +1,8 @@
 """Walking DVC's stages as Prefect tasks: one visible task a stage, with its own log and progress."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 from uuid import UUID
 
@@ -12,6 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
+from prefect.utilities.timeout import timeout
 
 from tbd import audits, params
 from tbd.errors import StageFailed, TransientFault
@@ -19,9 +22,27 @@ from tbd.pipeline import templates
 from tbd.pipeline.lock_file import target
 from tbd.pipeline.repro import Repro
 from tbd.pipeline.workspace_lock import workspace
+from tbd.progress import clock
 
 SHARE = re.compile(r"^\s*(\d+)% ")
 UNREACHABLE = (httpx.HTTPError, PrefectHTTPStatusError)
+ANSWER = 600.0
+"""seconds after which nobody is waited for who is told something, or asked what there is: libraries limit each read
+alone, and a server that sends its answer byte by byte has no end"""
+
+
+class _Over(TimeoutError):
+    pass
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """Raise TransientFault if it takes longer."""
+    try:
+        with timeout(seconds, timeout_exc_type=_Over):
+            yield
+    except _Over:
+        raise TransientFault(f"{what}: not done after {clock(seconds)}.") from None
 
 
 def slug(text: str) -> str:

@@ -13,7 +13,7 @@ from prefect.states import Completed
 from flows.check import judge
 from flows.deliver import add, deliver
 from flows.hooks import TOLD
-from flows.stages import UNREACHABLE, retrying
+from flows.stages import ANSWER, UNREACHABLE, retrying, within
 from tbd import params, sources
 from tbd.commands import checks, prune
 from tbd.errors import InputError, TransientFault
@@ -112,13 +112,15 @@ def _look(addresses: list[str] | None, retry: bool) -> Counter[str]:
 @task(task_run_name="look at {address}", cache_policy=NO_CACHE)
 def look(address: str) -> list[Found]:
     """What a source shows now."""
-    return sources.source(address).look()
+    with within(ANSWER, address):
+        return sources.source(address).look()
 
 
 @task(task_run_name="fetch {checkpoint.name}", cache_policy=NO_CACHE)
 def fetch(address: str, checkpoint: Found, p: params.Params) -> Fetched | Wait | Broken:
     """Get a checkpoint that is new or changed onto this machine."""
-    return decide.fetch(sources.source(address), checkpoint, p)
+    with within(p.watch.patience, checkpoint.place):
+        return decide.fetch(sources.source(address), checkpoint, p)
 
 
 def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standing: Standing) -> Counter[str]:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from tbd.errors import InputError, unknown
-from tbd.foreign import CONTROL, plain
+from tbd.foreign import deceives, plain
 from tbd.params import Section, load_yaml
 from tbd.records import atomic, sha256
 from tbd.workspace import AUDITS, check_name
@@ -83,7 +83,7 @@ def get(name: str, workspace: Path = Path()) -> Audit:
 
 def write(name: str, audit: Audit) -> None:
     """Write its `audit.yaml`. Raises InputError for a name that cannot be one, and a folder that no YAML can hold."""
-    if CONTROL.search(audit.checkpoint):
+    if deceives(audit.checkpoint):
         raise InputError(f"{plain(audit.checkpoint)}: control characters in a name. Rename it.")
     with atomic(path(check_name(name, "audit"))) as temporary:
         temporary.write_text(HEADER + yaml.safe_dump(audit.model_dump(), sort_keys=False, allow_unicode=True), "utf-8")

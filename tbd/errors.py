@@ -32,6 +32,10 @@ FAULT = re.compile(
 """how libraries write that the machine fails, which have exceptions of their own"""
 
 
+NOWHERE = "No usable temporary directory"
+"""how Python says that every disk for temporary files is full: as a file that is not there"""
+
+
 class InputError(Exception):
     """The user's input is wrong. One line: what, where, what to do. The command line exits with 2."""
 
@@ -72,7 +76,7 @@ def is_fault(error: BaseException) -> bool:
 
 def _is_fault(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in FAULTS
+        return error.errno in FAULTS or (error.strerror or "").startswith(NOWHERE)
     if isinstance(error, InputError | StageFailed):
         return isinstance(error, StageFailed) and error.transient
     return isinstance(error, TransientFault | MemoryError) or FAULT.search(str(error)) is not None

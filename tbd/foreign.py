@@ -23,6 +23,11 @@ MARKUP = re.compile(r"<(?=[!@#/\w])|(?<=\])\(|@")
 """what starts a mention or a link in a chat"""
 
 
+def deceives(name: str) -> bool:
+    """Whether a name holds what breaks a line, is not seen, or turns the order of what is."""
+    return any(unicodedata.category(c) in {*DECEIVING, "Zl", "Zp"} and c not in JOINERS for c in name)
+
+
 def plain(text: str) -> str:
     """`text` on one line, with control, bidi-override and other invisible characters replaced by U+FFFD, so that they
     show.

@@ -25,6 +25,7 @@ FAULTS = [
     OSError(errno.EIO, os.strerror(errno.EIO)),
     OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
     OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp', '/usr/tmp', '/']"),
     MemoryError(),
     RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ..."),
     RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),

@@ -100,6 +100,8 @@ LARGEST = {
     "*": 128 << 20,
 }
 """most bytes of a file, by the first pattern that matches; honest ones have a tenth of it. None: as many as it likes"""
+PARTS = 5000
+"""most files of a model; the largest have some hundred"""
 BLOCK, SPARSE = 512, 1 << 20
 """bytes of a block as `stat` counts them, and of a file from which one with nearly nothing in it is refused: reading
 terabytes of nothing takes hours"""
@@ -237,12 +239,20 @@ def state(folder: Path) -> State:
                 f"{shown(str(file))}: {s.st_size} bytes of which hardly any are on the disk. Copy it again."
             )
         found.append((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
+    if len(found) > PARTS:
+        raise InputError(f"{folder}: {len(found)} files of a model, more than {PARTS}. Save it in fewer.")
     return tuple(found)
 
 
-def unchanged(folder: Path, before: State) -> None:
-    """Raise TransientFault if a file was changed or replaced since `before`, as one that is still being written is."""
-    if changed := sorted(set(before) ^ set(state(folder))):
+def unchanged(folder: Path, before: State, content: bool = False) -> None:
+    """Raise TransientFault if a file was changed or replaced since `before`, as one that is still being written is.
+
+    `content`: they are read again for that. What is written to a file in memory (`mmap`) may leave its times alone.
+    """
+    changed = sorted(set(before) ^ set(state(folder)))
+    if content and not changed:
+        changed = [one for one in before if _content(*one) != _content.__wrapped__(*one)]
+    if changed:
         file = shown(str(changed[0][0]))
         raise TransientFault(f"{file}: changed while it was in use. Leave the checkpoint alone until it was audited.")
 
@@ -288,12 +298,12 @@ def pinned(path: str, expected: str | None) -> Path:
 
 
 def tensors(shard: Path) -> dict[str, int]:
-    """The names of a safetensors file's tensors, and how many numbers each holds. Raises what `shapes` does."""
-    return {name: prod(shape) for name, shape in shapes(shard).items()}
+    """The names of a safetensors file's tensors, and how many numbers each holds. Raises what `header` does."""
+    return {name: prod(shape) for name, (_, shape) in header(shard).items()}
 
 
-def shapes(shard: Path) -> dict[str, tuple[int, ...]]:
-    """The names of a safetensors file's tensors, and the shape of each. Raises InputError if it is cut off.
+def header(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The names of a safetensors file's tensors, and type and shape of each. Raises InputError if it is cut off.
 
     Such a file is 8 bytes that give the length of its header, the header as JSON, and the tensors' bytes.
     """
@@ -305,19 +315,30 @@ def shapes(shard: Path) -> dict[str, tuple[int, ...]]:
                 raise ValueError
             if length > HEADER:
                 raise InputError(f"{shard}: a header of {length} bytes, more than {HEADER}. Save the model again.")
-            header = parsed(file.read(length))
-        found = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            said = parsed(file.read(length))
+        found = {name: tensor for name, tensor in said.items() if name != "__metadata__"}
         if any(len(tensor["shape"]) > DIMENSIONS for tensor in found.values()):
             raise ValueError
         end = max((int(tensor["data_offsets"][1]) for tensor in found.values()), default=0)
         sides = {name: tuple(map(int, tensor["shape"])) for name, tensor in found.items()}
         if max([end, *chain.from_iterable(sides.values())]) >> 63:
             raise ValueError
+        for name, tensor in found.items():
+            first, last = map(int, tensor["data_offsets"])
+            if prod(sides[name]) * bits(tensor["dtype"]) != 8 * (last - first):
+                raise ValueError
     except (ValueError, ArithmeticError, struct.error, LookupError, TypeError, AttributeError):
         raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
     if size != 8 + length + end:
         raise Incomplete(f"{shard}: truncated, {size} bytes of {8 + length + end}. Copy it again.")
-    return sides
+    return {name: (found[name]["dtype"], shape) for name, shape in sides.items()}
+
+
+def bits(dtype: str) -> int:
+    """Of one number of a type as safetensors calls it: `F32`, `BF16`, `F8_E4M3`, `BOOL`. Raises ValueError for none."""
+    if not (size := re.match(r"[A-Z]+(\d+)", "BOOL8" if dtype == "BOOL" else dtype)):
+        raise ValueError
+    return int(size[1])
 
 
 def parsed(content: bytes) -> Any:

@@ -153,7 +153,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     No rank is above that of the tensors, no list longer than there are tensors, and no expression left.
     """
     said, file = check(folder), folder / ADAPTER_CONFIG
-    shapes = checkpoints.shapes(folder / ADAPTER_WEIGHTS)
+    shapes = {name: shape for name, (_, shape) in checkpoints.header(folder / ADAPTER_WEIGHTS).items()}
     adapted = {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in shapes if ".lora_" in name}
     if not adapted or not _names(sorted(adapted)):
         raise InputError(f"{folder / ADAPTER_WEIGHTS}: no tensors of a LoRA adapter. Save it with save_pretrained().")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tbd.checkpoints.rendering import limit, seconds
-from tbd.errors import InputError, first_line
+from tbd.errors import InputError, Lacking, first_line
 
 
 def main() -> None:
@@ -23,12 +23,12 @@ def main() -> None:
     processor, memory = asked["limits"]
     seconds(processor)
     limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + memory)  # torch has gigabytes of code
-    found = {}
+    found: dict[str, object] = {}
     with redirect_stdout(sys.stderr):  # where a library prints
         try:
             loading.fits(Path(asked["files"]))
         except InputError as error:
-            found = {"error": str(error)}
+            found = {"error": str(error), "lacking": isinstance(error, Lacking)}
         except BaseException as error:
             found = {"error": f"{asked['files']}: transformers cannot load it ({first_line(error)})."}
     json.dump(found, sys.stdout)

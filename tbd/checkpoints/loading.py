@@ -5,8 +5,10 @@ Whatever transformers finds wrong with a user's files becomes an error of one li
 
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain, count
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers import AutoHfQuantizer
 
 from tbd import checkpoints, records
 from tbd.checkpoints import adapters
-from tbd.errors import InputError, TransientFault, first_line
+from tbd.errors import InputError, Lacking, TransientFault, first_line
 
 IMPLEMENTATIONS = (None, "eager", "sdpa")
 """of attention and the like, which come with torch and compile nothing"""
@@ -71,27 +74,48 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
 def fits(folder: Path) -> None:
     """Raise InputError, as `load_model` does, unless the weights are those that config.json describes.
 
-    Takes no memory for them. A quantized model is left to `load_model`: what can read it may need its device.
+    Takes no memory for them. Of a quantized model the size alone is compared, and whether its package is here: what
+    reads it may need its device.
     """
-    if "quantization_config" not in records.known(folder / "config.json"):
-        model = _load(folder, device_map="meta")
-        if adapters.is_adapter(folder):
-            _adapt(model, folder)
+    if "quantization_config" in records.known(folder / "config.json"):
+        with _reading(folder) as files:
+            said = _configuration(files).quantization_config
+            AutoHfQuantizer.from_config(said, pre_quantized=True)  # ValueError for a method that nobody knows
+            with suppress(RuntimeError, ValueError):  # of the device
+                AutoHfQuantizer.from_config(said, pre_quantized=True).validate_environment()
+        return
+    model = _load(folder, device_map="meta")
+    if adapters.is_adapter(folder):
+        _adapt(model, folder)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[Path]:
+    """The checkpoint's files alone. What transformers raises becomes an InputError; Lacking for want of a package."""
+    with checkpoints.links(folder) as files:
+        try:
+            yield files
+        except Exception as error:  # whatever the many model classes raise, the file is the user's
+            kind = Lacking if isinstance(error, ImportError) else InputError
+            said = first_line(error).replace(str(files), str(folder))
+            raise kind(f"{folder}: transformers cannot load it ({said}).") from None
+
+
+def _configuration(files: Path) -> PreTrainedConfig:
+    """Of a model that does not choose code, and is not larger than its weights."""
+    _check_choices(files)
+    config = AutoConfig.from_pretrained(files, trust_remote_code=False)
+    _check_size(files, config)
+    return config
 
 
 def _load(folder: Path, **how: Any) -> PreTrainedModel:
     """The model as transformers loads it. Raises InputError unless the weights are what config.json describes."""
-    with checkpoints.links(folder) as files:
-        try:
-            _check_choices(files)
-            config = AutoConfig.from_pretrained(files, trust_remote_code=False)
-            _check_size(files, config)
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-                files, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how
-            )
-        except Exception as error:  # whatever the many model classes raise, the file is the user's
-            said = first_line(error).replace(str(files), str(folder))
-            raise InputError(f"{folder}: transformers cannot load it ({said}).") from None
+    with _reading(folder) as files:
+        config = _configuration(files)
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            files, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how
+        )
     model, loading = loaded
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     if not all(one is None or type(one) is int for one in (ends if isinstance(ends, list) else [ends])):
@@ -181,7 +205,12 @@ def _check_choices(files: Path) -> None:
 
 def _check_size(files: Path, config: PreTrainedConfig) -> None:
     """Raise ValueError, before any memory is taken, if config.json describes more than the weight files can hold."""
-    held = list(chain.from_iterable(checkpoints.tensors(shard).values() for shard in files.glob("*.safetensors")))
+    quantized = getattr(config, "quantization_config", None) is not None
+    files_of_weights = [checkpoints.header(shard).values() for shard in files.glob("*.safetensors")]
+    held = [prod(shape) for _, shape in chain.from_iterable(files_of_weights)]
+    floats = sum(prod(shape) for dtype, shape in chain.from_iterable(files_of_weights) if "F" in dtype)
+    if not quantized and floats < sum(held) / 2:
+        raise ValueError("most weights are no floating-point numbers, and config.json has no quantization_config")
     parts = count()
 
     def bounded(*_: Any) -> None:
@@ -195,7 +224,7 @@ def _check_size(files: Path, config: PreTrainedConfig) -> None:
     finally:
         watch.remove()
     described = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
-    packed = 2 if getattr(config, "quantization_config", None) is None else 16
+    packed = 16 if quantized else 2
     if described > packed * sum(held) + (1 << 27):  # and buffers that no file holds
         raise ValueError(f"config.json describes {described:,} numbers, and the weights hold {sum(held):,}")
 

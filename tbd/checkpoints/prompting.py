@@ -20,7 +20,7 @@ from typing import Any
 
 from tbd import checkpoints
 from tbd.checkpoints import Packed, Prompted
-from tbd.errors import InputError, TransientFault
+from tbd.errors import InputError, Lacking, TransientFault
 from tbd.records import question_id, sha256
 
 TODAY = date(2026, 1, 1)
@@ -131,6 +131,6 @@ def _answer(module: str, folder: Path, files: Path, asked: dict[str, Any]) -> di
         raise RuntimeError(done.stderr.decode(errors="replace"))
     answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
-        kind = TransientFault if answer.get("fault") else InputError
+        kind = TransientFault if answer.get("fault") else Lacking if answer.get("lacking") else InputError
         raise kind(answer["error"].replace(str(files), str(folder)))
     return answer

@@ -190,7 +190,9 @@ class Client:
                 asyncio.timeout(patience),
                 self._http.stream(method, address.url + path, json=body) as response,
             ):
-                async for part in response.aiter_bytes():
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise Wrong("its answer is compressed, which it was not asked for")  # a bomb, perhaps
+                async for part in response.aiter_raw():
                     content += part
                     if len(content) > most:
                         raise Wrong(f"its answer is longer than {most:,} bytes. Is it a server of language models?")

@@ -115,13 +115,18 @@ def parameters(folder: Path) -> int:
 def cache_bytes(config: dict[str, Any], rows: int, length: int, dtype: str) -> int | None:
     """Keys and values of `rows` texts of `length` tokens: 2 x layers x heads x head size x rows x length x bytes.
 
-    `config`: of config.json. None where it does not name layers, heads and hidden size.
+    `config`: of config.json. None where it does not say layers, heads and hidden size.
     """
     text = config.get("text_config") or config
-    layers, heads, hidden = (text.get(key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
-    if not (layers and heads and hidden):
+    if not isinstance(text, dict):
         return None
-    kept, size = text.get("num_key_value_heads") or heads, text.get("head_dim") or hidden // heads
+    layers, heads, hidden = (text.get(key, 0) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    kept = text.get("num_key_value_heads") or heads
+    if not all(type(one) is int and 0 < one < 1 << 32 for one in (layers, heads, hidden, kept)):
+        return None
+    size = text.get("head_dim") or hidden // heads
+    if not (type(size) is int and 0 < size <= hidden):
+        return None
     return int(2 * layers * kept * size * rows * length * BYTES[dtype])
 
 

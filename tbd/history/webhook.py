@@ -5,7 +5,6 @@ be a secret, so messages and errors name only its host.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
@@ -56,14 +55,13 @@ def sign(secret: str, message_id: str, timestamp: int, payload: bytes) -> str:
 
     `secret` is text, or `whsec_` and base64 of the key.
     """
-    key = secret.encode()
-    if secret.startswith(PREFIX):
-        try:
-            key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
-        except binascii.Error:
-            raise InputError(
-                f"TBD_WEBHOOK_SECRET: what follows {PREFIX} must be base64. Correct it, or leave {PREFIX} out."
-            ) from None
+    try:
+        coded = secret.startswith(PREFIX)
+        key = base64.b64decode(secret.removeprefix(PREFIX), validate=True) if coded else secret.encode()
+    except ValueError:
+        raise InputError(
+            f"TBD_WEBHOOK_SECRET: no text in UTF-8, or no base64 behind {PREFIX}. Correct it, or leave {PREFIX} out."
+        ) from None
     digest = hmac.new(key, f"{message_id}.{timestamp}.".encode() + payload, hashlib.sha256).digest()
     return "v1," + base64.b64encode(digest).decode()
 
@@ -74,6 +72,7 @@ def check() -> None:
     try:
         parts = urlsplit(address)
         usable = not address or (parts.scheme in ("http", "https") and bool(parts.hostname))
+        (parts.hostname or "").encode("idna")  # ValueError for what no host can be called
     except ValueError:
         usable = False
     if not usable:
@@ -101,7 +100,11 @@ def send(outcome: Outcome) -> None:
     if secret := os.environ.get("TBD_WEBHOOK_SECRET"):
         headers["webhook-signature"] = sign(secret, outcome.id, stamp, payload)
     try:
-        code = requests.post(address, data=payload, headers=headers, timeout=TIMEOUT, allow_redirects=False).status_code
+        # a stream: what stands in the answer is never read, however long it is
+        with requests.post(
+            address, data=payload, headers=headers, timeout=TIMEOUT, allow_redirects=False, stream=True
+        ) as answer:
+            code = answer.status_code
     except requests.RequestException as error:
         raise TransientFault(f"webhook at {host}: no answer ({type(error).__name__}).") from None
     if code >= 500 or code in (408, 429):

@@ -3,7 +3,9 @@
 Every refusal names the file, the line or row, and what to do. Nothing is guessed and no row is dropped.
 """
 
+import csv
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,7 +86,7 @@ def _text(entry: Mapping[Any, Any], column: str | None, source: str, number: int
     value = entry[column] if column is not None else None
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"{source}, row {number}: {column!r} is {type(value).__name__}, not text.")
@@ -112,7 +114,7 @@ def _jsonl(path: Path) -> tuple[pd.DataFrame, int]:
         if not line.strip():
             continue
         try:
-            rows[number] = json.loads(line.decode("utf-8-sig"))
+            rows[number] = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once)
         except UnicodeDecodeError:
             raise InputError(f"{path}, line {number}: not UTF-8. Save the file as UTF-8.") from None
         except ValueError as error:
@@ -122,10 +124,19 @@ def _jsonl(path: Path) -> tuple[pd.DataFrame, int]:
     return pd.DataFrame(list(rows.values()), index=list(rows), dtype=object), 0
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that is there twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
 def _json(path: Path) -> tuple[pd.DataFrame, int]:
     text = path.read_text("utf-8-sig")
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -134,6 +145,10 @@ def _json(path: Path) -> tuple[pd.DataFrame, int]:
 
 
 def _csv(path: Path) -> tuple[pd.DataFrame, int]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"{path}: two columns are called {twice[0]!r}. Rename one.")
     try:
         with warnings.catch_warnings():
             # where a row has more fields than the header: pandas would drop them
@@ -144,9 +159,15 @@ def _csv(path: Path) -> tuple[pd.DataFrame, int]:
 
 
 def _parquet(path: Path) -> tuple[pd.DataFrame, int]:
+    import pyarrow.parquet as pq
+
     try:
-        return pd.read_parquet(path).reset_index(drop=True), 1
-    except (OSError, ValueError) as error:
+        table = pq.read_table(path).replace_schema_metadata()  # pandas' own: what it says of types may be anything
+        table.validate(full=True)
+        if twice := [name for name in table.column_names if table.column_names.count(name) > 1]:
+            raise InputError(f"{path}: two columns are called {twice[0]!r}. Rename one.")
+        return table.to_pandas(), 1
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({first_line(error)}).") from None
 
 

@@ -74,18 +74,26 @@ _IGNORED = [
 ]
 _UNSEEN = {chr(code) for first, last in _IGNORED for code in range(first, last + 1)}
 """default-ignorable by Unicode (DerivedCoreProperties.txt), and the empty Braille cell, beside all of Cf and Cc"""
+_SPACES = " \t\n\r"
+"""of the control characters, those that part words on every screen"""
 _LATIN = 0.25
 """share of a text's letters from which it counts as written in Latin ones; a text in Russian or Greek stays as it is"""
 
 
 def _as_seen(text: str) -> str:
-    """Without what nobody sees, and a word of Latin letters and look-alikes in Latin ones; Greek symbols stay."""
+    """Without what nobody sees, with the digits 0 to 9, and a word of Latin letters and look-alikes in Latin ones.
+
+    Greek symbols stay.
+    """
     letters = [c for c in text if c.isalpha()]
     latin = sum(c.isascii() for c in letters) >= _LATIN * len(letters)
     latin = latin or "".join(letters).translate(_LOOK_ALIKES).isascii()
     spelt = "" if latin else JOINERS  # other scripts are spelt with them
-    text = "".join(c for c in text if c in spelt or c.isspace() or not _unseen(c))
-    return re.sub(r"\w+", _latin, text) if latin and not text.isascii() else text
+    text = "".join(c for c in text if c in spelt or c in _SPACES or not _unseen(c))
+    if text.isascii():
+        return text
+    text = "".join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in text)
+    return re.sub(r"\w+", _latin, text) if latin else text
 
 
 def _unseen(character: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tbd.checkpoints import ADAPTER_CONFIG, IDENTITY, PICKLES, files
 from tbd.checkpoints.files import shown
 from tbd.errors import InputError, TransientFault, is_fault
+from tbd.foreign import deceives, plain
 from tbd.records import sha256
 from tbd.sources import Found
 from tbd.workspace import relative
@@ -48,6 +49,8 @@ def found_in(folder: Path) -> Found | None:
     try:
         if shown(folder.name) != folder.name:
             raise InputError(f"{place}: a name that is not UTF-8. Rename it.")
+        if deceives(folder.name):
+            raise InputError(f"{plain(place)}: control or invisible characters in a name. Rename it.")
         if not there and folder.is_symlink():
             raise InputError(f"{place}: a link that leads nowhere. Mend it, or take it away.")
         stats = files.scan(folder, (*IDENTITY, *PICKLES))

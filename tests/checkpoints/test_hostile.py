@@ -16,7 +16,7 @@ from tbd import checkpoints
 from tbd.checkpoints import Prompt, prompting
 from tbd.checkpoints.loading import load_model, load_tokenizer
 from tbd.checkpoints.prompting import prompts as prompted
-from tbd.errors import Incomplete, InputError, TransientFault
+from tbd.errors import Incomplete, InputError, Lacking, TransientFault
 from tbd.generation.engines.transformers import TransformersEngine
 
 
@@ -89,6 +89,22 @@ def test_a_file_that_is_swapped_while_it_is_used(copy: Path, make_checkpoint: Ca
     assert "changed while it was in use" in refusal(lambda: checkpoints.unchanged(copy, before), TransientFault)
     (copy / "kept").rename(copy / "model.safetensors")  # and back: the same content, but not all the time
     assert "changed while it was in use" in refusal(lambda: checkpoints.unchanged(copy, before), TransientFault)
+
+
+def test_weights_that_are_changed_in_memory(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = copy / "model.safetensors"
+    before, known = checkpoints.state(copy), checkpoints.fingerprint(copy)
+    content, times = bytearray(file.read_bytes()), file.stat()
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    same = {one[0]: one for one in before}
+    # what a file shows that is written through a mapping, on a tmpfs always and on a disk for some seconds
+    monkeypatch.setattr(checkpoints, "state", lambda _: tuple(same.values()))
+    assert checkpoints.fingerprint(copy) == known
+    checkpoints.unchanged(copy, before)
+    said = refusal(lambda: checkpoints.unchanged(copy, before, content=True), TransientFault)
+    assert "model.safetensors: changed while it was in use" in said
 
 
 def test_loaded_weights_do_not_follow_their_file(copy: Path) -> None:
@@ -339,6 +355,46 @@ def test_absurd_values_of_a_configuration(copy: Path, changed: dict[str, int], s
     assert says in refusal(use)
 
 
+def test_a_quantized_model_is_no_larger_than_its_weights_either(copy: Path) -> None:
+    change(copy / "config.json", quantization_config={"quant_method": "bitsandbytes"}, vocab_size=2_000_000_000)
+    assert "numbers" in refusal(lambda: prompting.fits(copy))
+
+
+def test_a_package_that_is_not_here_is_no_fault_of_the_checkpoint(copy: Path) -> None:
+    change(copy / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    assert "bitsandbytes" in refusal(lambda: prompting.fits(copy), Lacking)
+    change(copy / "config.json", quantization_config={"quant_method": "zz"})
+    with pytest.raises(InputError) as error:
+        prompting.fits(copy)
+    assert not isinstance(error.value, Lacking)
+
+
+def test_whole_numbers_are_no_weights(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, copy / "model.safetensors")
+    assert "no floating-point numbers" in refusal(lambda: prompting.fits(copy))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(copy: Path) -> None:
+    change(copy / "tokenizer.json")
+    said = json.loads((copy / "tokenizer.json").read_text())
+    said["added_tokens"].append(
+        {"id": 5000, "content": "many", "special": False, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    )
+    (copy / "tokenizer.json").write_text(json.dumps(said))
+    engine = TransformersEngine(copy, "cpu", "float32")
+    asked = prompts(copy, ["How many apples?"], 8, "text")
+    assert "the tokenizer writes token 320, and the model has 320" in refusal(lambda: [*engine.generate(asked, 4)])
+
+
+def test_a_thousand_files_of_a_model(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "PARTS", 5)
+    for number in range(5):
+        (copy / f"{number}.safetensors").write_bytes(b"")
+    assert "files of a model, more than 5" in refusal(lambda: checkpoints.inspect(copy))
+
+
 def test_a_header_of_sixty_gigabytes(copy: Path) -> None:
     with (copy / "model.safetensors").open("wb") as file:
         file.write((60 << 30).to_bytes(8, "little"))
@@ -357,8 +413,11 @@ def test_a_header_of_sixty_gigabytes(copy: Path) -> None:
         {"shape": [10**18] * 300_000, "data_offsets": [0, 4]},
         {"shape": 3, "data_offsets": 3},
         [],
+        {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4]},
+        {"dtype": "F", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": 3, "shape": [1], "data_offsets": [0, 4]},
     ],
-    ids=["no number", "text", "no end", "a product without end", "no lists", "no tensor"],
+    ids=["no number", "text", "no end", "a product without end", "no lists", "no tensor", "more than bytes", "?", "no"],
 )
 def test_a_header_that_says_nonsense(copy: Path, tensor: Any) -> None:
     header = json.dumps({"a": tensor}).encode()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -27,7 +28,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import deliver as delivering
 from flows import serve
+from flows import watch as watching
 from flows.check import check_all
 from flows.deliver import add, deliver
 from flows.stages import walk
@@ -39,7 +42,7 @@ from tbd.locks import locked
 from tbd.pipeline import workspace_lock
 from tbd.watch import outcomes
 from tests import servers
-from tests.receiver import Receiver
+from tests.receiver import Receiver, slow
 from tests.workspace import REPOSITORY, Workspace, fake_checkpoint, finished, two_stages
 
 pytestmark = pytest.mark.slow
@@ -313,6 +316,21 @@ def test_a_look_waits_for_an_end_lets_others_look_meanwhile_and_counts_its_tries
         watch(["failing"])
     assert [one.transient for one in History().outcomes[1:]] == [True, False]
     assert "Input/output error. Mend it, or take it away. So at 2 looks: given up" in History().outcomes[-1].reason
+
+
+def test_who_sends_an_answer_byte_by_byte_is_not_waited_for(copy: Workspace, monkeypatch: MonkeyPatch) -> None:
+    copy.edit("params.yaml", {"watch": {"retries": 0, "settle": 0}})
+    monkeypatch.setattr(delivering, "ANSWER", 2.0)
+    monkeypatch.setattr(watching, "ANSWER", 2.0)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with slow() as url, slow(b"HTTP/1.1 200 OK\r\nX: ") as head:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("TBD_WEBHOOK_URL", head)
+        watch(["hf://org/name"])
+    (said,) = History().outcomes
+    assert said.transient and said.reason == "hf://org/name: not done after 0:02."
+    assert {to for _, to in outbox.pending()} == {"history", "webhook"}  # stays due
 
 
 def test_a_clock_that_is_put_back_has_the_looks_scheduled_anew(toy: Workspace, monkeypatch: MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def test_keys_and_values_by_hand() -> None:
     assert cost.cache_bytes(SMOLLM | {"head_dim": 128}, 1, 1, "float16") == 2 * 30 * 3 * 128 * 2
     assert cost.cache_bytes({"text_config": SMOLLM, "hidden_size": 1}, 1, 1, "float16") == 11_520 * 2
     assert cost.cache_bytes({"fake": "x"}, 1, 1, "float16") is None
+    for wrong in ({"num_hidden_layers": -5}, {"head_dim": -8}, {"head_dim": 10**9}, {"hidden_size": 1e30}):
+        assert cost.cache_bytes(SMOLLM | wrong, 1, 1, "float16") is None
+    assert cost.cache_bytes({"text_config": [1]}, 1, 1, "float16") is None
 
 
 def test_memory_is_of_the_largest_batch() -> None:
@@ -80,9 +84,12 @@ def test_parameters_are_counted_from_the_headers(tmp_path: Path) -> None:
     shards = {"a": {"x": [3, 4], "y": [5]}, "b": {"scalar": []}}
     for name, tensors in shards.items():
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        header |= {key: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for key, shape in tensors.items()}
+        end = 0
+        for key, shape in tensors.items():
+            begin, end = end, end + 2 * prod(shape)
+            header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
         text = json.dumps(header).encode()
-        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
     assert cost.parameters(tmp_path) == 12 + 5 + 1
 
 

@@ -12,7 +12,7 @@ import pytest
 from tbd.errors import InputError, TransientFault
 from tbd.history import webhook
 from tests.history.test_history import outcome
-from tests.receiver import Receiver
+from tests.receiver import Receiver, slow
 
 SECRET = "whsec_" + base64.b64encode(b"a key of the receiver's").decode()
 
@@ -60,6 +60,12 @@ def test_other_answers(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, code
     assert "secret-token" not in str(raised.value) and len(receiver.messages) == 1
 
 
+def test_an_answer_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with slow() as url:
+        monkeypatch.setenv("TBD_WEBHOOK_URL", url)
+        webhook.send(outcome(id="abc"))  # which comes back, though the answer never ends
+
+
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -69,15 +75,16 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret-token" not in str(raised.value)
 
 
-@pytest.mark.parametrize("address", ["example.org", "file:///etc/passwd", "https://", "slack"])
+@pytest.mark.parametrize("address", ["example.org", "file:///etc/passwd", "https://", "slack", "https://" + 64 * "a"])
 def test_addresses_that_are_none(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("TBD_WEBHOOK_URL", address)
     with pytest.raises(InputError, match="TBD_WEBHOOK_URL"):
         webhook.check()
 
 
-def test_a_secret_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TBD_WEBHOOK_SECRET", "whsec_not base64!")
+@pytest.mark.parametrize("secret", ["whsec_not base64!", "whsec_not base64!é", "not base64!\udcff"])
+def test_a_secret_that_is_none(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("TBD_WEBHOOK_SECRET", secret)
     with pytest.raises(InputError, match="TBD_WEBHOOK_SECRET") as raised:
         webhook.check()
     assert "not base64!" not in str(raised.value)

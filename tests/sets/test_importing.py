@@ -1,10 +1,12 @@
 """Reading question sets: what a cell becomes. (Files that cannot be read are refused in test_cli.py, where the line is
 seen.)"""
 
+import json
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +114,39 @@ def test_half_a_surrogate_pair_is_refused_in_one_line(tmp_path: Path) -> None:
     frame, first = importing.read(str(tmp_path / "x.jsonl"))
     with pytest.raises(InputError, match="row 1: 'q' holds half of a surrogate pair"):
         importing.questions(frame, "x.jsonl", first, {"question": "q"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("x.csv", 'q,a,"q"\n1,2,3\n', "two columns are called 'q'"),
+        ("x.jsonl", '{"q": "a", "q": "b"}\n', "line 1: not valid JSON .the key 'q' is there twice"),
+        ("x.json", '[{"q": "a", "q": "b"}]\n', "the key 'q' is there twice"),
+    ],
+)
+def test_what_is_there_twice_is_not_guessed(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        importing.read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("value", [True, float("inf")])
+def test_a_question_is_text(value: object) -> None:
+    with pytest.raises(InputError, match=r"row 1: 'q' is (bool|float), not text"):
+        taken([{"q": value}], {"question": "q"})
+
+
+def test_parquet_that_lies_about_its_types(tmp_path: Path) -> None:
+    table = pa.table({"q": ["one", "two"]})
+    said = json.dumps({"columns": [{"name": "q", "field_name": "q", "pandas_type": "unicode", "numpy_type": "foo"}]})
+    pq.write_table(table.replace_schema_metadata({"pandas": said}), tmp_path / "x.parquet")
+    frame, first = importing.read(str(tmp_path / "x.parquet"))
+    assert first == 1 and frame["q"].tolist() == ["one", "two"]
+    ends, text = pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, ends, text])
+    pq.write_table(pa.table({"q": broken}), tmp_path / "y.parquet")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        importing.read(str(tmp_path / "y.parquet"))
 
 
 def test_json_nested_beyond_reason_is_refused(tmp_path: Path) -> None:

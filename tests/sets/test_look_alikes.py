@@ -19,11 +19,12 @@ def hidden(text: str, character: str) -> str:
         *(hidden(QUESTION, c) for c in "\u00ad\u200b\u200c\u200d\u2060\ufeff\u034f\ufe0f\u202e"),
         *(
             hidden(QUESTION, c)
-            for c in "\U000e0100\u180b\u17b4\u3164\u1160\uffa0\u2065\ufff0\U000e0080\u2800\x00\x1b\x81"
+            for c in "\U000e0100\u180b\u17b4\u3164\u1160\uffa0\u2065\ufff0\U000e0080\u2800\x00\x1b\x81\x0b\x0c\x1f\x85"
         ),
         QUESTION.translate(str.maketrans("aeopcxiyh", "аеорсхіуһ")),
         QUESTION.translate(str.maketrans("aeopcx", "аеорсх")).replace("price", "рriсе"),
         QUESTION.translate(str.maketrans("oEv", "οΕν")),
+        QUESTION.translate(str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")),
         "".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in QUESTION),  # full width
     ],
 )

@@ -106,6 +106,13 @@ def test_a_name_that_is_no_utf8_and_links_that_lead_nowhere_at_the_top(incoming:
         json.dumps([found[name].place, str(found[name].trouble)], ensure_ascii=False).encode()  # into the history
 
 
+@pytest.mark.parametrize("name", ["a\nCONTAMINATED: good", "a\tb", "a\u2028b", "a\u200bb", "a\u202eb"])
+def test_a_name_that_breaks_a_line_or_deceives(incoming: Path, name: str) -> None:
+    (incoming / name).mkdir()
+    (found,) = [one for one in source(str(incoming)).look() if one.name == name]
+    assert "control or invisible characters in a name" in str(found.trouble) and "\n" not in str(found.trouble)
+
+
 def test_a_folder_that_may_not_be_read(incoming: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read everything, so the refusal is the kernel's for another name."""
     fake_checkpoint(incoming / "good")

@@ -84,10 +84,9 @@ class OpenAIEngine:
 
     def __init__(self, folder: Path, params: Generate) -> None:
         checkpoints.inspect(folder)
-        before = checkpoints.state(folder)
+        before, fingerprint = checkpoints.state(folder), checkpoints.fingerprint(folder)
         own = params.server
         tokenizer = load_tokenizer(folder)
-        fingerprint = checkpoints.fingerprint(folder)
         (probe,) = prompting.prompts(folder, [PROBE], None, params.control_tokens).prompts
         self.ends = _end_tokens(folder, tokenizer.eos_token_id)
         end_started()
@@ -117,7 +116,7 @@ class OpenAIEngine:
                     f"params.yaml: generate.server: {self.model!r} was another checkpoint a moment ago, and is to be "
                     f"{folder} now. Serve both, each under its folder's name, and leave generate.server.model null."
                 )
-        checkpoints.unchanged(folder, before)
+        checkpoints.unchanged(folder, before, content=True)
 
     def generate(
         self, prompts: Sequence[Prompt], max_new_tokens: int, tick: Tick = unheard

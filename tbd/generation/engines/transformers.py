@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from tbd import checkpoints
 from tbd.checkpoints import Prompt, Prompted, prompting
 from tbd.checkpoints.loading import choose_device, choose_dtype, load_model, load_tokenizer
+from tbd.errors import InputError
 from tbd.generation.engines import Completion, OutOfMemory, Tick, common, engine, unheard
 from tbd.params import Generate
 
@@ -103,7 +104,7 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, device: str, dtype: str) -> None:
         checkpoints.inspect(folder)
-        before = checkpoints.state(folder)
+        before, fingerprint = checkpoints.state(folder), checkpoints.fingerprint(folder)
         self.device = choose_device(device)
         dtype = choose_dtype(dtype, self.device)
         self.tokenizer = load_tokenizer(folder)
@@ -116,10 +117,10 @@ class TransformersEngine:
             "torch_version": torch.__version__,
             "device": torch.device(self.device).type,
             "dtype": dtype,
-            "fingerprint": checkpoints.fingerprint(folder),
+            "fingerprint": fingerprint,
             **prompting.identity(self.tokenizer),
         }
-        checkpoints.unchanged(folder, before)
+        checkpoints.unchanged(folder, before, content=True)
 
     @torch.inference_mode()
     def generate(
@@ -209,7 +210,12 @@ class TransformersEngine:
 
     def _pad_left(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, longest) ids and mask, padded on the left so that every row ends in the same column."""
-        width = max(map(len, sequences))
+        width, known = max(map(len, sequences)), self.model.get_input_embeddings().num_embeddings
+        if (greatest := max(map(max, sequences))) >= known:
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: the tokenizer writes token {greatest}, and the model has {known} of "
+                "them. Copy the tokenizer that belongs to it."
+            )
         ids = torch.tensor([[0] * (width - len(s)) + list(s) for s in sequences], device=self.device)
         mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=self.device)
         return ids, mask
