@@ -5,12 +5,14 @@ those it starts. What answers on the port is trusted only if it is a process tha
 password goes to it with every request.
 """
 
+import base64
 import os
 import secrets
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +22,12 @@ import psutil
 
 from tbd import ending, records
 from tbd.errors import InputError, StageFailed
+from tbd.locks import locked
 from tbd.workspace import STATE
 
 LOG = STATE / "prefect-server.log"
 AUTH = STATE / "prefect-auth"
+LOCK = STATE / "serve.lock"
 STARTED = STATE / "prefect-server.json"
 """which process the server is"""
 PATIENCE = 120.0
@@ -49,15 +53,31 @@ def running(port: int) -> Iterator[None]:
     if os.environ.get("PREFECT_API_URL"):
         yield
         return
+    with locked(LOCK, None) as free:
+        if free is None:
+            raise InputError("a `tbd serve` is at work in this workspace. End that one first.")
+        with _running(port):
+            yield
+
+
+@contextmanager
+def _running(port: int) -> Iterator[None]:
     left = _left(port)
     if left is None and _taken(port):
         raise InputError(
             f"port {port} is taken by a server that was not started here. End it, choose another port with --port, or "
             "name it in PREFECT_API_URL (its password in PREFECT_API_AUTH_STRING)."
         )
-    auth = AUTH.read_text("utf-8").strip() if left else os.environ.get("PREFECT_API_AUTH_STRING") or password()
+    known = AUTH.read_text("utf-8", "replace").strip() if left else ""
+    if left and not _lets_in(port, known):
+        print("the Prefect server that was left behind has another password: ending it", flush=True)
+        ending.end_group(left)
+        left = None
+    auth = known if left else os.environ.get("PREFECT_API_AUTH_STRING") or password()
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     os.environ["PREFECT_API_AUTH_STRING"] = auth
+    if left:
+        _write_private(AUTH, auth)
     process = left or _launch(port, auth)
     over = threading.Event()
 
@@ -155,6 +175,19 @@ def _write_private(path: Path, text: str) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text + "\n")
+
+
+def _lets_in(port: int, auth: str) -> bool:
+    """Whether the server takes that password."""
+    said = urllib.request.Request(f"http://127.0.0.1:{port}/api/admin/version")
+    said.add_header("Authorization", "Basic " + base64.b64encode(auth.encode()).decode())
+    try:
+        with urllib.request.urlopen(said, timeout=10):
+            return True
+    except urllib.error.HTTPError:
+        return False
+    except OSError:
+        return True  # it is busy, or ends: what follows says so
 
 
 def _answers(port: int) -> bool:

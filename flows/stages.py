@@ -30,6 +30,9 @@ ANSWER = 600.0
 """seconds after which nobody is waited for who is told something, or asked what there is: libraries limit each read
 alone, and a server that sends its answer byte by byte has no end"""
 
+LONGEST = 1e8
+"""seconds that a timer of the system can be set to, and more than three years"""
+
 
 class _Over(TimeoutError):
     pass
@@ -39,7 +42,7 @@ class _Over(TimeoutError):
 def within(seconds: float, what: str) -> Iterator[None]:
     """Raise TransientFault if it takes longer."""
     try:
-        with timeout(seconds, timeout_exc_type=_Over):
+        with timeout(min(seconds, LONGEST), timeout_exc_type=_Over):
             yield
     except _Over:
         raise TransientFault(f"{what}: not done after {clock(seconds)}.") from None

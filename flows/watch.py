@@ -14,7 +14,7 @@ from flows.check import judge
 from flows.deliver import add, deliver
 from flows.hooks import TOLD
 from flows.stages import ANSWER, UNREACHABLE, retrying, within
-from tbd import params, sources
+from tbd import history, params, sources
 from tbd.commands import checks, prune
 from tbd.errors import InputError, TransientFault
 from tbd.history import FAILED, History
@@ -23,7 +23,7 @@ from tbd.pipeline.workspace_lock import workspace
 from tbd.progress import clock
 from tbd.sources import Found
 from tbd.watch import decide, outcomes
-from tbd.watch.decide import Broken, Fetched, Job, Known, Same, Standing, Wait
+from tbd.watch.decide import Back, Broken, Fetched, Job, Known, Same, Standing, Wait
 from tbd.workspace import STATE
 
 LOCK = STATE / "look.lock"
@@ -156,6 +156,9 @@ def _take(address: str, checkpoint: Found, p: params.Params, retry: bool, standi
             if not isinstance(decision, Known):
                 logger.info("%s: %s", checkpoint.name, decision.why)
             match decision:
+                case Back():
+                    add(decision.outcome.model_copy(update={"time": history.now()}))
+                    done["same"] += 1
                 case Same():
                     add(outcomes.same(decision, History()))
                     done["same"] += 1

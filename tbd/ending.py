@@ -136,7 +136,7 @@ def end_descendants(also: Iterable[psutil.Process] = ()) -> None:
             time.sleep(0.05)
 
 
-def end_group(leader: "subprocess.Popen[Any]", patience: float = 10.0) -> None:
+def end_group(leader: "subprocess.Popen[Any] | psutil.Process", patience: float = 10.0) -> None:
     """Tell a process group to end, and kill what of it has not ended after `patience` seconds."""
     group: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
@@ -148,7 +148,8 @@ def end_group(leader: "subprocess.Popen[Any]", patience: float = 10.0) -> None:
         end = time.monotonic() + patience
         while any(_runs(one) for one in group) and time.monotonic() < end:
             time.sleep(0.05)
-    leader.poll()  # None where not even that helps, as where its disk hangs: it is not waited for
+    if hasattr(leader, "poll"):  # a child of this process
+        leader.poll()  # None where not even that helps, as where its disk hangs: it is not waited for
 
 
 def _group(process: psutil.Process) -> int | None:

@@ -27,7 +27,7 @@ class JsonLines:
         for number, line in enumerate(lines, start=1):
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 torn = computed or not line.endswith(b"\n") or b"\0" in line  # what was never written reads as zeros
                 if torn and number == len(lines):
                     break

@@ -524,12 +524,18 @@ def tampered_verdict(folder: Path) -> None:
     path.write_text(path.read_text().replace("CONTAMINATED", "NO EVIDENCE"))
 
 
+def tampered_rows(folder: Path) -> None:
+    table = pq.read_table(folder / "generations.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), folder / "generations.parquet")
+
+
 TAMPERED: list[tuple[Callable[[Path], Any], str]] = [
     (tampered_numbers, "other scores than its generations give"),
     (tampered_bytes, "audits/reference/generations.parquet: not the file dvc.lock names"),
     (tampered_verdict, "verdict.json: verdict: 'NO EVIDENCE' on disk, 'CONTAMINATED' recomputed"),
     (lambda folder: (folder / "verdict.json").write_text("{"), "verdict.json: not the file dvc.lock names"),
     (lambda folder: (folder / "scores.parquet").unlink(), "scores.parquet: not the file dvc.lock names"),
+    (tampered_rows, "audits/reference/generations.parquet: not the file dvc.lock names"),
 ]
 
 
@@ -593,7 +599,21 @@ def test_a_model_that_is_only_on_a_server(tbd: Command) -> None:
         assert checks.prepare(address, "benchmark", "unseen", base, None, None)[1] == entry
         assert (name, entry.origin) == ("mine-benchmark", address)
         templates.add(name, entry)
+        honest, asked = server.answer, []
+
+        def swapped(handler: Any, body: Any, fault: str) -> None:
+            asked.append(body["max_tokens"])
+            server.weights = (79,) if asked.count(10) > 40 else ()  # once the benchmark's 40 are answered
+            honest(handler, body, fault)
+
+        server.answer = swapped  # type: ignore[method-assign]
+        done = tbd.workspace.run(sys.executable, "-m", "tbd.stages.generate", name, code=2)
+        assert "answers otherwise than when it was registered" in done.stderr
+        server.answer, server.weights = honest, ()  # type: ignore[method-assign]
+        known = len(asked)
         assert tbd.workspace.repro(f"verdict@{name}")[-1] == f"verdict@{name}"
+        assert len(asked) == known  # it was not kept which of the two answered what
+        assert tbd.workspace.verdict(name)["generation"]["noise"]["diverged"] == 0
         verdict = tbd.workspace.verdict(name)
         assert verdict["generation"]["served"] == address and verdict["detector"]["choice"] == "with_base"
         assert sum("weaker than a fingerprint" in one for one in verdict["warnings"]) == 1

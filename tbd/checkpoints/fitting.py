@@ -26,7 +26,7 @@ def main() -> None:
     found: dict[str, object] = {}
     with redirect_stdout(sys.stderr):  # where a library prints
         try:
-            loading.fits(Path(asked["files"]))
+            loading.fits(Path(asked["files"]), asked["here"])
         except InputError as error:
             found = {"error": str(error), "lacking": isinstance(error, Lacking)}
         except BaseException as error:

@@ -71,18 +71,20 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel
     return model
 
 
-def fits(folder: Path) -> None:
+def fits(folder: Path, here: bool = True) -> None:
     """Raise InputError, as `load_model` does, unless the weights are those that config.json describes.
 
     Takes no memory for them. Of a quantized model the size alone is compared, and whether its package is here: what
-    reads it may need its device.
+    reads it may need its device. `here`: it is this machine that is to read it.
     """
-    if "quantization_config" in records.known(folder / "config.json"):
+    if records.known(folder / "config.json").get("quantization_config") is not None:
         with _reading(folder) as files:
             said = _configuration(files).quantization_config
-            AutoHfQuantizer.from_config(said, pre_quantized=True)  # ValueError for a method that nobody knows
+            if not here:
+                return
+            reader = AutoHfQuantizer.from_config(said, pre_quantized=True)  # ValueError for what nobody knows
             with suppress(RuntimeError, ValueError):  # of the device
-                AutoHfQuantizer.from_config(said, pre_quantized=True).validate_environment()
+                reader.validate_environment()
         return
     model = _load(folder, device_map="meta")
     if adapters.is_adapter(folder):

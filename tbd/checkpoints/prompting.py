@@ -79,10 +79,10 @@ def identity(tokenizer: Any) -> dict[str, str]:
     return {"template": sha256(template)[:16], "vocabulary": sha256(vocabulary)[:16]} | today
 
 
-def fits(folder: Path) -> None:
+def fits(folder: Path, here: bool = True) -> None:
     """See `tbd.checkpoints.loading.fits`, in a process with limits. Raises as `prompts` does."""
     with checkpoints.links(folder, with_adapter=True) as files:
-        _answer("fitting", folder, files, {"files": str(files), "limits": [LOADING, MEMORY]})
+        _answer("fitting", folder, files, {"files": str(files), "here": here, "limits": [LOADING, MEMORY]})
 
 
 def _twice(folder: Path, files: Path, asked: dict[str, Any]) -> dict[str, Any]:

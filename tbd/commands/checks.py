@@ -235,7 +235,8 @@ def verify(name: str) -> list[str]:
     p = params.load()
     audit = audits.get(name)
     folder = AUDITS / name
-    made = LockFile(Path(), f"verdict@{name}").digests(*(f"{kind}@{name}" for kind in ("generate", "score", "verdict")))
+    own = (f"{kind}@{name}" for kind in ("generate", "score", "verdict"))
+    made = LockFile(Path(), f"verdict@{name}").digests("calibrate", *own)
     differences = [
         f"{path}: not the file dvc.lock names"
         for path, digest in made.items()
@@ -256,7 +257,7 @@ def verify(name: str) -> list[str]:
             texts = blind.texts(sets[audit.benchmark], sets[audit.unseen], p.decision.blind, p.calibrate.seed)
             scored, detector = ScoreTable(name, again), read_detector(DETECTOR)
             judgement = judge(name, audit, scored, detector, p.decision, p.calibrate.seed, texts)
-    except (InputError, KeyError, ValueError) as error:
+    except (InputError, LookupError, ValueError) as error:
         if not differences:
             raise
         return [*differences, str(error)]  # a file that was tampered with need not be readable

@@ -6,7 +6,7 @@ questions of the audit are asked a second time, by themselves and in another ord
 
 import random
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ from tbd.generation.units import Executor, Job, Unit
 from tbd.progress import Progress
 
 QUESTIONS, AMONG = 16, 1000
-"""how many are asked again, among how many"""
+"""how many are asked again, among how many of each set"""
 
 
-def measure(executor: Executor, job: Job, progress: Progress) -> dict[str, Any]:
-    """Ask some of the questions of `job`, which has run, again; how the answers differ from the first ones."""
-    first = list(islice(job.completions(), AMONG))
-    some = random.Random(0).sample(range(len(first)), min(QUESTIONS, len(first)))
-    unit = Unit(tuple(job.prompts[row] for row in some), job.max_new_tokens)
+def measure(executor: Executor, jobs: Sequence[Job], progress: Progress) -> dict[str, Any]:
+    """Ask some of the questions of `jobs`, which have run, again; how the answers differ from the first ones."""
+    done = [islice(zip(job.prompts, job.completions(), strict=True), AMONG) for job in jobs]
+    asked = list(chain.from_iterable(done))
+    some = random.Random(0).sample(asked, min(QUESTIONS, len(asked)))
+    unit = Unit(tuple(prompt for prompt, _ in some), jobs[0].max_new_tokens)
     progress.plan("read", unit.read)
     progress.plan("written", unit.written)
     ((_, table),) = executor.compute([unit], progress)
@@ -33,7 +34,7 @@ def measure(executor: Executor, job: Job, progress: Progress) -> dict[str, Any]:
         for row in table.to_pylist()
     ]
     progress.spare("written", unit.written - sum(len(one.token_ids) for one in again))
-    return compare([first[row] for row in some], again)
+    return compare([first for _, first in some], again)
 
 
 def compare(first: Sequence[Completion], again: Sequence[Completion]) -> dict[str, Any]:

@@ -169,9 +169,10 @@ class History:
         hidden = {key: secretless(getattr(outcome, key)) for key in ("reason", "checkpoint", "place", "origin")}
         outcome = outcome.model_copy(update={**hidden, "warnings": [secretless(line) for line in outcome.warnings]})
         last = self.last(outcome.place, outcome.benchmark.name if outcome.benchmark else None)
-        if last is not None and _same(last, outcome):
+        recovered = outcome.outcome != FAILED and self.failing(outcome)
+        if last is not None and not recovered and _same(last, outcome):
             return last
-        outcome = outcome.model_copy(update={"recovered": outcome.outcome != FAILED and self.failing(outcome)})
+        outcome = outcome.model_copy(update={"recovered": recovered})
         repeated = last is not None and all(
             getattr(last, key) == getattr(outcome, key) for key in ("outcome", "fingerprint", "same_as", "transient")
         )

@@ -191,11 +191,17 @@ class LockFile:
 
 @lru_cache
 def _stages(file: Path, digest: str) -> dict[str, Any]:
-    """The stages in a `dvc.lock` with that digest.
+    """The stages in a `dvc.lock` with that digest. Raises InputError if it is none.
 
     Kept, because every audit needs some of them: do not change what is returned.
     """
-    stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
+    try:
+        stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
+        for entry in stages.values():
+            for one in (*entry.get("deps", []), *entry.get("outs", [])):
+                str(one["path"]), str(one["md5"])
+    except (AttributeError, LookupError, TypeError):
+        raise InputError(f"{file}: not a lock file of DVC. Restore it from git.") from None
     return stages
 
 

@@ -86,7 +86,7 @@ def _text(entry: Mapping[Any, Any], column: str | None, source: str, number: int
     value = entry[column] if column is not None else None
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"{source}, row {number}: {column!r} is {type(value).__name__}, not text.")
@@ -145,16 +145,16 @@ def _json(path: Path) -> tuple[pd.DataFrame, int]:
 
 
 def _csv(path: Path) -> tuple[pd.DataFrame, int]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    if twice := [name for name in header if header.count(name) > 1]:
-        raise InputError(f"{path}: two columns are called {twice[0]!r}. Rename one.")
     try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(filter(None, csv.reader(file)), [])
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise InputError(f"{path}: two columns are called {twice[0]!r}. Rename one.")
         with warnings.catch_warnings():
             # where a row has more fields than the header: pandas would drop them
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False), 2
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
         raise InputError(f"{path}: not valid CSV ({error}).") from None
 
 
@@ -166,7 +166,7 @@ def _parquet(path: Path) -> tuple[pd.DataFrame, int]:
         table.validate(full=True)
         if twice := [name for name in table.column_names if table.column_names.count(name) > 1]:
             raise InputError(f"{path}: two columns are called {twice[0]!r}. Rename one.")
-        return table.to_pandas(), 1
+        return table.to_pandas(integer_object_nulls=True), 1
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({first_line(error)}).") from None
 

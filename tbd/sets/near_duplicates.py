@@ -22,6 +22,8 @@ ROWS = 256
 
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_BREAKS = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
+"""old marks of a line, a page or a field, which no screen shows and some programs take for spaces"""
 _WORD = re.compile(r"\w+|(?<!\*)\*(?!\*)|[^\w\s*.,;:!?'\"()\[\]…–—“”‘’-]")
 """words, and signs that carry meaning in a formula; punctuation does not"""
 
@@ -46,6 +48,11 @@ def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_over
     # where there is something to compare: the import takes more than a second
     from sklearn.feature_extraction.text import CountVectorizer
 
+    if any(_BREAKS.search(text) for text in texts):  # unseen inside a word, a space between two
+        spaced = [[_BREAKS.sub(" ", text) for text in side] if side is not None else None for side in (left, right)]
+        removed = [[_BREAKS.sub("", text) for text in side] if side is not None else None for side in (left, right)]
+        read = [pairs(one or [], other, ngram, max_overlap) for one, other in (spaced, removed)]
+        return sorted({*read[0], *read[1]})
     vectorizer = CountVectorizer(analyzer=lambda text: _features(text, ngram), binary=True, dtype=np.int32)
     features = vectorizer.fit_transform(texts).tocsr()
     sizes: NDArray[np.int64] = np.diff(features.indptr)
@@ -74,8 +81,6 @@ _IGNORED = [
 ]
 _UNSEEN = {chr(code) for first, last in _IGNORED for code in range(first, last + 1)}
 """default-ignorable by Unicode (DerivedCoreProperties.txt), and the empty Braille cell, beside all of Cf and Cc"""
-_SPACES = " \t\n\r"
-"""of the control characters, those that part words on every screen"""
 _LATIN = 0.25
 """share of a text's letters from which it counts as written in Latin ones; a text in Russian or Greek stays as it is"""
 
@@ -89,7 +94,7 @@ def _as_seen(text: str) -> str:
     latin = sum(c.isascii() for c in letters) >= _LATIN * len(letters)
     latin = latin or "".join(letters).translate(_LOOK_ALIKES).isascii()
     spelt = "" if latin else JOINERS  # other scripts are spelt with them
-    text = "".join(c for c in text if c in spelt or c in _SPACES or not _unseen(c))
+    text = "".join(c for c in text if c in spelt or c.isspace() or not _unseen(c))
     if text.isascii():
         return text
     text = "".join(str(unicodedata.digit(c)) if c.isdecimal() else c for c in text)

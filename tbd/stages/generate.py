@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tbd import audits, checkpoints, params, records, stages
-from tbd.checkpoints import Packed, Prompted, adapters
+from tbd.checkpoints import Packed, Prompted, adapters, served
 from tbd.detection.results import Cascade
 from tbd.errors import InputError
-from tbd.generation import engines, executors, noise
+from tbd.generation import engines, executors, noise, store
 from tbd.generation.engines import Engine
 from tbd.generation.store import Shelf
 from tbd.generation.tokens import needed
@@ -87,8 +87,9 @@ def main(audit: str, progress: Progress) -> None:
         apart = None
         if identity["device"] == "server":  # nobody plans what it computes together
             progress.begin("asking some questions again")
-            first = answers[0]
-            apart = noise.measure(executor, first.first if isinstance(first, TwoSteps) else first, progress)
+            jobs = [one.first if isinstance(one, TwoSteps) else one for one in answers]
+            apart = noise.measure(executor, jobs, progress)
+        still(own, identity)
     rescored, base_answers, base_identity = None, list[Answered](), dict[str, Any]()
     if base:  # only now: two models at once need not fit
         progress.begin(f"loading {base.name}")
@@ -104,6 +105,7 @@ def main(audit: str, progress: Progress) -> None:
             else:
                 rescored = rescore(executor, own.asked.prompts, answers, p, progress)
             base_answers = answered(executor, sets, base.asked.prompts, p, steps, progress, "the base's answers")
+            still(base, base_identity)
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
     decoding = {
@@ -119,6 +121,20 @@ def main(audit: str, progress: Progress) -> None:
     out = AUDITS / audit
     write(out / "generations.parquet", rows(sets, answers, rescored), made)
     write(out / "base_generations.parquet", rows(sets, base_answers) if base else iter(()), base_identity | decoding)
+
+
+def still(model: Model, identity: dict[str, Any]) -> None:
+    """Ask a model that is only on a server once more what it was registered with.
+
+    Raises InputError if it is another by now: then which of its answers are whose is not known, and none is kept.
+    """
+    if not served.is_served(model.folder):
+        return
+    try:
+        model.kind.open(model.folder, model.how)
+    except InputError:
+        store.remove(model.how.store, Shelf(model.how.store, identity).folder)
+        raise
 
 
 def by_set(sets: Sets, prompts: Packed) -> Iterator[tuple[str, Packed]]:

@@ -104,7 +104,17 @@ class Job:
         return f"to be audited on {self.rule.benchmark} as {self.audit}"
 
 
-Decision = Wait | Known | Same | Job
+@dataclass(frozen=True)
+class Back:
+    """It had failed as a whole since its verdict, and is what it was again."""
+
+    found: Found
+    outcome: Outcome
+    """what stands"""
+    why = "there again, as it was judged"
+
+
+Decision = Wait | Known | Back | Same | Job
 
 
 class Standing:
@@ -251,7 +261,7 @@ def _decide(
             and last.state == judged.state  # else the audit was judged anew since
             and name in (last.audit, last.same_as)
         ):
-            return Known(found, f"{last.outcome} (audit {name})", last)
+            return Back(found, last) if known.failing(last) else Known(found, f"{last.outcome} (audit {name})", last)
         return Same(found, weights, name)
     if last is not None and last.outcome == FAILED and _stands(last, found.version, weights, asked(p, rule), retry):
         return Known(found, f"failed before: {last.reason}", last)

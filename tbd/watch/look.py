@@ -9,7 +9,7 @@ from tbd.params import Params
 from tbd.report.text import plain
 from tbd.sources import Found
 from tbd.watch import outcomes
-from tbd.watch.decide import Decision, Job, Known, Same, Standing, Wait, peek
+from tbd.watch.decide import Back, Decision, Job, Known, Same, Standing, Wait, peek
 
 
 def work(addresses: Iterable[str], p: Params, retry: bool, strict: bool) -> bool:
@@ -67,6 +67,8 @@ def standing(addresses: Iterable[str], p: Params) -> list[Outcome]:
 
 
 def _stands(decision: Decision, decided: Standing) -> Outcome:
+    if isinstance(decision, Back):
+        return decision.outcome
     if isinstance(decision, Known):
         return decision.outcome or outcomes.without(decision.found, gates.NO_RULE, decision.why)
     benchmark = None

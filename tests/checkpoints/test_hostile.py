@@ -363,6 +363,9 @@ def test_a_quantized_model_is_no_larger_than_its_weights_either(copy: Path) -> N
 def test_a_package_that_is_not_here_is_no_fault_of_the_checkpoint(copy: Path) -> None:
     change(copy / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     assert "bitsandbytes" in refusal(lambda: prompting.fits(copy), Lacking)
+    prompting.fits(copy, here=False)  # a server reads it
+    change(copy / "config.json", quantization_config=None)
+    prompting.fits(copy)
     change(copy / "config.json", quantization_config={"quant_method": "zz"})
     with pytest.raises(InputError) as error:
         prompting.fits(copy)

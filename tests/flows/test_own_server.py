@@ -73,6 +73,19 @@ def test_it_answers_to_its_password_and_its_own_pages_alone(port: int) -> None:
     assert ask_nobody(port)
 
 
+def test_a_server_that_was_left_with_another_password_is_replaced(port: int) -> None:
+    left = own_server._launch(port, own_server.password())
+    own_server._wait_for(left, port)
+    own_server._write_private(own_server.AUTH, "tbd:another")
+    with own_server.running(port):
+        assert not own_server._alive(left)
+        assert own_server._lets_in(port, own_server.AUTH.read_text().strip())
+        os.environ["PREFECT_API_URL"] = ""
+        with pytest.raises(InputError, match="a `tbd serve` is at work in this workspace"), own_server.running(port):
+            pass
+    assert ask_nobody(port)
+
+
 def ask_nobody(port: int) -> bool:
     try:
         ask(port, "GET", "/api/health")

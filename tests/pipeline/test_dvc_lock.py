@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tbd import params
+from tbd.errors import InputError
 from tbd.pipeline import lock_file as dvc_lock
 from tbd.pipeline.lock_file import LockFile
 
@@ -49,6 +50,16 @@ def test_one_output_holds_another_path_only_below_it(workspace: Path) -> None:
     assert [found._out(path) for path in ("out/plots/x.png", "out/plots", "out/a.json", "out/plots2", "out")] == [
         "out/plots", "out/plots", "out/a.json", None, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", ["- a\n", "stages: [1]\n", "stages: {a: {outs: [{path: b}]}}\n", "stages: {a: 3}\n"]
+)
+def test_one_that_is_no_lock_is_refused_in_a_line(workspace: Path, content: str) -> None:
+    write(workspace, {})
+    (workspace / "dvc.lock").write_text(content)
+    with pytest.raises(InputError, match=r"dvc.lock: not a lock file of DVC\. Restore it from git\."):
+        LockFile(workspace, "verdict@a")
 
 
 def test_it_is_read_again_only_when_it_changed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

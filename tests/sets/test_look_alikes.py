@@ -32,6 +32,12 @@ def test_a_copy_that_reads_the_same_is_found(copied: str) -> None:
     assert copied != QUESTION and pairs([QUESTION], [copied], 3, 0.99) == [(0, 0)]
 
 
+@pytest.mark.parametrize("character", "\x0b\x0c\x1c\x85")
+def test_a_copy_with_other_breaks_between_words_is_found(character: str) -> None:
+    assert pairs([QUESTION], [QUESTION.replace(" ", character)], 3, 0.99) == [(0, 0)]
+    assert pairs([QUESTION, "Another one.", QUESTION.replace(" ", character)], None, 3, 0.99) == [(0, 2)]
+
+
 @pytest.mark.parametrize(
     "honest",
     [

@@ -17,7 +17,7 @@ from tbd.sources import Found
 from tbd.sources.folder import Folder
 from tbd.watch import decide, outcomes
 from tbd.watch import look as looking
-from tbd.watch.decide import Broken, Decision, Fetched, Job, Known, Same, Standing, Wait
+from tbd.watch.decide import Back, Broken, Decision, Fetched, Job, Known, Same, Standing, Wait
 from tbd.workspace import DETECTOR, check_name, relative, set_path
 from tests.adapters import write_adapter
 from tests.workspace import REPOSITORY, fake_checkpoint
@@ -85,6 +85,21 @@ def judged(job: Decision | Broken, outcome: str = "NO EVIDENCE") -> Outcome:
         }
     )
     return note(said)
+
+
+def test_one_that_had_failed_and_is_what_it_was_stands_again(p: Params) -> None:
+    folder = fake_checkpoint(INCOMING / "alpha")
+    verdict = judged(only(p))
+    (folder / "model.safetensors").rename("kept")
+    broken = only(changed(p, give_up=0))
+    assert isinstance(broken, Broken)
+    note(outcomes.failure(broken.found, None, broken.why))
+    Path("kept").rename(folder / "model.safetensors")
+    back = only(p)
+    assert isinstance(back, Back) and back.outcome == verdict
+    again = note(back.outcome)
+    assert again.recovered and again.id != verdict.id and history.event(again) == "recovered"
+    assert isinstance(only(p), Known) and note(verdict) == again and len(History().outcomes) == 3
 
 
 def lock(audit: str, *deps: Path) -> None:

@@ -80,7 +80,7 @@ class OpenAIEngine:
 
     @classmethod
     def fits(cls, checkpoint: Path) -> None:
-        prompting.fits(checkpoint)
+        prompting.fits(checkpoint, here=False)
 
     def __init__(self, folder: Path, params: Generate) -> None:
         checkpoints.inspect(folder)
