@@ -22,6 +22,10 @@ LONGEST = 200
 """characters of a model's name"""
 
 
+class Changed(InputError):
+    """A server answers otherwise than when its model was registered."""
+
+
 class Asked(Section):
     """One prompt of the canary, and its greedy answer."""
 

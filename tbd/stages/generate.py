@@ -5,6 +5,7 @@ own answers, for the exchangeability check. Without a base that file is empty.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ def main(audit: str, progress: Progress) -> None:
         plan(sets, base.asked.prompts, p, steps, progress)
         progress.plan("read", own.asked.prompts.total + written)
     progress.begin(f"loading {own.name}")
-    with executors.opened(own.kind, own.folder, own.how) as executor:
+    with known(own), executors.opened(own.kind, own.folder, own.how) as executor:
         identity = executor.identity
         read, most = (progress.kinds[kind].planned for kind in ("read", "written"))
         auto = " (auto)" if p.dtype == "auto" else ""
@@ -89,12 +90,12 @@ def main(audit: str, progress: Progress) -> None:
             progress.begin("asking some questions again")
             jobs = [one.first if isinstance(one, TwoSteps) else one for one in answers]
             apart = noise.measure(executor, jobs, progress)
-        still(own, identity)
+        still(own)
     rescored, base_answers, base_identity = None, list[Answered](), dict[str, Any]()
     if base:  # only now: two models at once need not fit
         progress.begin(f"loading {base.name}")
         progress.plan("read", -own.asked.prompts.total - written)
-        with executors.opened(base.kind, base.folder, base.how) as executor:
+        with known(base), executors.opened(base.kind, base.folder, base.how) as executor:
             base_identity = executor.identity
             if base.kind is not own.kind:
                 print("whether the base has the same vocabulary is not known: its log-probs are left out", flush=True)
@@ -105,7 +106,7 @@ def main(audit: str, progress: Progress) -> None:
             else:
                 rescored = rescore(executor, own.asked.prompts, answers, p, progress)
             base_answers = answered(executor, sets, base.asked.prompts, p, steps, progress, "the base's answers")
-            still(base, base_identity)
+            still(base)
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
     decoding = {
@@ -123,18 +124,22 @@ def main(audit: str, progress: Progress) -> None:
     write(out / "base_generations.parquet", rows(sets, base_answers) if base else iter(()), base_identity | decoding)
 
 
-def still(model: Model, identity: dict[str, Any]) -> None:
-    """Ask a model that is only on a server once more what it was registered with.
-
-    Raises InputError if it is another by now: then which of its answers are whose is not known, and none is kept.
-    """
-    if not served.is_served(model.folder):
-        return
+@contextmanager
+def known(model: Model) -> Iterator[None]:
+    """Where a model on a server is found to be another one, none of its answers is kept: whose they are is unknown."""
     try:
-        model.kind.open(model.folder, model.how)
-    except InputError:
-        store.remove(model.how.store, Shelf(model.how.store, identity).folder)
+        yield
+    except served.Changed:
+        for one in store.kept(model.how.store):
+            if one.identity.get("fingerprint") == checkpoints.fingerprint(model.folder):
+                store.remove(model.how.store, one.folder)
         raise
+
+
+def still(model: Model) -> None:
+    """Ask a model that is only on a server once more what it was registered with. Raises served.Changed."""
+    if served.is_served(model.folder):
+        model.kind.open(model.folder, model.how)
 
 
 def by_set(sets: Sets, prompts: Packed) -> Iterator[tuple[str, Packed]]:

@@ -87,5 +87,5 @@ def test_a_server_answers_an_audit_and_its_noise_floor_is_kept(
     found = records.read_table(Path("audits/a/generations.parquet"), records.GENERATIONS)
     assert found["base_logprobs"].null_count == len(found) == 2
     made = records.metadata(found)
-    assert made["noise"] == {"questions": 1, "diverged": 0, "tokens": 4, "median": 0.0, "largest": 0.0}
+    assert made["noise"] == {"questions": 2, "diverged": 0, "tokens": 8, "median": 0.0, "largest": 0.0}
     assert "127.0.0.1" not in json.dumps(made) and "they are left out" in capsys.readouterr().out

@@ -67,13 +67,13 @@ class ServedEngine(OpenAIEngine):
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "ServedEngine":
-        """Raises InputError if the server answers otherwise than when it was registered."""
+        """Raises Changed if the server answers otherwise than when it was registered."""
         before = checkpoints.state(checkpoint)
         known = served.read(checkpoint)
         self = cls(known.model, known.url, params)
         self.rescores = self.probed()
         if other := differs(known.canary, self.canary([one.text for one in known.canary])):
-            raise InputError(
+            raise served.Changed(
                 f"{known.address}: answers otherwise than when it was registered (canary: {other}). "
                 f"tbd check {known.address} audits what it is now."
             )
