@@ -165,7 +165,7 @@ def test_a_torn_tail_is_cut_off(tmp_path: Path, tail: bytes, computed: bool) -> 
     assert JsonLines(file).values == [{"a": 1}, {"a": 2}, {"a": 4}]
 
 
-@pytest.mark.parametrize("bad", [b'{"a\n', b"\0" * 8 + b"\n", b"\n"])
+@pytest.mark.parametrize("bad", [b'{"a\n', b"\0" * 8 + b"\n", b"\n", b"[" * 100_000 + b"\n"])
 def test_what_is_torn_in_the_middle_is_an_error(tmp_path: Path, bad: bytes) -> None:
     file = tmp_path / "lines"
     file.write_bytes(b'{"a": 1}\n' + bad + b'{"a": 2}\n')

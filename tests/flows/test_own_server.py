@@ -1,7 +1,9 @@
 """A Prefect server that tbd starts answers to nobody else, and nothing else is taken for it."""
 
 import base64
+import math
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -13,8 +15,10 @@ import psutil
 import pytest
 
 from flows import own_server
+from flows.run import refusals
+from flows.stages import within
 from tbd import records
-from tbd.errors import InputError
+from tbd.errors import InputError, TransientFault
 from tests import servers
 from tests.receiver import Receiver
 from tests.shared import prefect_store
@@ -86,6 +90,17 @@ def test_a_server_that_was_left_with_another_password_is_replaced(port: int) -> 
     assert ask_nobody(port)
 
 
+def test_a_server_that_does_not_start_is_a_transient_fault() -> None:
+    said = "Timed out while attempting to connect to ephemeral Prefect API server."
+    with pytest.raises(TransientFault, match="does not answer"), refusals():
+        raise RuntimeError(said)
+
+
+def test_a_limit_may_be_none_at_all() -> None:
+    with within(math.inf, "a download"):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 1e7
+
+
 def ask_nobody(port: int) -> bool:
     try:
         ask(port, "GET", "/api/health")
@@ -103,6 +118,7 @@ def test_whoever_else_answers_on_the_port_is_told_nothing(port: int, stranger: R
 
 TEMPORARY = """
 import os
+import signal
 from flows import run
 from prefect.server.api.server import SubprocessASGIServer
 

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from tbd import params
 from tbd.errors import InputError, TransientFault
 from tbd.generation import answers, noise
-from tbd.generation.client import Wrong
+from tbd.generation.client import Client, Failed, Wrong
 from tbd.generation.engines import Completion
 from tbd.generation.engines.openai import OpenAIEngine, end_started
 from tbd.params import Generate, Server
 from tbd.records import sha256
 from tests import model_server
 from tests.model_server import END, ModelServer, answer, at_random
+from tests.receiver import slow
 from tests.test_params import TREE, changed
 from tests.workspace import REPOSITORY
 
@@ -365,3 +366,11 @@ def test_the_noise_floor_is_what_a_second_time_differs_by() -> None:
     assert noise.compare(first[:1], [made([9], -0.1)]) == {
         "questions": 1, "diverged": 1, "tokens": 0, "median": None, "largest": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "error"), [("200 OK", Wrong), ("502 Bad Gateway", Failed)])
+def test_a_compressed_answer_is_not_unpacked(status: str, error: type[Exception]) -> None:
+    with slow(f"HTTP/1.1 {status}\r\nContent-Encoding: gzip\r\nContent-Length: 9999\r\n\r\n".encode()) as url:
+        client = Client([url], Server(urls=[url], backoff=0.01), None, None)
+        with pytest.raises(error, match="compressed" if error is Wrong else "502"):
+            client.run(client.get(client.addresses[0], "/version")).result()
