@@ -11,8 +11,9 @@ from typing import Any, TextIO
 
 JOINERS = "\u200c\u200d"
 """invisible, but Persian, Indic scripts and emoji are spelt with them"""
-DECEIVING = {"Cc", "Cf", "Cs"}
-"""Unicode categories: control, format (bidi overrides among them), lone surrogates (which UTF-8 cannot hold)"""
+DECEIVING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories: control, format (bidi overrides among them), lone surrogates (which UTF-8 cannot hold), breaks of
+a line or a paragraph"""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """what a terminal may obey, an encoder refuse, or a reader see in another order; line breaks and tabs are left"""
 CREDENTIALS = re.compile(r"://([^/@\s]+|[^/@:\s]*:(?!\d+(/|$))[^@\s'\"]*)@")
@@ -23,9 +24,9 @@ MARKUP = re.compile(r"<(?=[!@#/\w])|(?<=\])\(|@")
 """what starts a mention or a link in a chat"""
 
 
-def deceives(name: str) -> bool:
-    """Whether a name holds what breaks a line, is not seen, or turns the order of what is."""
-    return any(unicodedata.category(c) in {*DECEIVING, "Zl", "Zp"} and c not in JOINERS for c in name)
+def deceives(text: str) -> bool:
+    """Whether it holds what breaks a line, is not seen, or turns the order of what is."""
+    return any(unicodedata.category(c) in DECEIVING and c not in JOINERS for c in text)
 
 
 def plain(text: str) -> str:
@@ -36,7 +37,7 @@ def plain(text: str) -> str:
     'a b\ufffdc'
     """
     folded = " ".join(text.split())
-    return "".join("\ufffd" if unicodedata.category(c) in DECEIVING and c not in JOINERS else c for c in folded)
+    return "".join("\ufffd" if deceives(c) else c for c in folded)
 
 
 def secretless(text: str) -> str:

@@ -325,7 +325,7 @@ def header(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             raise ValueError
         for name, tensor in found.items():
             first, last = map(int, tensor["data_offsets"])
-            if prod(sides[name]) * bits(tensor["dtype"]) != 8 * (last - first):
+            if prod(sides[name]) * _bits(tensor["dtype"]) != 8 * (last - first):
                 raise ValueError
     except (ValueError, ArithmeticError, struct.error, LookupError, TypeError, AttributeError):
         raise Incomplete(f"{shard}: not a readable safetensors file (truncated?). Copy it again.") from None
@@ -334,7 +334,7 @@ def header(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (found[name]["dtype"], shape) for name, shape in sides.items()}
 
 
-def bits(dtype: str) -> int:
+def _bits(dtype: str) -> int:
     """Of one number of a type as safetensors calls it: `F32`, `BF16`, `F8_E4M3`, `BOOL`. Raises ValueError for none."""
     if not (size := re.match(r"[A-Z]+(\d+)", "BOOL8" if dtype == "BOOL" else dtype)):
         raise ValueError

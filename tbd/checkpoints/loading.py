@@ -208,16 +208,15 @@ def _check_choices(files: Path) -> None:
 def _check_size(files: Path, config: PreTrainedConfig) -> None:
     """Raise ValueError, before any memory is taken, if config.json describes more than the weight files can hold."""
     quantized = getattr(config, "quantization_config", None) is not None
-    files_of_weights = [checkpoints.header(shard).values() for shard in files.glob("*.safetensors")]
-    held = [prod(shape) for _, shape in chain.from_iterable(files_of_weights)]
-    floats = sum(prod(shape) for dtype, shape in chain.from_iterable(files_of_weights) if "F" in dtype)
-    if not quantized and floats < sum(held) / 2:
+    tensors = list(chain.from_iterable(checkpoints.header(shard).values() for shard in files.glob("*.safetensors")))
+    held = sum(prod(shape) for _, shape in tensors)
+    if not quantized and sum(prod(shape) for dtype, shape in tensors if "F" in dtype) < held / 2:
         raise ValueError("most weights are no floating-point numbers, and config.json has no quantization_config")
     parts = count()
 
     def bounded(*_: Any) -> None:
-        if next(parts) > 100 * len(held) + 1000:
-            raise ValueError(f"config.json describes more parts than {len(held)} tensors can fill")
+        if next(parts) > 100 * len(tensors) + 1000:
+            raise ValueError(f"config.json describes more parts than {len(tensors)} tensors can fill")
 
     watch = register_module_module_registration_hook(bounded)
     try:
@@ -227,8 +226,8 @@ def _check_size(files: Path, config: PreTrainedConfig) -> None:
         watch.remove()
     described = sum(tensor.numel() for tensor in chain(model.parameters(), model.buffers()))
     packed = 16 if quantized else 2
-    if described > packed * sum(held) + (1 << 27):  # and buffers that no file holds
-        raise ValueError(f"config.json describes {described:,} numbers, and the weights hold {sum(held):,}")
+    if described > packed * held + (1 << 27):  # and buffers that no file holds
+        raise ValueError(f"config.json describes {described:,} numbers, and the weights hold {held:,}")
 
 
 def choose_device(device: str) -> str:

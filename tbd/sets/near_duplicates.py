@@ -45,14 +45,16 @@ def pairs(left: Sequence[str], right: Sequence[str] | None, ngram: int, max_over
     texts = [*left, *(right or [])]
     if not left or len(texts) < 2:
         return []
+    if any(map(_BREAKS.search, texts)):  # unseen inside a word, a space between two
+
+        def read_as(character: str) -> list[tuple[int, int]]:
+            one, other = ([_BREAKS.sub(character, text) for text in side] for side in (left, right or []))
+            return pairs(one, None if right is None else other, ngram, max_overlap)
+
+        return sorted({*read_as(""), *read_as(" ")})
     # where there is something to compare: the import takes more than a second
     from sklearn.feature_extraction.text import CountVectorizer
 
-    if any(_BREAKS.search(text) for text in texts):  # unseen inside a word, a space between two
-        spaced = [[_BREAKS.sub(" ", text) for text in side] if side is not None else None for side in (left, right)]
-        removed = [[_BREAKS.sub("", text) for text in side] if side is not None else None for side in (left, right)]
-        read = [pairs(one or [], other, ngram, max_overlap) for one, other in (spaced, removed)]
-        return sorted({*read[0], *read[1]})
     vectorizer = CountVectorizer(analyzer=lambda text: _features(text, ngram), binary=True, dtype=np.int32)
     features = vectorizer.fit_transform(texts).tocsr()
     sizes: NDArray[np.int64] = np.diff(features.indptr)

@@ -77,7 +77,7 @@ def main(audit: str, progress: Progress) -> None:
         plan(sets, base.asked.prompts, p, steps, progress)
         progress.plan("read", own.asked.prompts.total + written)
     progress.begin(f"loading {own.name}")
-    with known(own), executors.opened(own.kind, own.folder, own.how) as executor:
+    with forgotten_if_changed(own), executors.opened(own.kind, own.folder, own.how) as executor:
         identity = executor.identity
         read, most = (progress.kinds[kind].planned for kind in ("read", "written"))
         auto = " (auto)" if p.dtype == "auto" else ""
@@ -90,12 +90,12 @@ def main(audit: str, progress: Progress) -> None:
             progress.begin("asking some questions again")
             jobs = [one.first if isinstance(one, TwoSteps) else one for one in answers]
             apart = noise.measure(executor, jobs, progress)
-        still(own)
+        ask_canary_again(own)
     rescored, base_answers, base_identity = None, list[Answered](), dict[str, Any]()
     if base:  # only now: two models at once need not fit
         progress.begin(f"loading {base.name}")
         progress.plan("read", -own.asked.prompts.total - written)
-        with known(base), executors.opened(base.kind, base.folder, base.how) as executor:
+        with forgotten_if_changed(base), executors.opened(base.kind, base.folder, base.how) as executor:
             base_identity = executor.identity
             if base.kind is not own.kind:
                 print("whether the base has the same vocabulary is not known: its log-probs are left out", flush=True)
@@ -106,7 +106,7 @@ def main(audit: str, progress: Progress) -> None:
             else:
                 rescored = rescore(executor, own.asked.prompts, answers, p, progress)
             base_answers = answered(executor, sets, base.asked.prompts, p, steps, progress, "the base's answers")
-            still(base)
+            ask_canary_again(base)
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
     decoding = {
@@ -125,7 +125,7 @@ def main(audit: str, progress: Progress) -> None:
 
 
 @contextmanager
-def known(model: Model) -> Iterator[None]:
+def forgotten_if_changed(model: Model) -> Iterator[None]:
     """Where a model on a server is found to be another one, none of its answers is kept: whose they are is unknown."""
     try:
         yield
@@ -136,7 +136,7 @@ def known(model: Model) -> Iterator[None]:
         raise
 
 
-def still(model: Model) -> None:
+def ask_canary_again(model: Model) -> None:
     """Ask a model that is only on a server once more what it was registered with. Raises served.Changed."""
     if served.is_served(model.folder):
         model.kind.open(model.folder, model.how)
