@@ -345,9 +345,12 @@ def test_a_clock_that_is_put_back_has_the_looks_scheduled_anew(toy: Workspace, m
         client.request("POST", "/deployments/{id}/schedule", path_params={"id": made}, json={"min_runs": 3})
     first = scheduled()
     assert len(first) >= 3
-    real, shifts = time.time, [0.0, -7200.0]
+    real, sleep, shifts = time.time, time.sleep, [0.0, -7200.0]
 
-    def nap(_: float) -> None:
+    def nap(seconds: float) -> None:
+        if seconds != 10:  # not between two looks at the clock: Prefect's client, before it asks a busy server again
+            sleep(seconds)
+            return
         if not shifts:
             raise StopIteration
         shift = shifts.pop(0)
