@@ -40,7 +40,7 @@ def filled(root: Path, count: int) -> Workspace:
 def repeat(count: int) -> None:
     """The audit of the one checkpoint that was found, that many times more."""
     (first,) = history.History().outcomes
-    assert first.audit is not None
+    assert first.audit is not None and first.fingerprint is not None
     entry, lock = audits.get(first.audit), (AUDITS / first.audit / "dvc.lock").read_text()
     for number in range(count):
         fake_checkpoint(INCOMING / f"old-{number:03}", f"something else {number}")
@@ -57,12 +57,19 @@ def repeat(count: int) -> None:
             own = {"checkpoint": str(job.folder), "checkpoint_fingerprint": job.fingerprint}
             shutil.copytree(AUDITS / first.audit, AUDITS / job.audit)
             templates.add(job.audit, entry.model_copy(update=own))
-            (AUDITS / job.audit / "dvc.lock").write_text(lock.replace(first.audit, job.audit))
+            names = {first.audit: job.audit, entry.checkpoint: str(job.folder), first.fingerprint: job.fingerprint}
+            (AUDITS / job.audit / "dvc.lock").write_text(replaced(lock, names))
             seen = {"checkpoint": found.name, "place": found.place, "origin": found.origin, "version": found.version}
             made = {"id": found.name, "state": found.name, "audit": job.audit, "fingerprint": job.fingerprint}
             lines.append(first.model_copy(update=seen | made).model_dump_json(exclude_none=True) + "\n")
     with history.FILE.open("a") as file:
         file.writelines(lines)
+
+
+def replaced(text: str, names: dict[str, str]) -> str:
+    for old, new in names.items():
+        text = text.replace(old, new)
+    return text
 
 
 def timed(workspace: Workspace) -> float:
