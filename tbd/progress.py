@@ -126,14 +126,15 @@ class Progress:
         if left is None:
             return f"{self.name}: {self.doing}, {clock(time.monotonic() - self._start)} so far"
         spent = sum(work.seconds for work in self.kinds.values())
-        parts = [_part(kind, work) for kind, work in self.kinds.items() if work.done]
+        parts = [_part(kind, work, spent) for kind, work in self.kinds.items() if work.done]
         return (
             f"{spent / max(spent + left, 1e-9):4.0%} {self.name}: {self.doing}; {'; '.join(parts)}; {clock(left)} left"
         )
 
 
-def _part(kind: str, work: Work) -> str:
-    speed = f" at {work.done / work.seconds:,.0f}/s" if work.seconds else ""
+def _part(kind: str, work: Work, spent: float) -> str:
+    """Without a speed where an engine tells of this kind only when another is done, and nobody knows what it took."""
+    speed = f" at {work.done / work.seconds:,.0f}/s" if work.seconds > spent / 1000 else ""
     return f"{work.done:,} of {work.planned - work.spared:,} tokens {kind}{speed}"
 
 

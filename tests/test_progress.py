@@ -60,6 +60,15 @@ def test_answers_that_end_early_shorten_what_is_left(passing: Clock) -> None:
     assert progress.left() == 0 and progress.line().startswith("100% x")
 
 
+def test_what_a_server_read_while_it_wrote_has_no_speed(passing: Clock) -> None:
+    progress = Progress("x")
+    for kind, tokens in (("written", 40), ("read", 100)):
+        progress.plan(kind, 2 * tokens)
+        passing.now += 10 if kind == "written" else 1e-6
+        progress.advance(kind, tokens)
+    assert progress.line() == " 50% x: under way; 40 of 80 tokens written at 4/s; 100 of 200 tokens read; 0:10 left"
+
+
 def test_what_memory_took_back_is_still_to_do(passing: Clock) -> None:
     progress = Progress("x")
     progress.plan("read", 100)

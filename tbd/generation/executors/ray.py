@@ -104,9 +104,9 @@ class Cluster:
                         self.workers.remove(worker)
                         start()
                     continue
-                progress.advance("read", unit.read)
-                if unit.answers is None:
+                if unit.answers is None:  # first, as most of the time went there
                     progress.advance("written", len(table["token_ids"].combine_chunks().flatten()))
+                progress.advance("read", unit.read)
                 yield unit, table
         finally:
             for worker in starting.values():
