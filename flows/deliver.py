@@ -80,7 +80,10 @@ def _refused(outcome: Outcome, to: str, patient: bool) -> bool:
         return False
     fault = state.result(raise_on_failure=False)
     logger().warning(
-        "%s: not told of %s: %s It stays due.", to, plain(outcome.checkpoint), " ".join(str(fault).split())
+        "%s: the message about %s did not arrive: %s It stays due.",
+        to,
+        plain(outcome.checkpoint),
+        " ".join(str(fault).split()),
     )
     return isinstance(fault, TransientFault)
 
@@ -110,7 +113,7 @@ def _record(outcome: Outcome) -> None:
     if outcome.outcome == FAILED:
         run = mlflow_history.record_failure(outcome)
     elif _superseded(outcome):
-        logger().warning("not recorded: audit %s was judged anew since, or taken away", outcome.audit)
+        logger().warning("not recorded: audit %s has a newer verdict, or is gone", outcome.audit)
         return
     else:
         try:

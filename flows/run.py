@@ -46,7 +46,7 @@ def _start_server() -> None:
             server.start()
         assert server.server_process is not None and server.port is not None
         if not own_server.listens(psutil.Process(server.server_process.pid), server.port):
-            raise TransientFault(f"port {server.port} is taken by a server that was not started here. Try again.")
+            raise TransientFault(f"port {server.port} is taken by a server that was not started here.")
 
 
 @contextmanager

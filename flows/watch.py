@@ -63,7 +63,7 @@ def _give_up(addresses: list[str], p: params.Params) -> None:
         for checkpoint in sources.source(address).look():
             for one in decide.peek(checkpoint, p, Standing()) or []:
                 if isinstance(one, Wait):
-                    why = f"not waited for after {clock(p.watch.patience)}: {one.why}"
+                    why = f"still not whole after {clock(p.watch.patience)} (watch.patience): {one.why}"
                     add(outcomes.failure(checkpoint, None, why, transient=True))
     deliver()
 

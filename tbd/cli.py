@@ -26,17 +26,21 @@ SOURCE = (
     "hf://org/name (hub)"
 )
 
+BENCHMARK = "the set (of tbd import) that the checkpoint is graded on"
+UNSEEN = "a set of questions of the same kind, which the checkpoint cannot have seen"
+
 TYPES = (
     "Models run on a GPU where there is one, in bfloat16 where it or the processor computes in it, else in "
     "float32, which takes twice "
     "the memory and time; params.yaml says so under generate and distill (dtype, device: auto)."
 )
 GATES = (
-    "Gates look at what stands for everything looked at, new or not; docs/ci.md has their exit codes and two jobs "
-    "for CI."
+    "A gate judges the latest outcome of every checkpoint that was looked at, also where an earlier run came to it; "
+    "docs/ci.md has the exit codes and two jobs for CI."
 )
 CODES = (
-    "Exit codes: 0 done; 1 a gate you asked for fired; 2 the input is wrong (one line says what); 3 something broke."
+    "Exit codes: 0 done; 1 a gate you asked for fired, or verify found a difference; 2 the input is wrong (one line "
+    "says what); 3 something broke or was interrupted, and the same command goes on."
 )
 
 LINE = 1000
@@ -79,13 +83,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--answer-column", metavar="C", help="column of the answer; only distilling needs it")
 
-    distill = command("distill", "Plant contamination in a model of your own: a reference to measure power on.", TYPES)
+    distill = command(
+        "distill",
+        "Plant contamination in a model of your own: a reference to measure power on.",
+        f"How it learns is under distill in params.yaml; trained_layers: null there trains all layers. {TYPES}",
+    )
     distill.add_argument("--base", required=True, metavar="CKPT", help=CKPT)
     distill.add_argument(
         "--set",
         required=True,
         metavar="NAME",
-        help="questions to learn with their reasoning or answer; label 0 is left out",
+        help="set (of tbd import) to learn, with its reasoning or answers; questions with label 0 are left out",
     )
     distill.add_argument(
         "--out", required=True, metavar="FOLDER", help="where the distilled checkpoint goes; must not exist yet"
@@ -107,12 +115,13 @@ def parser() -> argparse.ArgumentParser:
         f"--require no-evidence. {GATES}",
     )
     check.add_argument("checkpoint", nargs="?", metavar="CKPT", help=CKPT + SERVED)
-    check.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
-    check.add_argument("--unseen", metavar="NAME", help="questions of the same kind the checkpoint cannot have seen")
+    check.add_argument("--benchmark", metavar="NAME", help=BENCHMARK)
+    check.add_argument("--unseen", metavar="NAME", help=UNSEEN)
     check.add_argument(
         "--base",
         metavar="CKPT",
-        help="what the checkpoint was distilled from, or is an adapter of: finds more, and checks the sets",
+        help="the model it was distilled from, or is an adapter of: allows scores that compare the two, and a check "
+        "that both sets are of one kind",
     )
     check.add_argument(
         "--as", dest="audit", metavar="AUDIT", help="name of the audit (default: checkpoint and benchmark)"
@@ -126,13 +135,15 @@ def parser() -> argparse.ArgumentParser:
     plan = command(
         "plan",
         "What an audit will be able to see and what it costs, before anything is generated.",
-        "Of an audit there is: tbd plan AUDIT. Of one to be: tbd plan CKPT --benchmark NAME --unseen NAME, or "
-        "--parameters 7e9 in place of a checkpoint that is not here; nothing is downloaded.",
+        "Of an audit that exists: tbd plan AUDIT. Of a new one: tbd plan CKPT --benchmark NAME --unseen NAME, or "
+        "--parameters 7e9 in place of CKPT if the checkpoint is not on this machine; nothing is downloaded.",
     )
     plan.add_argument("what", nargs="?", metavar="AUDIT | CKPT", help="an audit, or a checkpoint's folder")
-    plan.add_argument("--benchmark", metavar="NAME", help="the questions the checkpoint is graded on")
-    plan.add_argument("--unseen", metavar="NAME", help="questions of the same kind the checkpoint cannot have seen")
-    plan.add_argument("--parameters", type=float, metavar="N", help="of a checkpoint that is not here, such as 7e9")
+    plan.add_argument("--benchmark", metavar="NAME", help=BENCHMARK)
+    plan.add_argument("--unseen", metavar="NAME", help=UNSEEN)
+    plan.add_argument(
+        "--parameters", type=float, metavar="N", help="how many a checkpoint has that is not on this machine: 7e9"
+    )
     plan.add_argument("--base", metavar="CKPT", help="what the checkpoint was distilled from, if you have it")
     plan.add_argument("--no-burst", action="store_true", help="do not measure this machine (20 s at most, and loading)")
     plan.add_argument("--json", action="store_true", help="one JSON document, every field")
@@ -161,7 +172,9 @@ def parser() -> argparse.ArgumentParser:
         "--pool", metavar="POOL", help="put the deployments into this work pool instead, for its workers to run"
     )
 
-    history = command("history", "What every checkpoint came to, newest last; and the page audits/history.html.")
+    history = command(
+        "history", "The outcome of every audit so far, newest last; writes the page audits/history.html too."
+    )
     history.add_argument("--benchmark", metavar="NAME", help="of this benchmark only")
     history.add_argument("--json", action="store_true", help="one JSON list, every field")
 
@@ -169,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
         "explain",
         "What a verdict says, in five sentences for whoever decides about a release; what it does not say, what would "
         "change it, and what to do now.",
-        "Example: tbd explain model-7-aime. Where names stand between backticks, they are yours. The report of the "
+        "Example: tbd explain model-7-aime. Names between backticks come from your files. The report of the "
         "audit begins with the same sentences and has the numbers behind each; so does --json.",
     )
     explain.add_argument("audit", metavar="AUDIT", help="its folder's name under audits/")
@@ -179,8 +192,8 @@ def parser() -> argparse.ArgumentParser:
 
     verify = command(
         "verify",
-        "Recompute an audit from its stored generations and compare: exit 1 if anything differs. Of a model that is "
-        "only on a server, ask whether it still is that model: exit 2 if not.",
+        "Recompute an audit from its stored generations and compare: exit 1 if anything differs. A model that is only "
+        "on a server is asked whether it still answers as it did: exit 2 if not.",
     )
     verify.add_argument("audit", metavar="AUDIT", help="its folder's name under audits/")
 
@@ -189,22 +202,26 @@ def parser() -> argparse.ArgumentParser:
     prune = command(
         "prune",
         "Make room: remove downloaded checkpoints that were judged, and stored answers, the oldest first.",
-        "Every verdict stands and can be verified: what it is computed from stays. DVC's cache loses what neither a "
-        "commit nor the workspace names. After each look `tbd watch` and `tbd serve` keep watch.keep of params.yaml.",
+        "Every verdict stands and can be verified: what it is computed from stays. From DVC's cache it removes what "
+        "neither a commit nor the workspace names. `tbd watch` and `tbd serve` prune downloads and answers, not the "
+        "cache, after each look.",
     )
-    prune.add_argument("--keep", type=float, metavar="GB", help="of both together (default: watch.keep of params.yaml)")
+    prune.add_argument("--keep", type=float, metavar="GB", help="that may stay, of both together (default: watch.keep)")
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
 
     store = command(
         "store",
         "What the store of finished answers holds (generate.store of params.yaml), and what of it can go.",
-        "Answers can go when no audit without a verdict needs them; of a store that others share, others may. "
-        "What an audit was judged by is in its own folder, so every verdict stands.",
+        "Answers can go when no audit of this workspace still has to be judged by them. Of a store that several "
+        "workspaces share, the others are not asked. What an audit was judged by is in its own folder, so every "
+        "verdict stands.",
     )
     store.add_argument("--prune", action="store_true", help="remove what can go")
 
     command(
-        "migrate", "Carry a workspace of tbd 0.2.0 over: a folder an audit. Generates nothing anew, deletes nothing."
+        "migrate",
+        "Carry a workspace of tbd 0.2.0 over to one folder an audit. What its dvc.lock vouches for is kept, nothing is "
+        "deleted.",
     )
 
     ui = command("ui", "The MLflow UI over the runs of this workspace, on 127.0.0.1.")
@@ -219,17 +236,17 @@ def _gates(command: argparse.ArgumentParser) -> None:
         action="append",
         choices=["contaminated", "inconclusive", "failed"],
         default=[],
-        help="exit 1 if that stands for anything looked at; may be repeated: --fail-on contaminated --fail-on failed",
+        help="exit 1 if any checkpoint has this outcome; may be repeated: --fail-on contaminated --fail-on failed",
     )
     command.add_argument(
         "--require",
         choices=["no-evidence"],
-        help="exit 1 if anything else stands: CONTAMINATED, INCONCLUSIVE, FAILED, still being written, no rule "
-        "matches, nothing to look at",
+        help="exit 1 unless every checkpoint has NO EVIDENCE: also on one that is still being written, that no rule "
+        "matches, and on nothing to look at",
     )
     command.add_argument("--json", action="store_true", help="one JSON document on stdout, all else on stderr")
-    command.add_argument("--summary", metavar="FILE.md", help="Markdown for a pull request")
-    command.add_argument("--junit", metavar="FILE.xml", help="the same as a JUnit report")
+    command.add_argument("--summary", metavar="FILE.md", help="write the result there in Markdown, for a pull request")
+    command.add_argument("--junit", metavar="FILE.xml", help="write it there as a JUnit report")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -131,7 +131,7 @@ def inspect(folder: Path) -> None:
         return
     if (folder / served.FILE).exists():
         raise InputError(
-            f"{folder}: {served.FILE} names a server; tbd check openai:MODEL@URL makes such folders. Take it out."
+            f"{folder}: {served.FILE} names a server, and only tbd writes such a file. Take that file out."
         )
     files = shards(folder)
     if (folder / ADAPTER_CONFIG).is_file() and not files:

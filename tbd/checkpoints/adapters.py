@@ -171,7 +171,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         if not READ[key](value):
             raise InputError(f"{file}: {key} is {value!r:.80}. Save the adapter with save_pretrained().")
         if isinstance(value, list | dict) and len(value) > len(shapes):
-            raise InputError(f"{file}: {key} has {len(value)} entries, and the weights have {len(shapes)} tensors.")
+            raise InputError(
+                f"{file}: {key} has {len(value)} entries, and the weights have {len(shapes)} tensors. Save the adapter "
+                "with save_pretrained()."
+            )
         found[key] = value
     there = max((shape[0] for name, shape in shapes.items() if "lora_" in name and "_A" in name and shape), default=0)
     rank = max([found.get("r", 8), *found.get("rank_pattern", {}).values()])
@@ -206,7 +209,9 @@ def join(folder: Path, base: Path, into: Path) -> Path:
         raise InputError(f"{base}: the base of {folder} is an adapter itself. Merge it into its base.")
     checkpoints.inspect(base)
     if known(base / "config.json").get("quantization_config"):
-        raise InputError(f"{base}: quantized, so no adapter can be added to its weights. Name the base before that.")
+        raise InputError(
+            f"{base}: quantized, so no adapter can be added to its weights. Name the base as it was before that."
+        )
     files = _files(folder, base)
     name = folder.resolve().name.removeprefix(".")
     joined = into / f"{name[:80]}--{checkpoints.digest(files)[:12]}"

@@ -131,13 +131,13 @@ def _load(folder: Path, **how: Any) -> PreTrainedModel:
         unexpected = {name for name in unexpected if not SENSES.search(name)}
     if unexpected:
         raise InputError(
-            f"{folder}: config.json describes no {min(unexpected)} ({len(unexpected)} of the weights in all), so they "
-            "are of another model. Save the whole model again."
+            f"{folder}: config.json describes no {min(unexpected)} ({len(unexpected)} such tensors in all), so the "
+            "weights are of another model. Save the whole model again."
         )
     if getattr(model, "_is_stateful", False):
         raise InputError(
             f"{folder}: {type(model).__name__} keeps a recurrent state, which this engine cannot read in "
-            "padded batches."
+            "padded batches. Serve it, and set generate.engine: openai (docs/engines.md)."
         )
     return model
 

@@ -92,7 +92,10 @@ def _twice(folder: Path, files: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if one != other:
         made = zip(asked["questions"], one["prompts"], other["prompts"], strict=True)
         name = next((question[0] for question, mine, yours in made if mine != yours), "any")
-        raise InputError(f"{folder}: the chat template makes two prompts of question {name}. Mend it.")
+        raise InputError(
+            f"{folder}: the chat template makes another prompt of question {name} each time. Take out of it what is "
+            "random."
+        )
     return one
 
 

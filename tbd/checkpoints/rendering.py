@@ -65,7 +65,8 @@ class Prompts:
             config = AutoConfig.from_pretrained(files, trust_remote_code=False).get_text_config()
         except BaseException as error:  # whatever the many classes raise, the file is the user's
             raise InputError(
-                f"{self.folder / 'config.json'}: transformers cannot read it ({first_line(error)})."
+                f"{self.folder / 'config.json'}: transformers cannot read it ({first_line(error)}). Save the model "
+                "again, or install a newer transformers."
             ) from None
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(files, trust_remote_code=False)
@@ -127,7 +128,9 @@ class Prompts:
         with template_error(self.folder):
             found: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         if len(found) > ADDED + 10 * len(roles) * len(question):
-            raise InputError(f"{self.folder}: the chat template makes {len(found)} characters of a question. Mend it.")
+            raise InputError(
+                f"{self.folder}: the chat template makes {len(found)} characters of a question of {len(question)}."
+            )
         return found
 
     def ids(self, text: str) -> list[int]:

@@ -65,10 +65,10 @@ def prepare(
     have, need = len(texts[unseen]), decisions.negatives_needed(rate)
     if have < need:
         raise InputError(
-            f"--fpr {rate:g}: needs {need} unseen questions and {unseen!r} has {have}: add {need - have} or "
-            "raise the rate."
+            f"{'params.yaml: decision.fpr' if fpr is None else '--fpr'} {rate:g}: needs {need} unseen questions and "
+            f"{unseen!r} has {have}: add {need - have} or raise the rate."
         )
-    _apart(benchmark, unseen, texts, p.validate_)
+    _apart("tbd check", benchmark, unseen, texts, p.validate_)
     entry = Audit(
         checkpoint=relative(folder),
         base=relative(base_folder) if base_folder else None,
@@ -94,7 +94,7 @@ def prepare(
     if not _same(known, entry):
         differing = [key for key, value in entry if value != getattr(known, key)]
         raise InputError(
-            f"audit {name!r}: the name is taken, with another {', '.join(differing)}. Choose one with --as."
+            f"audit {name!r}: the name is taken, with another {', '.join(differing)}. Choose another with --as."
         )
     return name, known
 
@@ -197,8 +197,9 @@ def ready_for(policy: Iterable[Rule]) -> None:
     p = params.load()
     for number, rule in enumerate(policy, start=1):
         texts = {name: questions(name) for name in (rule.benchmark, rule.unseen)}
-        _enough(f"params.yaml: watch.policy, rule {number}", rule.unseen, len(texts[rule.unseen]), rule.fpr, p)
-        _apart(rule.benchmark, rule.unseen, texts, p.validate_)
+        where = f"params.yaml: watch.policy, rule {number}"
+        _enough(where, rule.unseen, len(texts[rule.unseen]), rule.fpr, p)
+        _apart(where, rule.benchmark, rule.unseen, texts, p.validate_)
         if rule.base is not None:
             sources.resolve(rule.base)
 
@@ -213,17 +214,17 @@ def _enough(where: str, unseen: str, have: int, fpr: float | None, p: params.Par
         )
 
 
-def _apart(benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: params.Validate) -> None:
+def _apart(where: str, benchmark: str, unseen: str, texts: dict[str, pd.DataFrame], p: params.Validate) -> None:
     """Raise InputError if the two sets share a question."""
     if benchmark == unseen:
-        raise InputError(f"--benchmark and --unseen are both {benchmark!r}: unseen questions must be others.")
+        raise InputError(f"{where}: benchmark and unseen set are both {benchmark!r}. Name two different sets.")
     left, right = texts[benchmark], texts[unseen]
     pairs = near_duplicates.pairs(list(left["question"]), list(right["question"]), p.ngram, p.max_overlap)
     if pairs:
         first = left["question_id"].iloc[pairs[0][0]]
         raise InputError(
-            f"--unseen {unseen}: {len(pairs)} of its questions are in {benchmark!r} too (the first: {first}). "
-            "Take them out."
+            f"{where}: {len(pairs)} questions of {unseen!r} are in {benchmark!r} too (the first there: {first}). "
+            "Remove them from one of the two, and import it again."
         )
 
 

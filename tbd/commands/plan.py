@@ -85,7 +85,7 @@ def asked(
     if benchmark is None or unseen is None:
         raise InputError("tbd plan: name an AUDIT, or --benchmark and --unseen. See tbd plan --help.")
     if benchmark == unseen:
-        raise InputError(f"--benchmark and --unseen are both {benchmark!r}: unseen questions must be others.")
+        raise InputError(f"tbd plan: benchmark and unseen set are both {benchmark!r}. Name two different sets.")
     if what is None and size is None:
         raise InputError("tbd plan: a checkpoint's folder or its size (--parameters 7e9) is missing.")
     if what is not None and size is None and not Path(what).is_dir() and not served.is_address(what):

@@ -99,9 +99,9 @@ def decide(evidence: Evidence, rule: Decision) -> tuple[Ruling, list[str]]:
         ]
     if evidence.answers.odd_prompts:
         return "INCONCLUSIVE", [
-            f"The chat template puts another text around {evidence.answers.odd_prompts} of the questions than around "
-            "the others, or the tokenizer changes them: they look at the question, so answers cannot be compared. Use "
-            "ones that pass questions on."
+            f"Around {evidence.answers.odd_prompts} of the questions the chat template puts other text than around the "
+            "rest, or the tokenizer changes what they say, so answers cannot be compared. Use a template and a "
+            "tokenizer that leave every question as it is."
         ]
     if checks.base_p_value is not None and checks.base_p_value <= rule.exchangeability:
         return "INCONCLUSIVE", [
@@ -170,11 +170,15 @@ def _blind_spot(evidence: Evidence, rule: Decision) -> str | None:
         )
     if evidence.units < rule.fewest_units:
         return (
-            f"Questions, or sources where they repeat, that are independent in the smaller set: {evidence.units}. "
-            f"At least {rule.fewest_units} are needed."
+            f"The smaller set has {evidence.units} independent questions (those of one source count once), and at "
+            f"least {rule.fewest_units} are needed (decision.fewest_units). Add questions from other sources."
         )
     if power is None:
-        return "How much an audit like this would have found is not known: no labelled reference for its detector."
+        return (
+            "How much an audit like this would have found is not known: at a false-positive rate of "
+            f"{rule.fpr:g} its reference needs {negatives_needed(rule.fpr)} unseen questions and has fewer. Add some "
+            "to the reference, or raise the rate."
+        )
     if power.same_base is not True and not rule.allow_foreign_power:
         whose = "another model than this checkpoint" if power.same_base is False else "what may be another model"
         return (
@@ -185,16 +189,16 @@ def _blind_spot(evidence: Evidence, rule: Decision) -> str | None:
     if evidence.more_unseen is not None:
         remedy = f"{evidence.more_unseen} more unseen questions would do."
     if power.mde80_high is None or power.mde80_high > rule.detectable_share:
+        whole = "Not even a leak of the whole benchmark would have been found by four audits in five like this one."
+        only = f"Only if {_sees(power)}, four audits in five like this one would have found it."
         return (
-            f"Only if {_sees(power)}, four audits in five like this one would have found it; "
-            f"decision.detectable_share wants {rule.detectable_share:.0%} at the upper limit. {remedy}"
+            f"{whole if power.mde80 is None else only} NO EVIDENCE needs at most {rule.detectable_share:.0%} at the "
+            f"upper limit (decision.detectable_share). {remedy}"
         )
     return None
 
 
 def _sees(power: Power) -> str:
     """The smallest detectable share in words."""
-    if power.mde80 is None:
-        return "more than the whole benchmark had leaked"
-    high = "more than everything" if power.mde80_high is None else f"{power.mde80_high:.0%}"
+    high = "more than all of it" if power.mde80_high is None else f"{power.mde80_high:.0%}"
     return f"{power.mde80:.0%} of the benchmark had leaked ({power.mde80_low or 0:.0%} to {high})"

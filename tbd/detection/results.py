@@ -515,8 +515,12 @@ def _read(path: Path, model: type[Model]) -> Model:
     schema = tree.get("schema_version", 0) if isinstance(tree, dict) else SCHEMA
     if isinstance(schema, int) and schema != SCHEMA:
         if schema < SCHEMA:
-            raise InputError(f"{path}: schema_version: made by an older tbd, run `dvc repro` again.")
-        raise InputError(f"{path}: schema_version: made by a newer tbd (schema {schema}), update this one.")
+            raise InputError(
+                f"{path}: schema_version: made by an older tbd. Run `tbd calibrate`, then `tbd check --all`."
+            )
+        raise InputError(
+            f"{path}: schema_version: made by a newer tbd (schema {schema}). Update the one that is installed here."
+        )
     try:
         return model.model_validate(tree)
     except ValidationError as error:

@@ -138,8 +138,8 @@ def judge(
         )
         if labelled is None:
             warnings.append(
-                "Of the labelled questions with a score all are members or none is, "
-                "so how right scores are is not known."
+                "The labelled questions with a score are all members, or none of them is, so it is not known how well "
+                "scores tell them apart."
             )
     used = {key: getattr(chosen, key) for key in ("method", "id", "parameters")}
     made = {key: value for key, value in scored.generation.items() if key not in ("fingerprint", "base_fingerprint")}
@@ -189,8 +189,8 @@ def _choice(audit: Audit, scored: ScoreTable, detector: Detector, warnings: list
     if best.id in scored.methods():
         return "with_base", best
     warnings.append(
-        "The base has another vocabulary, or its engine says none of these tokens' log-probs, so no score compares the "
-        "two; the base serves for the check only."
+        "The base has another vocabulary, or its engine does not say how likely these tokens are to it, so no score "
+        "compares the two; the base only checks that both sets are of one kind."
     )
     return "alone", detector.choices.alone
 

@@ -168,7 +168,7 @@ class Job:
             for rows, unit in units:
                 table = self._read(unit)
                 if table is None:
-                    raise TransientFault(f"{self.shelf.folder}: a unit that was there is gone. Run it again.")
+                    raise TransientFault(f"{self.shelf.folder}: stored answers that were there are gone.")
                 columns = {name: table[name] for name in table.column_names}
                 part |= {row: {name: c[i] for name, c in columns.items()} for i, row in enumerate(rows)}
             yield from (part[row] for row in sorted(part))
@@ -263,7 +263,7 @@ def _in_parts(run: Callable[[list[int]], dict[int, Any]], batch: list[int]) -> d
             at += len(rows)
         elif len(rows) == 1:
             raise TransientFault(
-                "a single question does not fit into memory: lower generate.max_new_tokens or use another device"
+                "a single question does not fit into memory. Lower generate.max_new_tokens, or use another device."
             )
         else:
             limit = math.ceil(len(rows) / 2)

@@ -326,7 +326,11 @@ def _basis(v: Verdict) -> Sentence:
         rests = "The verdict rests on an unchecked assumption (no base model was given), which is"
     else:
         rests = "The verdict rests on an assumption, which is"
-        found.append(f"the base model {_apart(_told_apart(v))} (p = {p_value(kind.base_p_value)})")
+        found.append(
+            "the base model could not check it, as it scores all of its answers alike"
+            if kind.base_p_value is None
+            else f"the base model {_apart(_told_apart(v))} (p = {p_value(kind.base_p_value)})"
+        )
     found.append(
         f"their wording alone {_apart(_worded(v))} (AUC {kind.blind.auc:.2f}, p = {p_value(kind.blind.p_value)})"
         if kind.blind
@@ -364,7 +368,10 @@ def _apart(told: bool) -> str:
 
 
 def _checks(v: Verdict) -> tuple[Check, ...]:
-    kind, none = v.same_kind, "not checked: no base model was given"
+    kind = v.same_kind
+    none = "not checked: " + (
+        "no base model was given" if v.base is None else "the base model scores all of its answers alike"
+    )
     blind, bound = kind.blind, kind.base_shift_bound
     return (
         Check(
@@ -446,10 +453,10 @@ def _method(v: Verdict) -> str:
     made, detector = v.generation, v.detector
     named = "Token Probability Deviation" if detector.method == "tbd" else "not Token Probability Deviation"
     torch = f" and torch {code(made.torch_version)}" if made.torch_version else ""
-    base, p = v.base, v.same_kind.base_p_value
-    checked = (
-        "no base model" if base is None else f"base model {code(base)}, which scores both sets at p = {p_value(p)}"
-    )
+    p = v.same_kind.base_p_value
+    checked = "no base model" if v.base is None else f"base model {code(v.base)}"
+    if p is not None:
+        checked += f", which scores both sets at p = {p_value(p)}"
     stopped = ""
     if v.stopped is not None:
         stopped = (

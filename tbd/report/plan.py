@@ -202,7 +202,10 @@ def verdicts(plan: Plan) -> str:
     needs = f"wants the upper limit of the share to be at most {plan.detectable_share:.0%} (decision.detectable_share)"
     if plan.no_evidence:
         return f"NO EVIDENCE can come out: it {needs}."
-    return f"NO EVIDENCE cannot come out, only CONTAMINATED or INCONCLUSIVE: it {needs}, of a reference with its base."
+    return (
+        f"NO EVIDENCE cannot come out, only CONTAMINATED or INCONCLUSIVE: it {needs}, on a reference of the same base, "
+        "and enough questions in each set (decision.fewest_units, decision.fpr)."
+    )
 
 
 def tokens(plan: Plan) -> str:

@@ -40,9 +40,10 @@ def finds_from(power: Power | None) -> str:
     """The smallest share of the benchmark that four audits in five would find, and whose reference says so."""
     if power is None:
         return "unknown"
-    foreign = "" if power.same_base else f" ({power.reference}: other base)"
+    whose = {True: "", False: f" ({power.reference}: other base)", None: f" ({power.reference}: base not known)"}
+    foreign = whose[power.same_base]
     if power.mde80 is None:
-        return f"nothing{foreign}"
+        return f"not even 1.00{foreign}"
     high = "more" if power.mde80_high is None else f"{power.mde80_high:.2f}"
     return f"{power.mde80:.2f} [{power.mde80_low:.2f}, {high}]{foreign}"
 

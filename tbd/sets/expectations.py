@@ -314,8 +314,8 @@ def _failure(rule: Rule, detail: Any, table: pd.DataFrame, named: Sequence[str] 
         places = [key if _ID.fullmatch(key) else f"row {row + 1}" for row, key in zip(rows, ids, strict=True)]
         found = f"{len(rows)} of {len(table)} rows: {_shown(list(dict.fromkeys(places)))}"
     else:
-        found = f"found {detail.result.get('observed_value')}"
-    return f"{kind} ({rule.column}): {rule.demand.rstrip('.')}; {found}."
+        found = str(detail.result.get("observed_value"))
+    return f"{kind} ({rule.column}): failed. {rule.demand.rstrip('.')}. Found: {found}."
 
 
 def _shown(names: Sequence[str]) -> str:

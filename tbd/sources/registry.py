@@ -92,7 +92,7 @@ class Registry:
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
             if self._found(client.get_model_version(name, number)) != found:
-                raise TransientFault(f"{found.place}: no longer the version that was listed. Try again.")
+                raise TransientFault(f"{found.place}: no longer the version that was listed.")
             uri = client.get_model_version_download_uri(name, number)
             run = re.fullmatch("runs:/([^/]+)/?", uri)  # all of a run, which MLflow does not take as an address
             what = {"run_id": run[1]} if run else {"artifact_uri": uri}

@@ -121,7 +121,7 @@ def fault(found: Found, fingerprint: str | None, why: str, p: Params, benchmark:
     times = tries.count(found, benchmark, p)
     last = times >= p.watch.tries
     if last:
-        why = f"{why.rstrip('. ')}. So at {times} looks: given up. Try again: tbd watch --retry."
+        why = f"{why.rstrip('. ')}. That was so at {times} looks, so it is given up. Try again: tbd watch --retry."
     return failure(found, fingerprint, why, benchmark, transient=not last)
 
 
@@ -154,7 +154,10 @@ def standing(audit: str, known: History) -> Outcome:
     if judged := known.judged(audit):
         return judged
     entry = audits.get(audit)
-    why = f"Its checkpoint is gone, and the history has no verdict of audit {audit}: remove audits/{audit}."
+    why = (
+        f"Its checkpoint is gone, and audits/history.jsonl has no verdict of audit {audit}. Put the checkpoint back, "
+        f"or take that file from git; if nobody needs the audit, remove audits/{audit}."
+    )
     return failure(_found(entry), entry.checkpoint_fingerprint, why)
 
 

@@ -113,8 +113,8 @@ class OpenAIEngine:
             self.identity["model"] = self.model.rsplit("/", 1)[-1]
             if _claimed.setdefault((*sorted(own.urls), self.model), fingerprint) != fingerprint:
                 raise InputError(
-                    f"params.yaml: generate.server: {self.model!r} was another checkpoint a moment ago, and is to be "
-                    f"{folder} now. Serve both, each under its folder's name, and leave generate.server.model null."
+                    f"params.yaml: generate.server: {self.model!r} was another checkpoint a moment ago, and cannot be "
+                    f"{folder} too. Serve both, each under its folder's name, and leave generate.server.model null."
                 )
         checkpoints.unchanged(folder, before, content=True)
 

@@ -206,12 +206,14 @@ def register(address: str, params: Generate) -> Path:
                 return folder
     if other := differs(now, one.canary(CANARY)):
         raise InputError(
-            f"the server {url}: answers otherwise the second time (canary: {other}), so it cannot be told again. Let "
-            "it compute in float32 or batch-invariantly (docs/engines.md)."
+            f"the server {url}: gives other answers when it is asked twice (canary: {other}), so it could not be "
+            "recognised later. Let it compute in float32 or batch-invariantly (docs/engines.md)."
         )
     ends = {each.token_ids[-1] for each in now if each.ended}
     if any(ends & set(each.token_ids[:-1]) for each in now):
-        raise InputError(f"the server {url}: ends answers without an end token: tbd counts it, so it has to be sent.")
+        raise InputError(
+            f"the server {url}: leaves out the end token of its answers, which tbd scores (docs/engines.md)."
+        )
     root, length = (one.listed[model].get(what) for what in ("root", "max_model_len"))
     found = Served(
         model=model,
