@@ -189,13 +189,17 @@ def _blind_spot(evidence: Evidence, rule: Decision) -> str | None:
     if evidence.more_unseen is not None:
         remedy = f"{evidence.more_unseen} more unseen questions would do."
     if power.mde80_high is None or power.mde80_high > rule.detectable_share:
-        whole = "Not even a leak of the whole benchmark would have been found by four audits in five like this one."
-        only = f"Only if {_sees(power)}, four audits in five like this one would have found it."
         return (
-            f"{whole if power.mde80 is None else only} NO EVIDENCE needs at most {rule.detectable_share:.0%} at the "
-            f"upper limit (decision.detectable_share). {remedy}"
+            f"{_sees_only(power)} NO EVIDENCE needs at most {rule.detectable_share:.0%} at the upper limit "
+            f"(decision.detectable_share). {remedy}"
         )
     return None
+
+
+def _sees_only(power: Power) -> str:
+    if power.mde80 is None:
+        return "Not even a leak of the whole benchmark would have been found by four audits in five like this one."
+    return f"Only if {_sees(power)}, four audits in five like this one would have found it."
 
 
 def _sees(power: Power) -> str:

@@ -518,9 +518,7 @@ def _read(path: Path, model: type[Model]) -> Model:
             raise InputError(
                 f"{path}: schema_version: made by an older tbd. Run `tbd calibrate`, then `tbd check --all`."
             )
-        raise InputError(
-            f"{path}: schema_version: made by a newer tbd (schema {schema}). Update the one that is installed here."
-        )
+        raise InputError(f"{path}: schema_version: made by a newer tbd (schema {schema}). Update the one here.")
     try:
         return model.model_validate(tree)
     except ValidationError as error:

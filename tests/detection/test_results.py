@@ -48,8 +48,11 @@ def test_a_file_says_which_schema_it_has_and_sorts_its_keys(tmp_path: Path) -> N
         ({"p_value": math.nan}, "p_value: Input should be a finite number."),
         ({"threshold": math.inf}, "threshold: Input should be a finite number."),
         ({"verdict": "CLEAN"}, "verdict: Input should be 'CONTAMINATED', 'NO EVIDENCE' or 'INCONCLUSIVE'."),
-        ({"schema_version": 2}, "schema_version: made by an older tbd, run `dvc repro` again."),
-        ({"schema_version": 4}, "schema_version: made by a newer tbd (schema 4), update this one."),
+        ({"schema_version": 2}, "schema_version: made by an older tbd. Run `tbd calibrate`, then `tbd check --all`."),
+        (
+            {"schema_version": 4},
+            "schema_version: made by a newer tbd (schema 4). Update the one here.",
+        ),
     ],
 )
 def test_what_is_no_verdict_is_refused_in_a_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -64,7 +67,7 @@ def test_what_is_no_verdict_is_refused_in_a_line(tmp_path: Path, changes: dict[s
 def test_a_file_of_an_older_tbd_says_so(tmp_path: Path, read: Any) -> None:
     path = tmp_path / "old.json"
     path.write_text('{"version": "0123456789ab", "rate": {"estimate": 0.1}}')
-    with pytest.raises(InputError, match="made by an older tbd, run `dvc repro` again"):
+    with pytest.raises(InputError, match="made by an older tbd"):
         read(path)
 
 

@@ -278,7 +278,7 @@ def test_a_look_waits_for_an_end_lets_others_look_meanwhile_and_counts_its_tries
     for _ in range(3):
         watch(["failing"])
     assert [one.transient for one in History().outcomes[1:]] == [True, False]
-    assert "Input/output error. Mend it, or take it away. So at 2 looks: given up" in History().outcomes[-1].reason
+    assert "Input/output error. Mend it, or take it away. That was so at 2 looks" in History().outcomes[-1].reason
 
 
 def test_who_sends_an_answer_byte_by_byte_is_not_waited_for(copy: Workspace, monkeypatch: MonkeyPatch) -> None:

@@ -96,6 +96,15 @@ def test_an_assumption_that_nothing_checked_is_said_first() -> None:
     assert [check.value for check in told.checks].count("not checked: no base model was given") == 2
 
 
+def test_a_base_that_scores_all_alike_is_said_to_check_nothing() -> None:
+    told = explain(verdict(same_kind=SAME_KIND | {"base_p_value": None, "base_shift_bound": None}))
+    text = whole(told)
+    assert "the base model could not check it, as it scores all of its answers alike" in text
+    values = [check.value for check in told.checks]
+    assert values.count("not checked: the base model scores all of its answers alike") == 2
+    assert not re.search(r"None|not available|no base model was given", text + told.method)
+
+
 @pytest.mark.parametrize(
     ("p_value", "changes", "why"),
     [
@@ -120,8 +129,8 @@ RULE = Decision(
 OPEN: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"p_value": 0.3}, {"base_p_value": 0.001}, "Use unseen questions of the same kind."),
     ({"p_value": 0.001}, {"shift_needed": 0.1}, "More unseen questions of the same kind"),
-    ({"p_value": 0.3, "units": 4}, {}, "the smaller set: 4"),
-    ({"p_value": 0.3, "power": None}, {}, "no labelled reference"),
+    ({"p_value": 0.3, "units": 4}, {}, "smaller set has 4 independent questions"),
+    ({"p_value": 0.3, "power": None}, {}, "its reference needs 19 unseen questions and has fewer"),
     ({"p_value": 0.3, "power": Power.model_validate(POWER | {"same_base": False})}, {}, "`tbd distill`"),
     ({"p_value": 0.3, "power": Power.model_validate(POWER | {"mde80_high": 0.4})}, {}, "60 more unseen questions"),
 ]

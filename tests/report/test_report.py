@@ -143,7 +143,7 @@ def test_a_figure_of_the_power_is_shown_where_there_is_one(tmp_path: Path) -> No
 
 def test_how_to_re_run_it() -> None:
     page = shown(verdict(audit="a b"))
-    assert "tbd verify 'a b'" in page and "dvc repro 'verdict@a b'" in page
+    assert "tbd verify 'a b'" in page and "dvc repro 'audits/a b/dvc.yaml'" in page
     made = "transformers 5.23.0 and torch 2.13.0"
     for value in ("c" * 64, "b" * 64, "1" * 32, "2" * 32, "0123456789ab", "bfloat16", made):
         assert value in page

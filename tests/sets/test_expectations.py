@@ -133,8 +133,8 @@ def test_failure_names_five_ids_and_counts_the_rest() -> None:
     frame = questions()
     outcome = check(frame, [*UNSEEN, *frame["question"][:7]])
     assert outcome.failures == [
-        f"{BETWEEN} (also_in_unseen): No question is also in unseen: remove it from one of the two; 7 of 12 rows: "
-        f"{', '.join(frame['question_id'][:5])} and 2 more."
+        f"{BETWEEN} (also_in_unseen): failed. No question is also in unseen: remove it from one of the two. Found: "
+        f"7 of 12 rows: {', '.join(frame['question_id'][:5])} and 2 more."
     ]
 
 
@@ -232,7 +232,7 @@ def test_no_generations() -> None:
 def test_missing_answers_are_named() -> None:
     (failure,) = check_generations("reference", generations(answers()[7:]), IDS).failures
     assert failure.endswith(
-        f"run the generation again; 7 questions: {', '.join(IDS['benchmark'][:5].to_pylist())} and 2 more."
+        f"run the generation again. Found: 7 questions: {', '.join(IDS['benchmark'][:5].to_pylist())} and 2 more."
     )
 
 

@@ -74,7 +74,9 @@ def test_pauses_double_and_the_last_try_is_the_last(p: Params, clock: Clock) -> 
     assert waits == [80, 160, 320, 640, 1280, 2560, 3600, 3600, 3600, 3600, 3600]
     last = stopped(p)
     assert last.outcome == FAILED and not last.transient
-    assert last.reason == "stage generate@x: no space. So at 12 looks: given up. Try again: tbd watch --retry."
+    assert last.reason == (
+        "stage generate@x: no space. That was so at 12 looks, so it is given up. Try again: tbd watch --retry."
+    )
     clock.ahead += 1e6
     assert isinstance(look(p), Known) and isinstance(look(p, retry=True), Job)
     assert len(History().outcomes) == 2  # told when it begins and when it ends
