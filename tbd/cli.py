@@ -344,15 +344,22 @@ def _distill(options: argparse.Namespace) -> int:
     return 0
 
 
+LOADING = "loading Prefect and MLflow"
+"""which takes many seconds the first time, when Python compiles them"""
+
+
 def _calibrate(options: argparse.Namespace) -> int:
-    from flows.calibrate import calibrate
-    from flows.run import run
-    from tbd import params
-    from tbd.commands import checks
-    from tbd.detection.results import read_detector
-    from tbd.mlflow_store import store
-    from tbd.report import summary
-    from tbd.workspace import DETECTOR
+    from tbd.progress import Progress
+
+    with Progress(LOADING):
+        from flows.calibrate import calibrate
+        from flows.run import run
+        from tbd import params
+        from tbd.commands import checks
+        from tbd.detection.results import read_detector
+        from tbd.mlflow_store import store
+        from tbd.report import summary
+        from tbd.workspace import DETECTOR
 
     store()  # a wrong address is better told before hours of generation than after
     checks.ready(params.load().calibrate.references)
@@ -404,6 +411,7 @@ def _checked(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
     from tbd.history import History
     from tbd.mlflow_store import store
     from tbd.pipeline.workspace_lock import workspace
+    from tbd.progress import Progress
     from tbd.report import summary
     from tbd.watch import outcomes
     from tbd.workspace import AUDITS
@@ -423,8 +431,9 @@ def _checked(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
         if checks.settled(names):
             print("nothing to do: every verdict is up to date, told and recorded")
         else:
-            from flows.check import check_all
-            from flows.run import run
+            with Progress(LOADING):
+                from flows.check import check_all
+                from flows.run import run
 
             with workspace():
                 run(check_all, names)
@@ -436,8 +445,9 @@ def _checked(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
                 )
         asked = (options.checkpoint, options.benchmark, options.unseen, options.base, options.audit, options.fpr)
         names = every = [checks.prepare(*asked)[0]]  # refuses in a moment what the flow would refuse in its log
-        from flows.check import check
-        from flows.run import run
+        with Progress(LOADING):
+            from flows.check import check
+            from flows.run import run
 
         with workspace():
             run(check, *asked)
@@ -482,6 +492,7 @@ def _watched(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
     from tbd.commands import checks
     from tbd.history import History, webhook
     from tbd.mlflow_store import store
+    from tbd.progress import Progress
     from tbd.report import summary
     from tbd.scores.scoring import wanted
     from tbd.watch import look
@@ -494,8 +505,9 @@ def _watched(options: argparse.Namespace) -> "tuple[list[Outcome], list[Verdict]
     before, addresses = History(), options.sources or p.watch.sources
     new: list[Outcome] = []
     if look.work(addresses, p, options.retry, strict=bool(options.sources)):
-        from flows.run import run
-        from flows.watch import watch
+        with Progress(LOADING):
+            from flows.run import run
+            from flows.watch import watch
 
         run(watch, addresses, options.retry)
         new = History().outcomes[len(before.outcomes) :]

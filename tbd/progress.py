@@ -74,6 +74,7 @@ class Progress:
     def __exit__(self, error: object, *_: object) -> None:
         self._over.set()
         if self._live is not None:
+            self._live.transient = self.left() is None  # how far it was says nothing once it is over
             self._live.stop()
         elif error is None and self.left() is not None:
             print(self.line(), flush=True)

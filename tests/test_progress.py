@@ -129,6 +129,8 @@ import time
 from tbd import foreign
 from tbd.progress import Progress
 foreign.guard()
+with Progress("loading"):
+    time.sleep(0.7)
 with Progress("reference") as progress:
     progress.plan("read", 1000)
     for _ in range(4):
@@ -158,7 +160,9 @@ def test_in_a_terminal_it_is_one_line() -> None:
     assert "\x1b[2K" in shown  # the line is wiped before it is written again
     assert "said between\ufffd2J\ufffd]0;owned\ufffd\n" in shown  # and what is printed obeys nobody
     assert "100% reference: under way; 1,000 of 1,000 tokens read" in shown
-    assert shown.count("\n") == 2
+    loading, _, rest = shown.partition("\n")
+    assert "loading: under way" in loading and "\x1b[1A\x1b[2K" in rest  # what had no end to tell is wiped
+    assert rest.count("\n") == 2
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (53484, "14:51:24")])

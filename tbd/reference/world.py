@@ -5,6 +5,7 @@ with worked solutions that `reasoning-gym` generates (GSM-Symbolic). No model hu
 """
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def question_sets(
 
     The same seed gives the same questions. Of near-duplicates (see `near_duplicates.pairs`) the first is taken.
     """
-    from reasoning_gym import create_dataset
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a package of its, said when Python first compiles it
+        from reasoning_gym import create_dataset
 
     wanted = members + others + unseen
     entries = list(create_dataset("gsm_symbolic", seed=seed, size=2 * wanted))
