@@ -86,7 +86,7 @@ def seconds(p: Params, checkpoint: Path, count: int, m: int, longest: int, keep:
 
     def two_steps(folder: str, progress: Progress) -> object:
         shelf = Shelf(folder, engine.identity)
-        return answer(shelf, prompts, p.generate.batch_size, longest, cascade, Local(engine), progress)
+        return answer(Job(shelf, prompts, p.generate.batch_size, cascade.m), longest, cascade, Local(engine), progress)
 
     ratios = []
     for number in range(1, ROUNDS + 1):

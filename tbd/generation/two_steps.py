@@ -17,7 +17,6 @@ from tbd.checkpoints import Packed, Prompt
 from tbd.detection.cascade import stops
 from tbd.detection.results import Cascade
 from tbd.generation.engines import Completion
-from tbd.generation.store import Shelf
 from tbd.generation.units import Executor, Job
 from tbd.progress import Progress
 from tbd.scores.methods import parse
@@ -59,27 +58,18 @@ def expected(cascade: Cascade, questions: int, prompts: int, max_new_tokens: int
     )
 
 
-def answer(
-    shelf: Shelf,
-    prompts: Packed,
-    batch_size: int,
-    max_new_tokens: int,
-    cascade: Cascade,
-    executor: Executor,
-    progress: Progress,
-) -> TwoSteps:
-    """Compute what is not in the store yet.
+def answer(first: Job, max_new_tokens: int, cascade: Cascade, executor: Executor, progress: Progress) -> TwoSteps:
+    """Compute what is not in the store yet. `first`: answers of `cascade.m` tokens.
 
-    The caller has planned the first step as for a `Job`, and of the second what is `expected`.
+    The caller has planned the first step as for any `Job`, and of the second what is `expected`.
     """
     step, method = progress.doing, parse(cascade.id)
-    first = Job(shelf, prompts, batch_size, cascade.m)
     first.run(executor, progress)
     goes_on: list[NDArray[np.bool_]] = []
 
     def begun() -> Iterator[list[Prompt]]:
         """The prompts of those that go on, with their beginnings; some at a time."""
-        pairs = zip(prompts, first.completions(), strict=True)
+        pairs = zip(first.prompts, first.completions(), strict=True)
         while some := list(islice(pairs, records.ROWS)):
             scores, _ = method(Tokens(pad([one.logprobs for _, one in some])))
             unfinished = np.array([one.finish_reason == "length" for _, one in some])
@@ -87,8 +77,8 @@ def answer(
             yield [(*prompt, *one.token_ids.tolist()) for prompt, one in compress(some, goes_on[-1])]
 
     again = Packed.of(begun())
-    rest = Job(shelf, again, batch_size, max_new_tokens - cascade.m)
-    read, written = expected(cascade, len(prompts), prompts.total, max_new_tokens)
+    rest = Job(first.shelf, again, first.batch_size, max_new_tokens - cascade.m)
+    read, written = expected(cascade, len(first.prompts), sum(map(len, first.prompts)), max_new_tokens)
     progress.plan("read", again.total - read)
     progress.plan("written", len(again) * rest.max_new_tokens - written)
     progress.doing = f"{step}, those that go on"

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -116,7 +116,7 @@ class Executor(Protocol):
         """Every unit with its result, in whatever order they finish; units are taken as there is room for them."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Job:
     """Greedy answers to questions, or the log-probs of given answers: computed once, read as often as wanted."""
 
@@ -126,19 +126,27 @@ class Job:
     max_new_tokens: int = 0
     answers: Answers | None = None
     """the answers whose log-probs are wanted, one for each prompt"""
+    stored: int | None = field(default=None, init=False)
+    """questions that were in the store when it was looked; None: not looked yet"""
 
-    def run(self, executor: Executor, progress: Progress) -> None:
-        """Compute the units that are not in the store yet, and add each as it ends.
+    def look(self, progress: Progress) -> int:
+        """How many questions are in the store. Their work leaves the plan, the first time.
 
         The caller has planned, in `progress`, to read every prompt (and given answer), and to write `max_new_tokens`
         for each.
         """
-        step, done = progress.doing, 0
-        for rows, unit in self._units():
-            if self.shelf.has(unit.name, unit.max_new_tokens):  # no work
-                progress.plan("read", -unit.read)
-                progress.plan("written", -unit.written)
-                done += len(rows)
+        if self.stored is None:
+            self.stored = 0
+            for rows, unit in self._units():
+                if self.shelf.has(unit.name, unit.max_new_tokens):
+                    progress.plan("read", -unit.read)
+                    progress.plan("written", -unit.written)
+                    self.stored += len(rows)
+        return self.stored
+
+    def run(self, executor: Executor, progress: Progress) -> None:
+        """Compute the units that are not in the store yet, and add each as it ends. Planned as `look` says."""
+        step, done = progress.doing, self.look(progress)
         if done:
             print(f"{step}: {done} of {len(self.prompts)} questions from the store", flush=True)
         progress.doing = f"{step}, {done} of {len(self.prompts)} questions"

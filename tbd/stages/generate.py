@@ -84,7 +84,8 @@ def main(audit: str, progress: Progress) -> None:
         on = f"{identity['device']}, {identity['dtype']}{auto}, engine {identity['engine']}"
         todo = f"{len(texts)} questions, {read:,} tokens to read, {'about' if steps else 'at most'} {most:,} to write"
         print(f"{audit}: {own.name}{f' and {base.name}' if base else ''} on {on}: {todo}", flush=True)
-        answers = answered(executor, sets, own.asked.prompts, p, steps, progress)
+        jobs = prepared(executor, sets, own.asked.prompts, p, steps, progress)
+        answers = answered(jobs, executor, sets, p, steps, progress)
         apart = None
         if identity["device"] == "server":  # nobody plans what it computes together
             progress.begin("asking some questions again")
@@ -97,6 +98,7 @@ def main(audit: str, progress: Progress) -> None:
         progress.plan("read", -own.asked.prompts.total - written)
         with forgotten_if_changed(base), executors.opened(base.kind, base.folder, base.how) as executor:
             base_identity = executor.identity
+            jobs = prepared(executor, sets, base.asked.prompts, p, steps, progress)
             if base.kind is not own.kind:
                 print("whether the base has the same vocabulary is not known: its log-probs are left out", flush=True)
             elif base_identity["vocabulary"] != identity["vocabulary"]:
@@ -105,7 +107,7 @@ def main(audit: str, progress: Progress) -> None:
                 print("the base's engine does not say the log-probs of given tokens: they are left out", flush=True)
             else:
                 rescored = rescore(executor, own.asked.prompts, answers, p, progress)
-            base_answers = answered(executor, sets, base.asked.prompts, p, steps, progress, "the base's answers")
+            base_answers = answered(jobs, executor, sets, p, steps, progress, "the base's answers")
             ask_canary_again(base)
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
@@ -161,25 +163,36 @@ def plan(sets: Sets, prompts: Packed, p: params.Generate, steps: Cascade | None,
     return written
 
 
+def prepared(
+    executor: Executor, sets: Sets, prompts: Packed, p: params.Generate, steps: Cascade | None, progress: Progress
+) -> list[Job]:
+    """The answers to each set, or their beginnings, in batches of its own, so that two audits can share them. What is
+    in the store already leaves the plan at once, so that the time left is of what is left."""
+    shelf, most = Shelf(p.store, executor.identity), p.max_new_tokens if steps is None else steps.m
+    found = [Job(shelf, its, p.batch_size, most) for _, its in by_set(sets, prompts)]
+    for job in found:
+        job.look(progress)
+    return found
+
+
 def answered(
+    jobs: list[Job],
     executor: Executor,
     sets: Sets,
-    prompts: Packed,
     p: params.Generate,
     steps: Cascade | None,
     progress: Progress,
     what: str = "answers",
 ) -> list[Answered]:
-    """The answers to each set, which has batches of its own, so that two audits can share them."""
-    shelf, found = Shelf(p.store, executor.identity), list[Answered]()
-    for name, its in by_set(sets, prompts):
+    """The answers to each set."""
+    found = list[Answered]()
+    for name, job in zip(sets, jobs, strict=True):
         progress.begin(f"{what} to {name}")
         if steps is None:
-            job = Job(shelf, its, p.batch_size, p.max_new_tokens)
             job.run(executor, progress)
             found.append(job)
         else:
-            found.append(answer(shelf, its, p.batch_size, p.max_new_tokens, steps, executor, progress))
+            found.append(answer(job, p.max_new_tokens, steps, executor, progress))
     return found
 
 

@@ -14,7 +14,7 @@ from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.executors.local import Local
 from tbd.generation.store import Shelf
 from tbd.generation.two_steps import TwoSteps, answer, expected
-from tbd.generation.units import PART
+from tbd.generation.units import PART, Job
 from tbd.progress import Progress
 from tbd.scores import Tokens, parse
 from tbd.scores.tokens import pad
@@ -57,8 +57,8 @@ def answered(
     read, written = expected(step, len(prompts), prompts.total, TOKENS)
     progress.plan("read", prompts.total + read)
     progress.plan("written", len(prompts) * step.m + written)
-    shelf = Shelf(str(folder), engine.identity)
-    return answer(shelf, prompts, size, TOKENS, step, Local(engine), progress), progress
+    first = Job(Shelf(str(folder), engine.identity), prompts, size, step.m)
+    return answer(first, TOKENS, step, Local(engine), progress), progress
 
 
 def listed(found: TwoSteps) -> list[tuple[list[int], list[float], str]]:

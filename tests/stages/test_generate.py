@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -89,3 +90,22 @@ def test_a_server_answers_an_audit_and_its_noise_floor_is_kept(
     made = records.metadata(found)
     assert made["noise"] == {"questions": 2, "diverged": 0, "tokens": 8, "median": 0.0, "largest": 0.0}
     assert "127.0.0.1" not in json.dumps(made) and "they are left out" in capsys.readouterr().out
+
+
+def test_the_time_left_is_without_what_another_audit_has_stored(asked: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base's answers, which are to come, while it still reads the checkpoint's."""
+    logprobs, left = FakeEngine.logprobs, list[float]()
+
+    def looking(self: FakeEngine, *arguments: Any) -> Any:
+        left.append(progress.kinds["written"].left())
+        return logprobs(self, *arguments)
+
+    monkeypatch.setattr(FakeEngine, "logprobs", looking)
+    fake_checkpoint(Path("base"), "nothing")
+    for name, folder in (("a", "one"), ("b", "other")):
+        fake_checkpoint(Path(folder), folder)
+        pins = {"checkpoint": folder, "base": "base", "checkpoint_fingerprint": None}
+        audits.write(name, asked.model_copy(update=pins))
+        progress = Progress("generate")
+        generate.main(name, progress)
+    assert left[0] > 0 and left[-1] == 0
