@@ -205,7 +205,7 @@ def test_check_refuses_what_is_no_audit(shared: Command, tiny_checkpoint: Path, 
     assert "unknown set 'benchmrk'. Did you mean 'benchmark'?" in check("--benchmark", "benchmrk", "--unseen", "unseen")
     assert "set '../unseen'" in check("--benchmark", "benchmark", "--unseen", "../unseen")
     assert "both 'unseen'" in check("--benchmark", "unseen", "--unseen", "unseen")
-    assert "20 of its questions are in 'benchmark' too" in check("--benchmark", "benchmark", "--unseen", "members")
+    assert "20 questions of 'members' are in 'benchmark' too" in check("--benchmark", "benchmark", "--unseen", "members")
     assert "needs 999 unseen questions and 'unseen' has 40: add 959" in check(*SETS, "--fpr", "0.001")
     for rate in ("0", "1", "-1", "nan"):
         assert "a rate is at least" in check(*SETS, f"--fpr={rate}")
@@ -360,7 +360,7 @@ def test_other_weights_at_a_place_are_another_audit(tbd: Command) -> None:
     fake_checkpoint(tbd.root / "models/mine", "second")
     another, other = checks.prepare(*asked, None, None)
     assert another.startswith("mine-benchmark-x") and other.checkpoint_fingerprint != entry.checkpoint_fingerprint
-    with pytest.raises(InputError, match=r"with another checkpoint_fingerprint\. Choose one with --as"):
+    with pytest.raises(InputError, match=r"with another checkpoint_fingerprint\. Choose another with --as"):
         checks.prepare(*asked, name, None)
     assert name in checks.present()  # it has no verdict that could stand
     (tbd.root / f"audits/{name}/verdict.json").write_text("{}")

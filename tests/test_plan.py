@@ -109,7 +109,7 @@ def test_the_table_and_the_page(tbd: Command, tmp_path: Path) -> None:
         (["base", "--parameters", "7e9"], "is here and says its size itself"),
         (["--benchmark", "benchmark", "--parameters", "7e9"], "name an AUDIT"),
         (["--benchmark", "benchmrk", "--unseen", "unseen", "--parameters", "7e9"], "Did you mean 'benchmark'?"),
-        (["--benchmark", "unseen", "--unseen", "unseen", "--parameters", "7e9"], "unseen questions must be others"),
+        (["--benchmark", "unseen", "--unseen", "unseen", "--parameters", "7e9"], "Name two different sets"),
         (SETS, "a checkpoint's folder or its size"),
         (["runs/none", *SETS], "runs/none: no such checkpoint folder"),
         (["runs/model", *SETS, "--base", "runs/none"], "--base runs/none: no such checkpoint folder"),
