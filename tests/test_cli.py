@@ -205,7 +205,7 @@ def test_check_refuses_what_is_no_audit(shared: Command, tiny_checkpoint: Path, 
     assert "unknown set 'benchmrk'. Did you mean 'benchmark'?" in check("--benchmark", "benchmrk", "--unseen", "unseen")
     assert "set '../unseen'" in check("--benchmark", "benchmark", "--unseen", "../unseen")
     assert "both 'unseen'" in check("--benchmark", "unseen", "--unseen", "unseen")
-    assert "20 questions of 'members' are in 'benchmark' too" in check("--benchmark", "benchmark", "--unseen", "members")
+    assert "20 questions of 'members' are in 'benchmark'" in check("--benchmark", "benchmark", "--unseen", "members")
     assert "needs 999 unseen questions and 'unseen' has 40: add 959" in check(*SETS, "--fpr", "0.001")
     for rate in ("0", "1", "-1", "nan"):
         assert "a rate is at least" in check(*SETS, f"--fpr={rate}")
