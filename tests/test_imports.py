@@ -20,6 +20,7 @@ HOUSE = [
         "ending",
         "environment",
         "foreign",
+        "arguments",
         "workspace",
         "params",
         "audits",

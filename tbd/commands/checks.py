@@ -62,12 +62,7 @@ def prepare(
     if base_folder is None and (own := adapters.parts(folder).get("base")):
         base_folder = Path(own)  # what an adapter was put on is its base
     texts = {key: questions(key) for key in (benchmark, unseen)}
-    have, need = len(texts[unseen]), decisions.negatives_needed(rate)
-    if have < need:
-        raise InputError(
-            f"{'params.yaml: decision.fpr' if fpr is None else '--fpr'} {rate:g}: needs {need} unseen questions and "
-            f"{unseen!r} has {have}: add {need - have} or raise the rate."
-        )
+    _enough("params.yaml: decision.fpr" if fpr is None else "--fpr", unseen, len(texts[unseen]), fpr, p)
     _apart("tbd check", benchmark, unseen, texts, p.validate_)
     entry = Audit(
         checkpoint=relative(folder),

@@ -54,7 +54,7 @@ def question_sets(
     The same seed gives the same questions. Of near-duplicates (see `near_duplicates.pairs`) the first is taken.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of a package of its, said when Python first compiles it
+        warnings.simplefilter("ignore", SyntaxWarning)  # of cellpylib, which it imports: said when Python compiles that
         from reasoning_gym import create_dataset
 
     wanted = members + others + unseen

@@ -85,12 +85,12 @@ def main(audit: str, progress: Progress) -> None:
         todo = f"{len(texts)} questions, {read:,} tokens to read, {'about' if steps else 'at most'} {most:,} to write"
         print(f"{audit}: {own.name}{f' and {base.name}' if base else ''} on {on}: {todo}", flush=True)
         jobs = prepared(executor, sets, own.asked.prompts, p, steps, progress)
-        answers = answered(jobs, executor, sets, p, steps, progress)
+        answers = answered(jobs, executor, p, steps, progress)
         apart = None
         if identity["device"] == "server":  # nobody plans what it computes together
             progress.begin("asking some questions again")
-            jobs = [one.first if isinstance(one, TwoSteps) else one for one in answers]
-            apart = noise.measure(executor, jobs, progress)
+            once = [one.first if isinstance(one, TwoSteps) else one for one in answers]
+            apart = noise.measure(executor, once, progress)
         ask_canary_again(own)
     rescored, base_answers, base_identity = None, list[Answered](), dict[str, Any]()
     if base:  # only now: two models at once need not fit
@@ -107,7 +107,7 @@ def main(audit: str, progress: Progress) -> None:
                 print("the base's engine does not say the log-probs of given tokens: they are left out", flush=True)
             else:
                 rescored = rescore(executor, own.asked.prompts, answers, p, progress)
-            base_answers = answered(jobs, executor, sets, p, steps, progress, "the base's answers")
+            base_answers = answered(jobs, executor, p, steps, progress, "the base's answers")
             ask_canary_again(base)
     for one, before in used:  # prompts, weights and fingerprint are of the same files
         checkpoints.unchanged(one, before)
@@ -165,28 +165,27 @@ def plan(sets: Sets, prompts: Packed, p: params.Generate, steps: Cascade | None,
 
 def prepared(
     executor: Executor, sets: Sets, prompts: Packed, p: params.Generate, steps: Cascade | None, progress: Progress
-) -> list[Job]:
-    """The answers to each set, or their beginnings, in batches of its own, so that two audits can share them. What is
-    in the store already leaves the plan at once, so that the time left is of what is left."""
+) -> dict[str, Job]:
+    """The answers to each set, or their first steps, in batches of its own, so that two audits can share them. What is
+    in the store leaves the plan at once, so that the time left is of what is left."""
     shelf, most = Shelf(p.store, executor.identity), p.max_new_tokens if steps is None else steps.m
-    found = [Job(shelf, its, p.batch_size, most) for _, its in by_set(sets, prompts)]
-    for job in found:
+    jobs = {name: Job(shelf, its, p.batch_size, most) for name, its in by_set(sets, prompts)}
+    for job in jobs.values():
         job.look(progress)
-    return found
+    return jobs
 
 
 def answered(
-    jobs: list[Job],
+    jobs: dict[str, Job],
     executor: Executor,
-    sets: Sets,
     p: params.Generate,
     steps: Cascade | None,
     progress: Progress,
     what: str = "answers",
 ) -> list[Answered]:
-    """The answers to each set."""
+    """The answers to each set, computed."""
     found = list[Answered]()
-    for name, job in zip(sets, jobs, strict=True):
+    for name, job in jobs.items():
         progress.begin(f"{what} to {name}")
         if steps is None:
             job.run(executor, progress)

@@ -1,13 +1,15 @@
-"""The flows on real pipelines and a real Prefect server, in this process."""
+"""The flows on real pipelines and a real Prefect server, in this process; kills, in processes of their own."""
 
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,41 @@ def test_a_second_flow_in_the_workspace_is_refused(toy: Workspace, monkeypatch: 
         assert not (toy.root / "two.txt").exists()
         process.kill()
     assert walks("second", return_state=True).is_completed()
+
+
+# --- kills: in processes of their own ---------------------------------------------------------------------------------
+
+
+def test_killed_without_warning_the_next_run_on_a_real_server_is_not_blocked(address: str, tmp_path: Path) -> None:
+    started = datetime.now(UTC)
+    workspace = finished()[0].copy(tmp_path / "killed")
+    shutil.rmtree(workspace.root / "audits/base")  # one audit is enough
+    workspace.edit("params.yaml", {"generate": {"max_new_tokens": 6_000, "batch_size": 1}})
+    before = workspace.units().keys()
+    run = workspace.start(sys.executable, "-m", "tbd", "check", "--all", PREFECT_API_URL=address)
+    end = time.monotonic() + servers.PATIENCE
+    while len(workspace.units().keys() - before) < 3:
+        assert time.monotonic() < end and run.poll() is None, run.communicate()
+        time.sleep(0.02)
+    os.kill(run.pid, signal.SIGKILL)  # the command alone: what it started lives on
+    run.communicate()
+    kept = workspace.units()
+
+    done = workspace.tbd("check", "--all", PREFECT_API_URL=address)
+    assert "CONTAMINATED" in done.stdout
+    assert kept.items() <= workspace.units().items()  # nothing is computed twice
+
+    later = {"start_time": {"after_": started.isoformat()}}
+    flow_runs = servers.ask(address, "flow_runs", flow_runs=later, sort="START_TIME_DESC")
+    assert [one["state_type"] for one in flow_runs][:1] == ["COMPLETED"] and len(flow_runs) == 2
+    tasks = servers.ask(address, "task_runs", flow_runs={"id": {"any_": [flow_runs[0]["id"]]}}, sort="END_TIME_DESC")
+    assert {"generate@reference", "calibrate", "verdict@reference", "record reference: CONTAMINATED"} <= {
+        task["name"] for task in tasks
+    }
+    of_run = {"id": {"any_": [flow_runs[0]["id"]]}}
+    assert {"verdicts", "verdict-reference"} <= {
+        artifact["key"] for artifact in servers.ask(address, "artifacts", flow_runs=of_run)
+    }
 
 
 def test_a_look_waits_for_an_end_lets_others_look_meanwhile_and_counts_its_tries(

@@ -1,8 +1,10 @@
 """Verdicts in few words, from the verdicts of a real workspace."""
 
+from typing import Any
+
 import pytest
 
-from tbd.detection.results import read_verdict
+from tbd.detection.results import Power, read_verdict
 from tbd.history import FAILED, WORKS
 from tbd.report import summary
 from tbd.report.explain import explain
@@ -30,6 +32,20 @@ def test_what_is_not_known_is_not_made_up() -> None:
     assert row["finds from"] == "unknown" and row["AUC (labels)"] == ""
     assert row["in the data"] == "at least 25%, estimate 49%"
     assert "| AUC" not in summary.verdict_markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "0.16 [0.11, 0.22]"),
+        ({"mde80_high": None}, "0.16 [0.11, more]"),
+        ({"same_base": False}, "0.16 [0.11, 0.22] (reference: other base)"),
+        ({"same_base": None}, "0.16 [0.11, 0.22] (reference: base not known)"),
+        ({"mde80": None, "mde80_high": None}, "not even 1.00"),
+    ],
+)
+def test_from_which_share_on_an_audit_finds_a_leak(changes: dict[str, Any], said: str) -> None:
+    assert summary.finds_from(Power.model_validate(results.POWER | changes)) == said
 
 
 def test_markdown_for_prefect() -> None:
