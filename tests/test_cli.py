@@ -28,7 +28,7 @@ from tbd.watch import outcomes
 from tests import outcomes as examples
 from tests.model_server import ModelServer
 from tests.shared import mlflow_store
-from tests.workspace import Workspace, fake_checkpoint, finished
+from tests.workspace import Workspace, fake_checkpoint, finished, hurried
 
 pytestmark = pytest.mark.slow
 MonkeyPatch = pytest.MonkeyPatch
@@ -64,7 +64,7 @@ class Command:
             cli.main([str(argument) for argument in arguments])
         out, err = self.capsys.readouterr()
         assert stop.value.code == code, f"exit {stop.value.code}: {out}{err}"
-        return out, err
+        return hurried(out), err
 
     def refused(self, *arguments: Any) -> str:
         """The one line it complains in; nothing in the workspace has changed."""
