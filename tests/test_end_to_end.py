@@ -15,7 +15,7 @@ import pytest
 from tbd import audits, records, scores
 from tbd.reference import world
 from tests.adapters import write_adapter
-from tests.workspace import Workspace, create
+from tests.workspace import Workspace, create, hurried
 
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {
@@ -47,7 +47,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Any) ->
 
 
 def tbd(workspace: Workspace, *arguments: str, code: int = 0) -> str:
-    return workspace.tbd(*arguments, code=code, OMP_NUM_THREADS="1").stdout
+    return hurried(workspace.tbd(*arguments, code=code, OMP_NUM_THREADS="1").stdout)
 
 
 def runs(workspace: Workspace) -> dict[str, list[Any]]:

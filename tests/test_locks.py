@@ -46,4 +46,4 @@ def test_a_stage_waits_for_its_device(tmp_path: Path, monkeypatch: pytest.Monkey
             assert stage.stdout is not None and stage.stdout.readline() == "[tbd] -c begins\n"
             assert stage.stdout.readline().startswith("waiting for the device")
             holder.kill()
-            assert stage.stdout.readline() == "runs\n"
+            assert "runs\n" in stage.stdout  # a slow machine says meanwhile that it waits
