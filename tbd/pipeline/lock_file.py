@@ -47,12 +47,12 @@ class LockFile:
         if not (workspace / "dvc.lock").is_file():
             raise InputError("dvc.lock: not found. Only what the pipeline made is recorded: run `dvc repro` first.")
         self.stages: dict[str, Any] = {}
-        named = (load_yaml(workspace / "params.yaml") or {}).get("calibrate", {}).get("references", [])
+        named = (_tree(workspace / "params.yaml") or {}).get("calibrate", {}).get("references", [])
         self.references = [str(name) for name in named]
         for name in dict.fromkeys(["", *self.references, self.audit]):
             file = workspace / self._file(name)
             if file.is_file():
-                entries = _stages(file, md5(file))
+                entries = _stages(file)
                 self.stages |= {f"{kind}@{name}" if name else kind: entry for kind, entry in entries.items()}
         if stage not in self.stages:
             raise InputError(f"{self._file(self.audit)}: no stage {stage!r}. {self._again()}")
@@ -90,7 +90,7 @@ class LockFile:
         """Refuse other parameters than those of the result, in `params.yaml` and in the audit's `audit.yaml`."""
         for name in self.lineage:
             for file, values in self.stages[name].get("params", {}).items():
-                tree = load_yaml(self.workspace / file)
+                tree = _tree(self.workspace / file)
                 for key, value in values.items():
                     if not same(lookup(tree, key), value):
                         raise InputError(f"{file}: {key} is not what {name!r} ran with. {self._again()}")
@@ -171,7 +171,7 @@ class LockFile:
 
     def params(self) -> dict[str, Any]:
         """`params.yaml`, flattened with dots."""
-        return dict(_flat(load_yaml(self.workspace / "params.yaml")))
+        return dict(_flat(_tree(self.workspace / "params.yaml")))
 
     def tags(self) -> dict[str, Any]:
         """What it was made by: version, lock and, in a git repository, commit."""
@@ -189,20 +189,26 @@ class LockFile:
         }
 
 
-@lru_cache
-def _stages(file: Path, digest: str) -> dict[str, Any]:
-    """The stages in a `dvc.lock` with that digest. Raises InputError if it is none.
-
-    Kept, because every audit needs some of them: do not change what is returned.
-    """
+def _stages(file: Path) -> dict[str, Any]:
+    """The stages in a `dvc.lock`. Raises InputError if it is none."""
     try:
-        stages: dict[str, Any] = (load_yaml(file) or {}).get("stages", {})
+        stages: dict[str, Any] = (_tree(file) or {}).get("stages", {})
         for entry in stages.values():
             for one in (*entry.get("deps", []), *entry.get("outs", [])):
                 str(one["path"]), str(one["md5"])
     except (AttributeError, LookupError, TypeError):
         raise InputError(f"{file}: not a lock file of DVC. Restore it from git.") from None
     return stages
+
+
+def _tree(file: Path) -> Any:
+    """What a YAML file holds. Every audit needs some of them: each is read once, so do not change what is returned."""
+    return _read(file, md5(file) if file.is_file() else "")
+
+
+@lru_cache(maxsize=1024)
+def _read(file: Path, _: str) -> Any:
+    return load_yaml(file)
 
 
 def _upwards(path: str) -> list[str]:

@@ -1,5 +1,5 @@
-"""What is read from `dvc.lock`: what is upstream of a stage, once while it stays the same, and whether the code is the
-commit's."""
+"""What is read from `dvc.lock`: what is upstream of a stage, with its parameters once while they stay the same, and
+whether the code is the commit's."""
 
 import subprocess
 from pathlib import Path
@@ -72,9 +72,12 @@ def test_it_is_read_again_only_when_it_changed(workspace: Path, monkeypatch: pyt
     monkeypatch.setattr(dvc_lock, "load_yaml", load_yaml)
     write(workspace, {"one": ([], ["a"])})
     assert [LockFile(workspace, "one").outs, LockFile(workspace, "one").outs] == [{"a": "0"}] * 2
-    assert read.count("dvc.lock") == 1
+    assert sorted(read) == ["dvc.lock", "params.yaml"]
     write(workspace, {"one": ([], ["b"])})  # as long, and within the clock's resolution
     assert LockFile(workspace, "one").outs == {"b": "0"}
+    (workspace / "params.yaml").unlink()
+    with pytest.raises(InputError, match=r"params.yaml: not found"):
+        LockFile(workspace, "one")
 
 
 def test_what_grows_with_every_audit_does_not_make_the_code_another(workspace: Path) -> None:
