@@ -12,10 +12,9 @@ import re
 import stat
 import struct
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -105,14 +104,16 @@ PARTS = 5000
 BLOCK, SPARSE = 512, 1 << 20
 """bytes of a block as `stat` counts them, and of a file from which one with nearly nothing in it is refused: reading
 terabytes of nothing takes hours"""
-HEADER = 32 << 20
-"""most bytes of the header of a safetensors file"""
+HEADER = 64 << 20
+"""most bytes of the headers of all safetensors files; the largest models have a third of it"""
 DIGITS = 40
 """most of an integer; tokenizers say 10^30 where there is no bound"""
 DIMENSIONS = 64
 """most of a tensor: torch has no more"""
 LAYERS = re.compile("(n|num)_(hidden_|decoder_|encoder_)?(layers?|blocks?)")
 """keys of a configuration that count layers, each of which has a tensor at least"""
+NAMES_ONLY = ("special_tokens_map_file",)
+"""keys of a configuration that name a file which nothing reads; older ones have it of the machine that saved them"""
 SHARD = re.compile(r"(?P<model>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors")
 
 
@@ -140,12 +141,11 @@ def inspect(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise Incomplete(f"{folder}: no config.json. Save the model there with save_pretrained().")
-    try:
-        said = parsed(config.read_bytes())
-        if not isinstance(said, dict):
-            raise ValueError
-    except ValueError:
-        raise Incomplete(f"{config}: not a readable model configuration. Copy it again.") from None
+    said = _configuration(config)
+    if (folder / "generation_config.json").is_file():
+        _configuration(folder / "generation_config.json")  # transformers would do without a torn one
+    if "configuration_files" in said:
+        raise InputError(f"{config}: configuration_files names another file to take its place. Take that out.")
     if not files:
         if pickled := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):
             raise InputError(
@@ -153,16 +153,10 @@ def inspect(folder: Path) -> None:
                 "Convert them with save_pretrained(safe_serialization=True)."
             )
         raise Incomplete(f"{folder}: no *.safetensors file. Save the model there with save_pretrained().")
-    count = sum(len(tensors(shard)) for shard in files)
+    names = _tensor_names(files)
+    count = sum(map(len, names.values()))
     for index in folder.glob("*.index.json"):
-        try:
-            named = set(map(str, parsed(index.read_bytes())["weight_map"].values()))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise Incomplete(f"{index}: not a readable index of weight files. Copy it again.") from None
-        if missing := sorted(named - {shard.name for shard in files}):
-            raise Incomplete(
-                f"{folder}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again."
-            )
+        _check_index(index, names)
     _check_numbers(folder, files)
     for part in (said, *said.values()):
         for key, value in part.items() if isinstance(part, dict) else ():
@@ -172,6 +166,46 @@ def inspect(folder: Path) -> None:
                 )
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise Incomplete(f"{folder}: no tokenizer ({', '.join(TOKENIZERS)}). Save it there with save_pretrained().")
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    try:
+        said = parsed(file.read_bytes())
+        if not isinstance(said, dict):
+            raise ValueError
+    except ValueError:
+        raise Incomplete(f"{file}: not a readable model configuration. Copy it again.") from None
+    return said
+
+
+def _tensor_names(files: Iterable[Path]) -> dict[str, list[str]]:
+    """The names of the tensors in each file of weights. Raises InputError if their headers are too large together."""
+    found, left = dict[str, list[str]](), HEADER
+    for file in files:
+        found[file.name] = list(header(file, left))
+        with file.open("rb") as content:
+            left -= int.from_bytes(content.read(8), "little")
+    return found
+
+
+def _check_index(index: Path, names: dict[str, list[str]]) -> None:
+    """Raise InputError unless the weight files are those of the index, and each tensor is in one of them."""
+    try:
+        named = sorted(set(map(str, parsed(index.read_bytes())["weight_map"].values())))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Incomplete(f"{index}: not a readable index of weight files. Copy it again.") from None
+    if missing := [name for name in named if name not in names]:
+        raise Incomplete(
+            f"{index.parent}: {missing[0]} is missing ({len(missing)} of {len(named)} weight files). Copy it again."
+        )
+    whole = index.name.removesuffix(".index.json")
+    if whole in names and whole not in named:  # transformers would take the one, another program the others
+        raise InputError(f"{index.parent}: holds two models, {whole} and that of {index.name}. Take one of them out.")
+    often = Counter(chain.from_iterable(names[name] for name in named))
+    if twice := sorted(name for name, count in often.items() if count > 1):
+        raise InputError(
+            f"{index.parent}: {twice[0]} is in two weight files ({len(twice)} such). Save the model again."
+        )
 
 
 def shards(folder: Path) -> list[Path]:
@@ -211,11 +245,11 @@ def fingerprint(folder: Path) -> str:
     return digest(state(folder))
 
 
-State = tuple[tuple[Path, int, int, int, int], ...]
+State = tuple[tuple[Path, int, int, int, int, int], ...]
 
 
 def state(folder: Path) -> State:
-    """The files that the fingerprint is of, with size, times and inode: it is another one whenever a content may be.
+    """The files that the fingerprint is of, with size, times, inode and device: one is another if its content may be.
 
     Raises InputError for a file that is no regular one, that cannot be read, or that is too large for what it is.
     """
@@ -238,7 +272,7 @@ def state(folder: Path) -> State:
             raise Incomplete(
                 f"{shown(str(file))}: {s.st_size} bytes of which hardly any are on the disk. Copy it again."
             )
-        found.append((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
+        found.append((file, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev))
     if len(found) > PARTS:
         raise InputError(f"{folder}: {len(found)} files of a model, more than {PARTS}. Save it in fewer.")
     return tuple(found)
@@ -251,7 +285,7 @@ def unchanged(folder: Path, before: State, content: bool = False) -> None:
     """
     changed = sorted(set(before) ^ set(state(folder)))
     if content and not changed:
-        changed = [one for one in before if _content(*one) != _content.__wrapped__(*one)]
+        changed = [one for one in before if _content(*one) != _read(one[0])]
     if changed:
         file = shown(str(changed[0][0]))
         raise TransientFault(f"{file}: changed while it was in use. Leave the checkpoint alone until it was audited.")
@@ -268,20 +302,51 @@ def links(folder: Path, with_adapter: bool = False) -> Iterator[Path]:
         for file, *_ in state(folder):
             if file.suffix != ".py" and (with_adapter or file.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
                 (Path(temporary) / file.name).symlink_to(file.resolve())
+        for file in Path(temporary).glob("*config.json"):
+            _check_paths(folder / file.name, temporary)
         yield Path(temporary)
+
+
+def _check_paths(file: Path, loaded: str) -> None:
+    """Raise InputError if a configuration names a file that is not in the folder `loaded`, wherever one looks for it:
+    tokenizers open some of them."""
+    try:
+        left = [parsed(file.read_bytes())]
+    except ValueError:
+        return  # whoever loads it says so
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            left += (value for key, value in part.items() if key not in NAMES_ONLY)
+        elif isinstance(part, list):
+            left += part
+        elif isinstance(part, str):
+            for path in {os.path.normpath(os.path.join(start, part)) for start in (loaded, os.getcwd(), "/")}:
+                if os.path.dirname(path) != loaded and os.path.exists(path) and not os.path.isdir(path):
+                    raise InputError(
+                        f"{file}: names {shown(part)[:200]!r}, a file outside of the checkpoint. Take that out."
+                    )
 
 
 def digest(files: State) -> str:
     """The fingerprint that a folder of these files has; they are sorted by name."""
     found = hashlib.sha256()
     for file, *times in files:
-        found.update(os.fsencode(file.name) + f"\0{_content(file.resolve(), *times)}\n".encode())
+        found.update(os.fsencode(file.name) + f"\0{_content(file, *times)}\n".encode())
     return found.hexdigest()
 
 
-@cache
-def _content(file: Path, *_: int) -> str:
-    """The digest of a file, kept for as long as its size and times are the same: it may be gigabytes."""
+_contents: dict[tuple[int, ...], str] = {}
+
+
+def _content(file: Path, *identity: int) -> str:
+    """The digest of a file, kept for as long as it is the same by `state`: it may be gigabytes, under many names."""
+    if identity not in _contents:
+        _contents[identity] = _read(file)
+    return _contents[identity]
+
+
+def _read(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -302,8 +367,9 @@ def tensors(shard: Path) -> dict[str, int]:
     return {name: prod(shape) for name, (_, shape) in header(shard).items()}
 
 
-def header(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The names of a safetensors file's tensors, and type and shape of each. Raises InputError if it is cut off.
+def header(shard: Path, most: int = HEADER) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The names of a safetensors file's tensors, and type and shape of each. Raises InputError if it is cut off, or the
+    header has more bytes than `most`.
 
     Such a file is 8 bytes that give the length of its header, the header as JSON, and the tensors' bytes.
     """
@@ -313,8 +379,8 @@ def header(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > size:
                 raise ValueError
-            if length > HEADER:
-                raise InputError(f"{shard}: a header of {length} bytes, more than {HEADER}. Save the model again.")
+            if length > most:
+                raise InputError(f"{shard}: headers of more than {HEADER} bytes in all. Save the model again.")
             said = parsed(file.read(length))
         found = {name: tensor for name, tensor in said.items() if name != "__metadata__"}
         if any(len(tensor["shape"]) > DIMENSIONS for tensor in found.values()):

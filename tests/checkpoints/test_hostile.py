@@ -91,7 +91,10 @@ def test_a_file_that_is_swapped_while_it_is_used(copy: Path, make_checkpoint: Ca
     assert "changed while it was in use" in refusal(lambda: checkpoints.unchanged(copy, before), TransientFault)
 
 
-def test_weights_that_are_changed_in_memory(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_weights_that_are_changed_in_memory(copy: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    monkeypatch.chdir(copy.parent)
+    copy = Path("c") if relative else copy
     file = copy / "model.safetensors"
     before, known = checkpoints.state(copy), checkpoints.fingerprint(copy)
     content, times = bytearray(file.read_bytes()), file.stat()
@@ -115,6 +118,70 @@ def test_loaded_weights_do_not_follow_their_file(copy: Path) -> None:
         file.seek(8 + length)
         file.write(b"\x3f" * ((copy / "model.safetensors").stat().st_size - 8 - length))
     assert all(map(torch.equal, loaded, model.parameters()))
+
+
+@pytest.mark.parametrize("place", ["", "..", "../" * 30])
+def test_a_tokenizer_outside_is_not_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (copy / "tokenizer.json").rename(copy.parent / "tokenizer.4.0.0.json")
+    outside = str(copy.parent / "tokenizer.4.0.0.json")
+    if place:
+        outside = place + (outside if place != ".." else "/tokenizer.4.0.0.json")
+        monkeypatch.chdir(copy)
+    change(copy / "tokenizer_config.json", fast_tokenizer_files=[outside])
+    for load in (lambda: load_tokenizer(copy), lambda: prompts(copy, ["Hm?"], 8, "text")):
+        assert "a file outside of the checkpoint. Take that out." in refusal(load)
+
+
+def test_vocabulary_outside_is_not_loaded(copy: Path) -> None:
+    (copy / "tokenizer.json").rename(copy.parent / "vocab.json")
+    change(copy / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", vocab=str(copy.parent / "vocab.json"))
+    assert "a file outside of the checkpoint" in refusal(lambda: load_tokenizer(copy))
+
+
+def test_where_a_tokenizer_was_saved_does_not_matter(copy: Path) -> None:
+    (copy.parent / "map.json").write_text("{}")
+    places = {"name_or_path": str(copy.parent), "special_tokens_map_file": str(copy.parent / "map.json")}
+    change(copy / "tokenizer_config.json", **places)
+    load_tokenizer(copy)
+
+
+def test_another_file_in_place_of_the_configuration(copy: Path) -> None:
+    shutil.copy(copy / "config.json", copy / "config.4.0.0.json")
+    change(copy / "config.4.0.0.json", _attn_implementation="flex_attention")
+    change(copy / "config.json", configuration_files=["config.4.0.0.json"])
+    assert "configuration_files" in refusal(lambda: checkpoints.inspect(copy))
+
+
+def test_two_models_in_a_folder(copy: Path, make_checkpoint: Callable[..., Path]) -> None:
+    first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    weights = load_file(make_checkpoint(copy.parent / "other", seed=1) / "model.safetensors")
+    for name in (first, second):
+        save_file(weights, copy / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, first) | {min(weights): second}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "holds two models, model.safetensors and" in refusal(lambda: checkpoints.inspect(copy))
+    (copy / "model.safetensors").unlink()
+    assert "is in two weight files" in refusal(lambda: checkpoints.inspect(copy))
+    save_file({name: weights[name] for name in weights if name != min(weights)}, copy / first)
+    save_file({min(weights): weights[min(weights)]}, copy / second)
+    load_model(copy, "cpu", torch.float32)
+
+
+def test_a_torn_generation_config(copy: Path) -> None:
+    (copy / "generation_config.json").write_text("{")
+    assert "generation_config.json: not a readable" in refusal(lambda: checkpoints.inspect(copy), Incomplete)
+
+
+def test_one_file_under_many_names_is_read_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = list[str](), checkpoints._read
+    monkeypatch.setattr(checkpoints, "_read", lambda file: read.append(file.name) or real(file))
+    before = checkpoints.fingerprint(copy)
+    for number in range(9):
+        os.link(copy / "model.safetensors", copy / f"more-{number}.safetensors")
+    assert checkpoints.fingerprint(copy) != before
+    assert sum(name.endswith(".safetensors") for name in read) <= 2  # a link changes the time of the first
+    monkeypatch.setattr(checkpoints, "HEADER", 5000)
+    assert "headers of more than 5000 bytes in all" in refusal(lambda: checkpoints.inspect(copy))
 
 
 # -- unexpected tensors
@@ -403,8 +470,8 @@ def test_a_header_of_sixty_gigabytes(copy: Path) -> None:
         file.write((60 << 30).to_bytes(8, "little"))
         file.truncate(61 << 30)  # of which none is on the disk
     assert "hardly any are on the disk" in refusal(lambda: checkpoints.inspect(copy))
-    (copy / "model.safetensors").write_bytes((33 << 20).to_bytes(8, "little") + b" " * (33 << 20))
-    assert "a header of" in refusal(lambda: checkpoints.inspect(copy))
+    (copy / "model.safetensors").write_bytes((65 << 20).to_bytes(8, "little") + b" " * (65 << 20))
+    assert "headers of more than" in refusal(lambda: checkpoints.inspect(copy))
 
 
 @pytest.mark.parametrize(
