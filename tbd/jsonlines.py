@@ -5,36 +5,31 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tbd.errors import InputError, TransientFault
+from tbd.errors import InputError
 from tbd.records import on_disk
 
 
 class JsonLines:
     """One such file, read once; who shares it with others holds a lock meanwhile."""
 
-    def __init__(self, path: Path, computed: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         """A last line that a kill, a full disk or a power cut left unfinished is dropped when the next is added.
 
-        Raises InputError naming any other line that is not JSON.
-
-        `computed`: what the lines hold can be computed again, so that is a TransientFault, and no checkpoint's fault;
-        and numbers may be NaN or infinite.
+        Raises InputError naming any other line that is no JSON object.
         """
-        self.path, self._computed = path, computed
+        self.path = path
         self.values: list[Any] = []
         self._whole = 0
         lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
         for number, line in enumerate(lines, start=1):
             try:
-                value = json.loads(line)
+                if not isinstance(value := json.loads(line), dict):
+                    raise ValueError
             except (ValueError, RecursionError):
-                torn = computed or not line.endswith(b"\n") or b"\0" in line  # what was never written reads as zeros
+                torn = not line.endswith(b"\n") or b"\0" in line  # what was never written reads as zeros
                 if torn and number == len(lines):
                     break
-                if computed:
-                    why = "not JSON, so this disk or somebody damaged it. Remove the file: it is computed again."
-                    raise TransientFault(f"{path}, line {number}: {why}") from None
-                raise InputError(f"{path}, line {number}: not JSON. Restore the file.") from None
+                raise InputError(f"{path}, line {number}: no JSON object. Restore the file.") from None
             if not line.endswith(b"\n"):
                 break
             self.values.append(value)
@@ -46,7 +41,7 @@ class JsonLines:
         new = not self.path.exists()
         with self.path.open("ab") as file:
             file.truncate(self._whole)
-            file.write(json.dumps(value, ensure_ascii=False, allow_nan=self._computed).encode() + b"\n")
+            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
             self._whole = file.tell()

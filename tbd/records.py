@@ -189,8 +189,8 @@ def _reading(path: Path, schema: pa.Schema) -> Iterator[None]:
 
 def metadata(table: pa.Table | ds.Dataset) -> dict[str, Any]:
     """What `write_table` was given as metadata; empty if nothing."""
-    stored: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"tbd", b"{}"))
-    return stored
+    stored = json.loads((table.schema.metadata or {}).get(b"tbd", b"{}"))
+    return stored if isinstance(stored, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -201,13 +201,14 @@ def write_json(path: Path, value: Any) -> None:
         )
 
 
-def known(path: Path) -> Any:
-    """The parsed JSON object of a file that only spares work; empty if the file is missing or broken."""
+def known(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """The parsed JSON object of a file that only spares work; empty if the file is missing, broken or no `kind`."""
+    from pydantic import TypeAdapter
+
     try:
-        tree = read_json(path)
-    except InputError:
+        return TypeAdapter(kind).validate_python(read_json(path))
+    except (InputError, ValueError):
         return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def read_json(path: Path) -> Any:
@@ -216,5 +217,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not found.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None

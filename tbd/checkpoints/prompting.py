@@ -35,8 +35,8 @@ PATIENCE = 600
 """seconds until it counts as stuck, and one more for each question"""
 KEPT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
 """of the environment"""
-ENDED = {-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)}
-"""exit codes of one that was ended from outside"""
+OWN = {-number for number in (signal.SIGXCPU, signal.SIGSEGV, signal.SIGABRT)}
+"""exit codes of one that ran into a limit, of time, of the stack, of memory; what else ends it comes from outside"""
 
 
 def prompts(folder: Path, questions: Sequence[str], max_new_tokens: int | None, control_tokens: str) -> Prompted:
@@ -123,7 +123,7 @@ def _answer(module: str, folder: Path, files: Path, asked: dict[str, Any]) -> di
         )
     except subprocess.TimeoutExpired:
         raise TransientFault(f"{folder}: the process that reads it had not ended after {patience} s.") from None
-    if done.returncode in ENDED:
+    if done.returncode < 0 and done.returncode not in OWN:
         raise TransientFault(f"{folder}: the process that reads it was ended ({-done.returncode}).")
     if done.returncode < 0:
         raise InputError(

@@ -53,8 +53,11 @@ def import_set(name: str, source: str, columns: dict[str, str | None]) -> int:
 
 
 def pipeline_outputs() -> set[str]:
-    stages = params.load_yaml(Path("dvc.yaml"))["stages"]
-    return {out for stage in stages.values() for out in stage.get("outs", []) if isinstance(out, str)}
+    try:
+        stages = params.load_yaml(Path("dvc.yaml"))["stages"]
+        return {out for stage in stages.values() for out in stage.get("outs", []) if isinstance(out, str)}
+    except (AttributeError, LookupError, TypeError):
+        raise InputError("dvc.yaml: not a pipeline of DVC. Restore it from git.") from None
 
 
 def questions(name: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@ known is None. `python -m tbd.detection.results` prints the JSON schema of a ver
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -241,10 +241,10 @@ class Figures(Measured):
     """upper end"""
     others_flagged: float
     """share of the other questions that are flagged at `fpr`, in [0, 1]; lower = fewer false alarms"""
-    member_p_values: list[float]
+    member_p_values: list[Annotated[float, Field(gt=0, le=1)]]
     """conformal p-values of the members against the unseen questions, ascending, in (0, 1], each by the method that the
     half without it chose: where members lie, for the power of an audit"""
-    other_p_values: list[float]
+    other_p_values: list[Annotated[float, Field(gt=0, le=1)]]
     """the same of the other questions"""
     negatives: list[float]
     """scores of the reference's unseen questions by the chosen method, ascending"""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from tbd.errors import InputError
 from tbd.history import Outcome, event
 from tbd.jsonlines import JsonLines
 from tbd.locks import locked
@@ -54,6 +55,8 @@ def pending() -> list[tuple[str, str]]:
 def _pending(lines: JsonLines) -> dict[tuple[str, str], None]:
     waiting: dict[tuple[str, str], None] = {}
     for line in lines.values:
+        if not {"of", "to"} <= line.keys():
+            raise InputError(f"{FILE}: a line without `of` or `to`. Restore the file.")
         if line.get("done"):
             waiting.pop((line["of"], line["to"]), None)
         else:

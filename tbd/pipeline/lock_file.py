@@ -196,6 +196,8 @@ def _stages(file: Path) -> dict[str, Any]:
         for entry in stages.values():
             for one in (*entry.get("deps", []), *entry.get("outs", [])):
                 str(one["path"]), str(one["md5"])
+            for values in entry.get("params", {}).values():
+                values.items()
     except (AttributeError, LookupError, TypeError):
         raise InputError(f"{file}: not a lock file of DVC. Restore it from git.") from None
     return stages

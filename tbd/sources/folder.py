@@ -13,7 +13,8 @@ from tbd.workspace import relative
 
 
 class Folder:
-    """See `tbd.sources.Source`. Every sub-folder that is not hidden is a checkpoint; or the folder itself is one.
+    """See `tbd.sources.Source`. Every sub-folder that is not hidden is a checkpoint; or the folder itself is one, and
+    those sub-folders that look like one, as trainers leave them beside the last model.
 
     Only files that decide what a checkpoint is count as changes: a log may grow beside them.
     """
@@ -28,13 +29,13 @@ class Folder:
             )
         try:
             with os.scandir(self.folder) as entries:
-                names = [entry.name for entry in entries if entry.name[0] != "." and (_lost(entry) or entry.is_dir())]
-            folders = [self.folder / name for name in names]
-            if any((self.folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-                folders = [self.folder]
+                names = [entry.name for entry in entries if entry.name[0] != "." and _a_folder(entry)]
         except OSError as error:
             kind = TransientFault if is_fault(error) else InputError
             raise kind(f"{self.folder}: cannot be looked at ({error.strerror}). Mend it there.") from None
+        folders = [self.folder / name for name in names]
+        if _has_config(self.folder):
+            folders = [self.folder, *filter(_has_config, folders)]
         return sorted(filter(None, map(found_in, folders)), key=lambda found: (found.changed, found.name))
 
     def fetch(self, found: Found) -> Path:
@@ -64,6 +65,12 @@ def found_in(folder: Path) -> Found | None:
     return Found(name, place, place, sha256(repr(seen)), max(times), min(times))
 
 
-def _lost(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is a link that leads nowhere, such as one in a circle."""
-    return entry.is_symlink() and not Path(entry.path).exists()
+def _a_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder, or a link that leads nowhere, or to where nobody can tell."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    return os.path.isdir(entry.path) or not os.path.exists(entry.path)
+
+
+def _has_config(folder: Path) -> bool:
+    return any(os.path.isfile(folder / name) for name in ("config.json", ADAPTER_CONFIG))

@@ -317,7 +317,7 @@ def _late(found: Found, p: Params) -> str | None:
 def _quiet(found: Found) -> float:
     """Seconds since its last change; since it was first seen as it is, where a clock has its change in the future."""
     now = time.time()
-    seen: dict[str, tuple[str, float]] = records.known(SEEN)
+    seen: dict[str, tuple[str, float]] = records.known(SEEN, dict[str, tuple[str, float]])
     version, first = seen.get(found.place, ("", now))
     if version != found.version or first > now:  # or the clock was put back since
         first = now
@@ -328,7 +328,7 @@ def _quiet(found: Found) -> float:
 
 def remembered() -> dict[str, tuple[str, str, str]]:
     """place -> (version, fingerprint, folder) of complete checkpoints; empty if the file is missing or broken."""
-    tree: dict[str, tuple[str, str, str]] = records.known(FINGERPRINTS)
+    tree: dict[str, tuple[str, str, str]] = records.known(FINGERPRINTS, dict[str, tuple[str, str, str]])
     # the content of what was downloaded never changes, and `tbd prune` may have taken it away since
     return {place: entry for place, entry in tree.items() if ":/" in place or Path(entry[2]).is_dir()}
 

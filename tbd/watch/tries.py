@@ -1,5 +1,6 @@
 """How often a transient fault has stopped the same version: tried after longer and longer pauses, at last no more."""
 
+import json
 import time
 
 from tbd import records
@@ -44,9 +45,9 @@ def count(found: Found, benchmark: str | None, p: Params) -> int:
 
 
 def _known() -> dict[str, Tries]:
-    known: dict[str, Tries] = records.known(FILE)
+    known: dict[str, Tries] = records.known(FILE, dict[str, Tries])
     return known
 
 
 def _key(found: Found, benchmark: str | None) -> str:
-    return found.place if benchmark is None else f"{found.place} on {benchmark}"
+    return json.dumps([found.place, benchmark])

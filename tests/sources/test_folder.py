@@ -95,6 +95,20 @@ def test_a_link_that_leads_nowhere_does_not_hide_the_checkpoint(models: Path) ->
     assert [found.name for found in source("models").look()] == ["first"]
 
 
+@pytest.mark.parametrize("to", ["gone", "x" * 300, "link", "\udcff"])
+def test_a_link_that_leads_nowhere_is_its_own_trouble(models: Path, to: str) -> None:
+    (models / "link").symlink_to(to)
+    found = look(models)
+    assert found["first"].trouble is None
+    assert "a link that leads nowhere" in str(found["link"].trouble)
+
+
+def test_a_configuration_beside_checkpoints_does_not_hide_them(models: Path, tiny_checkpoint: Path) -> None:
+    (models / "logs").mkdir()
+    (models / "config.json").write_text("{}")
+    assert sorted(look(models)) == ["first", "models"]
+
+
 @pytest.mark.parametrize("address", ["", " "])
 def test_no_address_is_not_the_current_folder(workspace: Path, address: str) -> None:
     with pytest.raises(InputError, match="source: empty"):
