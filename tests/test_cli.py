@@ -160,6 +160,13 @@ def test_import_refuses_what_is_not_there_or_fits_no_name(shared: Command, tmp_p
         assert f"set {name!r}: " in shared.refused("import", "--column", "q", "--", name, file)
 
 
+@pytest.mark.parametrize("content", ["", "- a\n", "stages: 3\n", "stages: {a: 3}\n", "stages: {a: {outs: 3}}\n"])
+def test_import_refuses_a_broken_pipeline(tbd: Command, tmp_path: Path, content: str) -> None:
+    (tbd.root / "dvc.yaml").write_text(content)
+    said = tbd.refused("import", "mine", jsonl(tmp_path / "x.jsonl", rows()), "--column", "q")
+    assert said == "dvc.yaml: not a pipeline of DVC. Restore it from git."
+
+
 def test_import_refuses_near_duplicates_naming_the_expectation(shared: Command, tmp_path: Path) -> None:
     text = "Anna buys 3 red apples and 4 green pears at the market on a rainy Monday, how many fruits are in her bag?"
     file = jsonl(tmp_path / "x.jsonl", [{"question": text}, {"question": text.replace("bag", "basket")}])

@@ -176,7 +176,7 @@ def test_json_is_the_same_bytes_for_the_same_value(tmp_path: Path) -> None:
     assert "Ä" in one.read_text("utf-8") and one.read_text().endswith("}\n")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": \xff}', b"[1, 2"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": \xff}', b"[1, 2", b"[" * 100_000])
 def test_broken_json_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
@@ -185,6 +185,15 @@ def test_broken_json_is_one_line(tmp_path: Path, content: bytes) -> None:
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(InputError, match="not found"):
         records.read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("content", ['{"a": ["v"]}', '{"a": 3}', '{"a": ["v", "x"]}', "[]", "{"])
+def test_what_only_spares_work_is_taken_whole_or_not_at_all(tmp_path: Path, content: str) -> None:
+    path, kind = tmp_path / "x.json", dict[str, tuple[str, float]]
+    path.write_text(content)
+    assert records.known(path, kind) == {}
+    records.write_json(path, {"a": ["v", 2.5]})
+    assert records.known(path, kind) == {"a": ("v", 2.5)}
 
 
 def test_md5_is_the_files(tmp_path: Path) -> None:
@@ -199,3 +208,8 @@ def test_metadata_is_kept_beside_a_tables_own(tmp_path: Path) -> None:
     records.write_table(tmp_path / "t.parquet", table, {"x": 1})
     found = records.read_table(tmp_path / "t.parquet", records.VERDICT_QUESTIONS)
     assert records.metadata(found) == {"x": 1} and json.loads(found.schema.metadata[b"tbd"]) == {"x": 1}
+
+
+def test_metadata_that_is_no_object_is_none(tmp_path: Path) -> None:
+    table = pa.table({"a": [1]}).replace_schema_metadata({"tbd": "[]"})
+    assert records.metadata(table) == {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from tbd import ending, environment, foreign, locks, params
 from tbd.errors import TRANSIENT, InputError, StageFailed, fault, is_fault, too_long
+from tbd.pipeline import inputs
 from tbd.pipeline.markers import marked
 from tbd.progress import STUCK, Progress
 
@@ -25,16 +26,19 @@ def run(main: Callable[..., Any], device: bool = False) -> None:
     environment.prepare()
     foreign.guard()
     name, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
-    with marked("@".join([name, *arguments])):
+    stage = "@".join([name, *arguments])
+    with marked(stage):
         try:
             with Progress(" ".join([name, *arguments])) as progress:
                 if device:
                     progress.begin("waiting for its turn on the device")
                     with locks.device(params.load().serve.device_slots):
                         progress.patience = STUCK
-                        main(*arguments, progress)
+                        with inputs.unchanged(stage):
+                            main(*arguments, progress)
                 else:
-                    main(*arguments)
+                    with inputs.unchanged(stage):
+                        main(*arguments)
         except Exception as error:
             if is_fault(error):
                 code, error = TRANSIENT, fault(error)

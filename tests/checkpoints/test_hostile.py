@@ -167,6 +167,17 @@ def test_two_models_in_a_folder(copy: Path, make_checkpoint: Callable[..., Path]
     load_model(copy, "cpu", torch.float32)
 
 
+@pytest.mark.parametrize(("ends", "kind"), [("BUS", TransientFault), ("USR1", TransientFault), ("XCPU", InputError)])
+def test_what_ends_the_process_that_reads_it(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, ends: str, kind: type[Exception]
+) -> None:
+    program = copy.parent / "python"
+    program.write_text(f"#!/bin/sh\nkill -{ends} $$\n")
+    program.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(program))
+    refusal(lambda: prompts(copy, ["Hm?"], 8, "text"), kind)
+
+
 def test_a_torn_generation_config(copy: Path) -> None:
     (copy / "generation_config.json").write_text("{")
     assert "generation_config.json: not a readable" in refusal(lambda: checkpoints.inspect(copy), Incomplete)

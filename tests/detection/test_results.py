@@ -71,6 +71,15 @@ def test_a_file_of_an_older_tbd_says_so(tmp_path: Path, read: Any) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("p_value", [0.0, -1, 1.5, 1e30, "x"])
+def test_a_p_value_that_is_none_is_refused(tmp_path: Path, p_value: object) -> None:
+    tree = detector().model_dump(mode="json")
+    tree["references"][0]["alone"]["member_p_values"][0] = p_value
+    (tmp_path / "d.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=r"references\.0\.alone\.member_p_values\.0: "):
+        read_detector(tmp_path / "d.json")
+
+
 @pytest.mark.parametrize("text", ["[]", "null", '{"schema_version": 1}', '{"schema_version": "one"}', "{", ""])
 def test_junk_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "d.json").write_text(text)

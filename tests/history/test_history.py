@@ -177,6 +177,9 @@ def test_due_until_done(workspace: Path) -> None:
     assert outbox.pending() == [("one", "webhook"), ("two", "mlflow")]
     outbox.due("one", ["mlflow"])  # asked for again
     assert outbox.pending()[-1] == ("one", "mlflow")
+    outbox.FILE.write_text('{"of": 1}\n')
+    with pytest.raises(InputError, match=r"outbox.jsonl: a line without `of` or `to`\. Restore the file\."):
+        outbox.pending()
 
 
 def test_recipients(monkeypatch: pytest.MonkeyPatch) -> None:

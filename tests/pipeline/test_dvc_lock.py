@@ -53,7 +53,14 @@ def test_one_output_holds_another_path_only_below_it(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["- a\n", "stages: [1]\n", "stages: {a: {outs: [{path: b}]}}\n", "stages: {a: 3}\n"]
+    "content",
+    [
+        "- a\n",
+        "stages: [1]\n",
+        "stages: {a: {outs: [{path: b}]}}\n",
+        "stages: {a: 3}\n",
+        "stages: {a: {params: {f: t}}}\n",
+    ],
 )
 def test_one_that_is_no_lock_is_refused_in_a_line(workspace: Path, content: str) -> None:
     write(workspace, {})

@@ -12,7 +12,7 @@ import pytest
 
 from tbd import audits, params, records, stages
 from tbd.detection.results import Verdict, read_detector, read_verdict
-from tbd.errors import InputError, StageFailed
+from tbd.errors import TRANSIENT, InputError, StageFailed
 from tbd.generation import engines
 from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.engines.transformers import TransformersEngine
@@ -68,6 +68,16 @@ def test_a_bug_keeps_its_traceback(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["generate"])
     with pytest.raises(ZeroDivisionError):
         stages.run(lambda: 1 / 0)
+
+
+def test_a_parameter_that_is_edited_meanwhile_stops_a_stage(
+    copy: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["score", "reference"])
+    with pytest.raises(SystemExit) as stop:
+        stages.run(lambda _: copy.edit("params.yaml", {"score": {"methods": {"min_k": {"m": 4, "k": 0.5}}}}))
+    assert stop.value.code == TRANSIENT
+    assert "params.yaml: score: changed while score@reference ran" in capsys.readouterr().err
 
 
 # --- validate ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tbd.errors import InputError, StageFailed, TransientFault
 from tbd.history import FAILED, History, Outcome
 from tbd.params import Params, Rule
 from tbd.sources.folder import Folder
-from tbd.watch import decide, outcomes
+from tbd.watch import decide, outcomes, tries
 from tbd.watch.decide import Broken, Fetched, Job, Known, Standing, Wait
 from tests.workspace import REPOSITORY, fake_checkpoint
 
@@ -52,6 +53,13 @@ def look(p: Params, retry: bool = False) -> decide.Decision | Broken:
         got = decide.fetch(Folder(str(INCOMING)), found, p)
         seen = decide.decide(got, p, Standing(), retry) if isinstance(got, Fetched) else [got]  # type: ignore[list-item]
     return seen[0]
+
+
+def test_names_that_look_alike_are_counted_apart(p: Params) -> None:
+    (found,) = Folder(str(INCOMING)).look()
+    other = replace(found, place=f"{found.place} on exam", version="another")
+    for times in range(1, 4):
+        assert tries.count(found, "exam", p) == tries.count(other, None, p) == times
 
 
 def stopped(p: Params, said: str = "stage generate@x: no space") -> Outcome:
