@@ -67,6 +67,8 @@ class OpenAIEngine:
     adapts = False
     ends: frozenset[int] | None
     """tokens that end an answer; None: the server alone knows"""
+    vocabulary: int | None
+    """token ids are below; None: the server alone knows"""
     listed: dict[str, Any]
     """what the server that was looked at last says of each model, by its name"""
 
@@ -89,6 +91,7 @@ class OpenAIEngine:
         tokenizer = load_tokenizer(folder)
         (probe,) = prompting.prompts(folder, [PROBE], None, params.control_tokens).prompts
         self.ends = _end_tokens(folder, tokenizer.eos_token_id)
+        self.vocabulary = _vocabulary(folder, len(tokenizer))
         end_started()
         if own.command is not None:
             _started.append(Server(own.command, folder, params.dtype, own.patience))
@@ -145,7 +148,10 @@ class OpenAIEngine:
     async def _answer(self, prompt: Prompt, most: int, address: Address | None = None) -> Completion:
         body = self._body(prompt, most) | {"stop_token_ids": sorted(self.ends or ())}
         return await self.client.ask(
-            body, lambda answer: answers.completion(answer, prompt, most, self.ends), _bytes(prompt, most), address
+            body,
+            lambda answer: answers.completion(answer, prompt, most, self.ends, self.vocabulary),
+            _bytes(prompt, most),
+            address,
         )
 
     async def _given(
@@ -286,3 +292,10 @@ def _end_tokens(folder: Path, also: int | None) -> frozenset[int]:
     found = said.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
     several = [*(found if isinstance(found, list) else [found]), also]
     return frozenset(one for one in several if type(one) is int)
+
+
+def _vocabulary(folder: Path, tokens: int) -> int:
+    """How many tokens the model has: its configuration may have more than its tokenizer, which has `tokens`."""
+    config = records.known(folder / "config.json")
+    said = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return max(said, tokens) if type(said) is int else tokens

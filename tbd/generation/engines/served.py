@@ -64,6 +64,7 @@ class ServedEngine(OpenAIEngine):
     """See `tbd.generation.engines.Engine`."""
 
     ends = None
+    vocabulary = None
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "ServedEngine":
