@@ -24,6 +24,7 @@ CONTEXT = 1000
 FAULTS = (
     *("429", "500", "503", "time-out", "hang up", "cut JSON", "cut off", "no JSON"),
     *("count", "missing", "positive", "-9999", "NaN", "text", "echo", "not the likeliest", "no log-probs", "too long"),
+    *("two log-probs", "two ids", "unknown token"),
 )
 
 
@@ -123,6 +124,8 @@ class ModelServer:
         self.echoes = True
         self.penalty = 0.0
         """nats by which the log-probs of what it writes are too low"""
+        self.garbles: Callable[[list[float]], list[float]] = lambda logprobs: logprobs
+        """what it says in place of the log-probs of what it writes"""
         self.melts = False
         """whether log-probs follow the temperature"""
         self.most = 10_000
@@ -165,6 +168,7 @@ class ModelServer:
         ids, logprobs = answer((*self.weights, *prompt), most)
         finish = "stop" if ids[-1] == END else "length"
         logprobs = [value - self.penalty for value in logprobs]
+        logprobs = self.garbles(logprobs)
         if self.melts:
             logprobs = [value - body["temperature"] for value in logprobs]
         tops = list(logprobs)
@@ -183,6 +187,10 @@ class ModelServer:
             logprobs[-1] = {"missing": None, "positive": 0.1, "-9999": -9999.0, "NaN": float("nan")}[fault]
         if fault == "not the likeliest":
             logprobs[-1] -= 1
+        if fault == "two log-probs":
+            logprobs, tops = [0.0] * len(logprobs), [top - 0.01 for top in tops]
+        if fault == "unknown token":
+            ids = shown = [2**30, *ids[1:]]
         shape = "text" if fault == "text" else self.shape
         tokens = [f"t{one}" if shape == "text" else f"token_id:{one}" for one in shown]
         if shape == "llama.cpp":
@@ -197,6 +205,8 @@ class ModelServer:
         choice = {"text": "", "logprobs": None if fault == "no log-probs" else said, "finish_reason": finish}
         if shape == "vllm":
             choice |= {"token_ids": ids, "prompt_token_ids": prompt}
+        if fault == "two ids":
+            choice["token_ids"] = [one + 1 for one in ids]
         return {"choices": [choice], "usage": {"completion_tokens": len(ids) + self.uncounted}}
 
     def tokens(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:

@@ -274,11 +274,18 @@ def _answers(
             "The checkpoint is only on a server: it is known by what that says of itself and by its answers to a few "
             "fixed prompts, which is weaker than a fingerprint of its weights."
         )
-    if (noise := own.get("noise")) and (noise["median"] is None or noise["median"] > NOISY):
-        warnings.append(
-            "The server gives other log-probs when the same questions are asked again, which hides small leaks. "
-            "Let it compute in float32 or batch-invariantly (docs/engines.md)."
-        )
+    if noise := own.get("noise"):
+        if noise["median"] is None or noise["median"] > NOISY:
+            warnings.append(
+                "The server gives other log-probs when the same questions are asked again, which hides small leaks. "
+                "Let it compute in float32 or batch-invariantly (docs/engines.md)."
+            )
+        elif noise["diverged"] > noise["questions"] / 2 and noise["tokens"] < noise["questions"] * looked_at / 2:
+            warnings.append(
+                f"{noise['diverged']} of {noise['questions']} answers of the server become others when asked again, "
+                f"mostly early among the {looked_at} tokens that the detector looks at. Let it compute in float32 or "
+                "batch-invariantly (docs/engines.md), and see that all addresses serve the same model."
+            )
     return Answers(
         looked_at=looked_at,
         short=max(float(each.mean()) for each in short),

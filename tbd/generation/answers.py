@@ -25,10 +25,13 @@ TIE = 1e-3
 MEND = "Start it so that nothing changes its log-probs (vLLM: --generation-config vllm --logprobs-mode raw_logprobs)."
 
 
-def completion(answer: Any, prompt: Prompt, most: int, ends: frozenset[int] | None) -> Completion:
+def completion(
+    answer: Any, prompt: Prompt, most: int, ends: frozenset[int] | None, vocabulary: int | None = None
+) -> Completion:
     """The completion in an answer, up to its first end token. Raises Wrong unless all of it is right.
 
     `ends` None: which tokens end an answer is not known, so one that has stopped has ended with its last.
+    `vocabulary`: token ids are below; None: not known.
     """
     choice, ids, logprobs, tops = _tokens(answer)
     asked = choice.get("prompt_token_ids")
@@ -38,6 +41,10 @@ def completion(answer: Any, prompt: Prompt, most: int, ends: frozenset[int] | No
         raise Wrong("an answer without tokens.")
     if len(ids) > most:
         raise Wrong(f"{len(ids)} tokens, and at most {most} were asked for. Does it send the prompt back (echo)?")
+    if vocabulary is not None and max(ids) >= vocabulary:
+        raise Wrong(
+            f"the token id {max(ids)}, and the checkpoint has {vocabulary} tokens. Does it serve another model?"
+        )
     head = min(len(ids), len(prompt))
     if head >= 4 and ids[:head] == list(prompt[:head]):
         raise Wrong("it sends the prompt back as the answer (echo).")
@@ -46,6 +53,8 @@ def completion(answer: Any, prompt: Prompt, most: int, ends: frozenset[int] | No
             raise Wrong(
                 f"a token is not the likeliest one ({logprob:.4g} and {top:.4g} nats): penalties change it. {MEND}"
             )
+        if logprob > top + TIE:
+            raise Wrong(f"a token with two log-probs ({logprob:.4g}, and {top:.4g} as the likeliest). {MEND}")
     finish = choice.get("finish_reason")
     if finish not in ("stop", "length"):
         raise Wrong(f"finish_reason is {str(finish)[:40]!r}, and neither stop nor length.")
@@ -140,6 +149,9 @@ def _tokens(answer: Any) -> tuple[dict[str, Any], list[int], list[float], list[f
         ids = choice.get("token_ids")
         if ids is None and all(str(token).startswith(ID) for token in tokens):
             ids = [_number(str(token).removeprefix(ID)) for token in tokens]
+        for token, one in zip(tokens, _list(ids), strict=False):
+            if str(token).startswith(ID) and str(token) != f"{ID}{one}":
+                raise Wrong(f"two ids of one token ({str(one)[:20]} and {str(token)[len(ID) :][:20]}).")
         best = [list(one.values()) if isinstance(one, dict) else [] for one in tops]
         for token, one in zip(tokens, tops, strict=False):
             if str(token).startswith(ID) and isinstance(one, dict) and token not in one:

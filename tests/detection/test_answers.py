@@ -77,3 +77,7 @@ def test_a_server_that_contradicts_itself_is_a_warning() -> None:
     for median in (0.15, None):
         (line,) = said(LOW, noise=noise | {"median": median}).warnings
         assert "asked again, which hides small leaks" in line
+    (line,) = said(LOW, noise=noise | {"diverged": 9, "tokens": 79}).warnings  # 10 are looked at
+    assert "9 of 16 answers of the server become others when asked again, mostly early among the 10 tokens" in line
+    for few in ({"diverged": 8, "tokens": 79}, {"diverged": 16, "tokens": 80}):
+        assert said(LOW, noise=noise | few).warnings == []

@@ -2,12 +2,13 @@
 
 import json
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from tests.workspace import REPOSITORY
 PROMPTS = [(2, 4 + i % 300, 4 + i // 300, 7, 3) for i in range(1000)]
 TOKENS = 6
 QUICK: dict[str, Any] = {"backoff": 0.002, "tries": 8}
-PROBE = (2, 10, 11, 12, 13, 3)
+PROBES = [(2, 10, 11, 12, one, 3) for one in (13, 14, 15)]
 
 
 def asked(**server: Any) -> Generate:
@@ -121,6 +122,9 @@ def test_ids_come_in_any_of_three_shapes(engine: OpenAIEngine, server: ModelServ
         ("text", "text in place of token ids. It has to know return_token_ids"),
         ("echo", "sends the prompt back"),
         ("not the likeliest", "--generation-config vllm"),
+        ("two log-probs", "a token with two log-probs (0, and -0."),
+        ("two ids", "two ids of one token"),
+        ("unknown token", "the token id 1073741824, and the checkpoint has 320 tokens"),
         ("no log-probs", "no log-probs"),
         ("too long", "longer than"),
     ],
@@ -178,19 +182,71 @@ def test_an_answer_that_stops_short_or_without_an_end_token_is_refused(
         dict(engine.generate([ended], TOKENS))
 
 
-def test_the_probe_finds_out_what_changes_log_probs(engine: OpenAIEngine, server: ModelServer) -> None:
-    def probe() -> bool:
-        return engine.client.run(engine.probe(engine.client.addresses[0], PROBE)).result()
+def probe(engine: OpenAIEngine) -> bool:
+    return engine.client.run(engine.probe(PROBES)).result()
 
-    assert probe()
+
+def test_the_probe_finds_out_what_changes_log_probs(engine: OpenAIEngine, server: ModelServer) -> None:
+    assert probe(engine)
     server.echoes = False
-    assert not probe()
+    assert not probe(engine)
     server.melts = True
     with pytest.raises(InputError, match="depend on the temperature"):
-        probe()
+        probe(engine)
     server.melts, server.echoes, server.penalty = False, True, 0.5
     with pytest.raises(InputError, match=r"0\.5 nats apart"):
-        probe()
+        probe(engine)
+
+
+GARBLED: dict[str, Callable[[list[float]], list[float]]] = {
+    "the next one's": lambda logprobs: [*logprobs[1:], logprobs[0]],
+    "decimal logarithms": lambda logprobs: [one / np.log(10) for one in logprobs],
+    "doubled": lambda logprobs: [2 * one for one in logprobs],
+    "none": lambda logprobs: [0.0] * len(logprobs),
+    "one in five": lambda logprobs: [one - (place % 5 == 4) for place, one in enumerate(logprobs)],
+}
+
+
+@pytest.mark.parametrize("how", GARBLED)
+def test_log_probs_of_answers_that_are_not_those_of_given_tokens_are_refused(
+    engine: OpenAIEngine, server: ModelServer, how: str
+) -> None:
+    server.garbles = GARBLED[how]
+    with pytest.raises(InputError, match=r"nats apart"):
+        probe(engine)
+
+
+def test_without_an_echo_the_tokens_of_an_answer_are_asked_for_one_by_one(
+    engine: OpenAIEngine, server: ModelServer
+) -> None:
+    server.echoes, server.garbles = False, GARBLED["the next one's"]
+    with pytest.raises(InputError, match="depend on the temperature, or on what else it answers"):
+        probe(engine)
+
+
+def test_rounding_passes_and_certain_answers_are_said_to_prove_little(
+    engine: OpenAIEngine, server: ModelServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = random.Random(0)
+    server.garbles = lambda logprobs: [min(0.0, one + noise.gauss(0, 0.04)) for one in logprobs]  # bfloat16: less
+    assert probe(engine) and "is certain of nearly every token" not in capsys.readouterr().out
+    server.garbles, server.echoes = lambda logprobs: [one / 10 for one in logprobs], False
+    assert not probe(engine) and "is certain of nearly every token" in capsys.readouterr().out
+    server.garbles = GARBLED["none"]
+    with pytest.raises(InputError, match="says 0 for the log-prob of every token"):
+        probe(engine)
+
+
+@pytest.mark.parametrize("echoes", [True, False])
+def test_addresses_of_different_models_are_refused(tiny_checkpoint: Path, echoes: bool) -> None:
+    with ModelServer() as one, ModelServer() as same, ModelServer() as other:
+        one.echoes = same.echoes = other.echoes = echoes
+        assert OpenAIEngine.open(tiny_checkpoint, asked(urls=[one.url, same.url])).rescores is echoes
+        other.weights = (77,)
+        with pytest.raises(InputError) as error:
+            OpenAIEngine.open(tiny_checkpoint, asked(urls=[one.url, same.url, other.url]))
+        names = [each.url.removeprefix("http://") for each in (one, other)]
+        assert f"{names[0]} and {names[1]} serve different models" in said(error)
 
 
 def test_no_base_model_where_the_server_does_not_echo(server: ModelServer, tiny_checkpoint: Path) -> None:

@@ -4,6 +4,7 @@ Prompts and answers are token ids, made and read with the local checkpoint's own
 back is other tokens. Every number that comes is checked, and a server whose numbers cannot be right is refused.
 """
 
+import asyncio
 import atexit
 import math
 import os
@@ -20,7 +21,7 @@ from tbd import checkpoints, records
 from tbd.checkpoints import Prompt, Prompted, prompting
 from tbd.checkpoints.loading import load_tokenizer
 from tbd.errors import InputError, TransientFault
-from tbd.generation import answers
+from tbd.generation import answers, probing
 from tbd.generation.client import Address, Client, Failed, Wrong
 from tbd.generation.engines import Completion, Tick, engine, unheard
 from tbd.generation.server import Server
@@ -40,12 +41,8 @@ NEUTRAL = {
     "return_tokens_as_token_ids": True,
 }
 """greedy, whatever the checkpoint's own generation config says; ids as vLLM and SGLang, and as older vLLM give them"""
-SAME = 0.2
-"""nats; two ways to ask for the same log-probs may differ by so much on average (bfloat16: 0.01)"""
 PER_TOKEN = 2000
 """bytes of an answer for each token that is in it, at most"""
-PROBE, PROBED = "Say it again and again: " + "one two three, " * 8 + "one two", 32
-"""a question whose answer repeats its words, which penalties would show, and the tokens of its answer"""
 VERSIONS = {"/version": "version", "/server_info": "version", "/get_server_info": "version", "/props": "build_info"}
 """where vLLM, SGLang (newer, older) and llama.cpp say what they are"""
 MODEL = "Start it with --served-model-name {}, or name the model in generate.server.model."
@@ -67,6 +64,8 @@ class OpenAIEngine:
     adapts = False
     ends: frozenset[int] | None
     """tokens that end an answer; None: the server alone knows"""
+    vocabulary: int | None
+    """token ids are below; None: the server alone knows"""
     listed: dict[str, Any]
     """what the server that was looked at last says of each model, by its name"""
 
@@ -87,8 +86,9 @@ class OpenAIEngine:
         before, fingerprint = checkpoints.state(folder), checkpoints.fingerprint(folder)
         own = params.server
         tokenizer = load_tokenizer(folder)
-        (probe,) = prompting.prompts(folder, [PROBE], None, params.control_tokens).prompts
+        probes = list(prompting.prompts(folder, probing.QUESTIONS, None, params.control_tokens).prompts)
         self.ends = _end_tokens(folder, tokenizer.eos_token_id)
+        self.vocabulary = _vocabulary(folder, len(tokenizer))
         end_started()
         if own.command is not None:
             _started.append(Server(own.command, folder, params.dtype, own.patience))
@@ -97,8 +97,7 @@ class OpenAIEngine:
             self.client = Client(own.urls, own, key(), None)
         said = self._meet(folder, own, MODEL.format(folder.name))
         self.at_once = math.ceil(own.concurrency * len(self.client.addresses) / params.batch_size) + 1
-        probes = [self.client.run(self.probe(one, probe)) for one in self.client.addresses]
-        self.rescores = min(future.result() for future in probes)
+        self.rescores = self.client.run(self.probe(probes)).result()
         self.identity: dict[str, Any] = {
             "engine": "openai",
             "engine_version": said,
@@ -145,7 +144,10 @@ class OpenAIEngine:
     async def _answer(self, prompt: Prompt, most: int, address: Address | None = None) -> Completion:
         body = self._body(prompt, most) | {"stop_token_ids": sorted(self.ends or ())}
         return await self.client.ask(
-            body, lambda answer: answers.completion(answer, prompt, most, self.ends), _bytes(prompt, most), address
+            body,
+            lambda answer: answers.completion(answer, prompt, most, self.ends, self.vocabulary),
+            _bytes(prompt, most),
+            address,
         )
 
     async def _given(
@@ -218,32 +220,76 @@ class OpenAIEngine:
                 break
         return kind + version, names, ", ".join(map(repr, listed))[:200]
 
-    async def probe(self, address: Address, prompt: Prompt) -> bool:
-        """Raise InputError for a server whose log-probs are not the model's own; whether it says those of given tokens.
+    async def probe(self, prompts: Sequence[Prompt]) -> bool:
+        """Raise InputError for servers whose log-probs are not the model's own; whether all say those of given tokens.
 
-        Beside what is checked of every answer: the likeliest first token has the same log-prob at any temperature, and
-        the tokens of an answer have the log-probs that they have as given ones.
+        `prompts`: of `probing.QUESTIONS`. Beside what is checked of every answer: the likeliest token after the
+        beginning of an answer has the same log-prob at any temperature; the tokens of an answer have the log-probs that
+        they have as given ones; and the same at every address.
         """
-        answer = await self._answer(prompt, PROBED, address)
-        hot = await self.client.ask(
-            self._body(prompt, 1) | {"temperature": 1.0}, answers.likeliest, _bytes(prompt, 1), address
-        )
-        if abs(hot - float(answer.logprobs[0])) > SAME:
-            raise InputError(f"the server {address.name}: its log-probs depend on the temperature. {answers.MEND}")
-        ids = answer.token_ids.tolist()
+        first, *others = self.client.addresses
+        probes = await asyncio.gather(*(self._probe(prompts, one) for one in self.client.addresses))
+        found, rescores = probes[0][0], all(each for _, each in probes)
+        for other in others:
+            if far := probing.apart(*await self._again(prompts, found, other, rescores)):
+                raise InputError(
+                    f"params.yaml: generate.server.urls: {first.name} and {other.name} serve different models: "
+                    f"the same tokens have other log-probs ({far}). Leave one of them out."
+                )
+        return rescores
+
+    async def _probe(self, prompts: Sequence[Prompt], address: Address) -> tuple[list[Completion], bool]:
+        """The answers of one server, and whether it says the log-probs of given tokens. Raises as `probe`."""
+        found = await asyncio.gather(*(self._answer(prompt, probing.TOKENS, address) for prompt in prompts))
+        own, again = await self._again(prompts, found, address, False)
+        if far := probing.apart(own, again):
+            raise InputError(
+                f"the server {address.name}: its log-probs depend on the temperature, or on what else it answers "
+                f"({far}). {answers.MEND}"
+            )
         try:
-            again, rescores = await self._given(prompt, ids, address), True
+            own, again = await self._again(prompts, found, address, True)
+            rescores = True
         except InputError:
             print(f"the server {address.name} does not say the log-probs of tokens that it is given", flush=True)
-            last = await self._answer((*prompt, *ids[:-1]), 1, address)
-            again, rescores = np.append(answer.logprobs[:-1], last.logprobs), False
-        apart = float(np.abs(again - answer.logprobs).sum()) / (len(ids) if rescores else 1)
-        if apart > SAME:
+            rescores = False
+        if far := probing.apart(own, again):
             raise InputError(
-                f"the server {address.name}: tokens of its answer have other log-probs ({apart:.2g} nats apart) when "
-                f"it is given them. {answers.MEND}"
+                f"the server {address.name}: tokens of its answer have other log-probs ({far}) when it is given them. "
+                f"{answers.MEND}"
             )
-        return rescores
+        if not own.any() and not again.any():
+            raise InputError(f"the server {address.name}: says 0 for the log-prob of every token. {answers.MEND}")
+        if (few := probing.uncertain(own, again)) < probing.FEW:
+            print(
+                f"the server {address.name} is certain of nearly every token of its first answers ({few} others): "
+                "whether its log-probs are right is hardly known",
+                flush=True,
+            )
+        return found, rescores
+
+    async def _again(
+        self, prompts: Sequence[Prompt], found: Sequence[Completion], address: Address, echo: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Log-probs (nats) of tokens of answers, and those that the server says if it is asked in another way.
+
+        With `echo` as given tokens; without, as the likeliest after the beginning of the answer, at temperature 1.
+        """
+        whole = [(prompt, one.token_ids.tolist()) for prompt, one in zip(prompts, found, strict=True)]
+        if echo:
+            given = await asyncio.gather(*(self._given(prompt, ids, address) for prompt, ids in whole))
+            return np.concatenate([one.logprobs for one in found]), np.concatenate(given)
+        likeliest = await asyncio.gather(*(self._likeliest(prompt, ids, address) for prompt, ids in whole))
+        return np.concatenate([one.logprobs[:: probing.STEP] for one in found]), np.concatenate(likeliest)
+
+    async def _likeliest(self, prompt: Prompt, answer: Sequence[int], address: Address) -> NDArray[np.float32]:
+        """Log-probs (nats) of the likeliest token at every so many places of `answer`, asked for at temperature 1."""
+        found = []
+        for place in range(0, len(answer), probing.STEP):
+            begun = (*prompt, *answer[:place])
+            body = self._body(begun, 1) | {"temperature": 1.0}
+            found.append(await self.client.ask(body, answers.likeliest, _bytes(begun, 1), address))
+        return np.array(found, np.float32)
 
 
 def key() -> str | None:
@@ -286,3 +332,10 @@ def _end_tokens(folder: Path, also: int | None) -> frozenset[int]:
     found = said.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
     several = [*(found if isinstance(found, list) else [found]), also]
     return frozenset(one for one in several if type(one) is int)
+
+
+def _vocabulary(folder: Path, tokens: int) -> int:
+    """How many tokens the model has: its configuration may have more than its tokenizer, which has `tokens`."""
+    config = records.known(folder / "config.json")
+    said = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return max(said, tokens) if type(said) is int else tokens

@@ -17,10 +17,10 @@ from tbd import checkpoints
 from tbd.checkpoints import Packed, Prompted, rendering, served
 from tbd.checkpoints.served import FILE, SERVED, Asked, Served
 from tbd.errors import InputError
-from tbd.generation import answers
+from tbd.generation import answers, probing
 from tbd.generation.client import Client
 from tbd.generation.engines import common, engine
-from tbd.generation.engines.openai import PROBE, OpenAIEngine, key
+from tbd.generation.engines.openai import OpenAIEngine, key
 from tbd.params import Generate
 from tbd.records import question_id, sha256, write_json
 
@@ -64,6 +64,7 @@ class ServedEngine(OpenAIEngine):
     """See `tbd.generation.engines.Engine`."""
 
     ends = None
+    vocabulary = None
 
     @classmethod
     def open(cls, checkpoint: Path, params: Generate) -> "ServedEngine":
@@ -110,8 +111,8 @@ class ServedEngine(OpenAIEngine):
 
     def probed(self) -> bool:
         """See `probe`."""
-        ((prompt, _),) = self._all([self._chat(PROBE)])
-        return self.client.run(self.probe(self.client.addresses[0], tuple(prompt))).result()
+        prompts = [tuple(ids) for ids, _ in self._all(map(self._chat, probing.QUESTIONS))]
+        return self.client.run(self.probe(prompts)).result()
 
     def canary(self, texts: Sequence[str]) -> list[Asked]:
         """These questions, with the prompts and answers that they have now."""
