@@ -78,7 +78,8 @@ class ModelServer:
                     server.peak = max(server.peak, server.under_way)
                     busy = server.under_way > server.most
                 try:
-                    server.answer(self, body, "429" if busy else server.fault(tuple(body["prompt"])))
+                    if not server.raw(self, body):
+                        server.answer(self, body, "429" if busy else server.fault(tuple(body["prompt"])))
                 finally:
                     with server.lock:
                         server.under_way -= 1
@@ -118,6 +119,8 @@ class ModelServer:
     def behave(self) -> None:
         """From now on be honest."""
         self.fault: Callable[[tuple[int, ...]], str | None] = lambda prompt: None
+        self.raw: Callable[[Any, dict[str, Any]], bool] = lambda handler, body: False
+        """answers a request in place of this server, unless it returns False"""
         self.shape = "vllm"
         """or tokens (older vLLM), llama.cpp, text"""
         self.echoes = True

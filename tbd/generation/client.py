@@ -232,8 +232,8 @@ class Client:
 
     def _plain(self, text: str) -> str:
         """One line of what a server says, without our key."""
-        line = " ".join(text.split())[:200]
-        return line.replace(self.key, "***") if self.key else line
+        shown = text.replace(self.key, "***") if self.key else text  # before it is cut, or a part of it would stay
+        return " ".join(shown.split())[:200]
 
 
 def _message(content: bytes) -> str:

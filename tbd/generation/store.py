@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from tbd.errors import InputError
+from tbd.errors import InputError, first_line
+from tbd.params import wrong_store
 from tbd.records import atomic, sha256
 
 IDENTITY = "identity.json"
@@ -31,17 +32,32 @@ COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def opened(address: str) -> tuple[fs.FileSystem, str]:
-    """The file system of an address, and the folder in it. Raises InputError for an address that nothing opens."""
-    if "://" not in address:
-        return fs.LocalFileSystem(), str(Path(address).absolute())
+    """The file system of an address, and the folder in it.
+
+    Raises InputError for an address that nothing opens, that holds credentials, or that is a file's.
+    """
+    if wrong := wrong_store(address):
+        raise InputError(f"params.yaml: generate.store: {wrong}.")
+    place = f"params.yaml: generate.store: {hidden(address)}"
     try:
-        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(address)
+        if "://" in address:
+            files, root = fs.FileSystem.from_uri(address)
+        else:
+            files, root = fs.LocalFileSystem(), str(Path(address).absolute())
+        kind = files.get_file_info(root).type
     except (pa.ArrowException, ImportError, ValueError, OSError) as error:
         raise InputError(
-            f"params.yaml: generate.store: {address}: cannot be opened ({str(error).splitlines()[0]}). "
+            f"{place}: cannot be opened ({hidden(first_line(error))}). "
             "Name a folder, s3://BUCKET/FOLDER, or fsspec+PROTOCOL://... with the package of that protocol."
         ) from None
-    return found
+    if kind not in (fs.FileType.Directory, fs.FileType.NotFound):
+        raise InputError(f"{place}: is no folder. Name one, or remove what is there.")
+    return files, root
+
+
+def hidden(text: str) -> str:
+    """A text without the secrets that addresses in it may hold: what is before an @, and what follows a ?."""
+    return re.sub(r"\?\w+=[^\s'\"]*", "?***", re.sub(r"://\S*@", "://***@", text))
 
 
 class Shelf:

@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tbd import params
 from tbd.errors import InputError, TransientFault
+from tbd.generation import store
 from tbd.generation.engines import Completion, OutOfMemory, Prompt, Tick, unheard
 from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.executors.local import Local
@@ -24,6 +26,7 @@ from tbd.generation.store import Shelf
 from tbd.generation.store import kept as stored
 from tbd.generation.units import PART, Job, plan
 from tbd.progress import Progress
+from tests.test_params import changed
 
 QUESTIONS = [f"What is {i} times {i * i}?" + " Think." * (i % 5) for i in range(23)]
 prompts_of = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=40)
@@ -166,6 +169,41 @@ def test_from_the_store_the_numbers_are_the_same_and_nothing_is_computed(fake, t
 def test_an_address_that_nothing_opens_is_one_line() -> None:
     with pytest.raises(InputError, match=r"^params.yaml: generate.store: nonsense://x: cannot be opened \(.+$"):
         Shelf("nonsense://x", {})
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("fsspec+ftp://me:hidden@host/x", "holds credentials"),
+        ("fsspec+http://hidden@host/x", "holds credentials"),
+        ("s3://KEY:hidden@bucket/x", "holds credentials"),
+        ("s3://KEY:hid/den@bucket/x", "is no address such as"),
+        ("s3://bucket/x?secret_key=hidden", "holds credentials"),
+        ("s3://[hidden/x", "is no address such as"),
+        ("", "is empty"),
+        ("units\0", "cannot be printed"),
+    ],
+)
+def test_a_store_that_cannot_be_is_named_without_its_secrets(address: str, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        params.parse(changed("generate.store", address))
+    assert words in str(error.value) and str(error.value).startswith("params.yaml: generate.store: ")
+    with pytest.raises(InputError) as error:
+        Shelf(address, {})
+    assert words in str(error.value)
+    assert "hid" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["units", "/x/a@b", "s3://b/c@d", "hdfs://me@host:8020/x", "abfs://box@account/x", "gs://anonymous@b/x"]
+)
+def test_a_store_without_secrets_is_taken(address: str) -> None:
+    assert params.parse(changed("generate.store", address)).generate.store == address
+
+
+def test_what_a_library_says_of_a_store_shows_no_secrets() -> None:
+    said = store.hidden("Cannot parse URI: 's3://KEY:hid/den@bu cket/x?token=hidden' due to syntax error at ' '")
+    assert said == "Cannot parse URI: 's3://***@bu cket/x?***' due to syntax error at ' '"
 
 
 def test_a_shared_set_is_generated_once_in_whatever_order(fake, tmp_path: Path) -> None:

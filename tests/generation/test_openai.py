@@ -23,7 +23,7 @@ from tbd.errors import InputError, TransientFault
 from tbd.generation import answers, noise
 from tbd.generation.client import Client, Failed, Wrong
 from tbd.generation.engines import Completion
-from tbd.generation.engines.openai import OpenAIEngine, end_started
+from tbd.generation.engines.openai import OpenAIEngine, end_started, key
 from tbd.params import Generate, Server
 from tbd.records import sha256
 from tests import model_server
@@ -256,6 +256,35 @@ def test_the_key_is_sent_and_never_shown(
         messages.append(said(error))
     assert "TBD_SERVER_KEY" in messages[0] and "***" in messages[1]
     assert "hidden" not in "".join([*messages, json.dumps(engine.identity), *capfd.readouterr()])
+
+
+def test_a_key_with_a_line_break_is_that_key(
+    server: ModelServer, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TBD_SERVER_KEY", " sk-hidden\n")
+    OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url]))
+    assert server.requests[-1][1]["Authorization"] == "Bearer sk-hidden"
+
+
+@pytest.mark.parametrize("value", ["sk-hid\nden", "“sk-hidden”", "schlüssel-hidden", "sk-hid\x7fden"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", value)
+    with pytest.raises(InputError, match="OPENAI_API_KEY") as error:
+        key()
+    assert "hid" not in said(error)
+
+
+def test_a_key_is_not_shown_where_a_long_error_is_cut(
+    server: ModelServer, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TBD_SERVER_KEY", "sk-hidden-0123456789")
+    engine = OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url]))
+    for padding in range(170, 205):
+        told = {"error": {"message": "x" * padding + " sk-hidden-0123456789"}}
+        server.raw = lambda handler, body, told=told: handler.send(400, told) or True  # type: ignore[misc]
+        with pytest.raises(InputError, match="refuses the request") as error:
+            dict(engine.generate(PROMPTS[:1], TOKENS))
+        assert "sk" not in said(error)
 
 
 # --- a server that tbd starts ----------------------------------------------------------------------------------------

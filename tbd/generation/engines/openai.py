@@ -247,8 +247,13 @@ class OpenAIEngine:
 
 
 def key() -> str | None:
-    """The API key of the servers, from the environment."""
-    return next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    """The API key of the servers, from the environment. Raises InputError for one that no request can carry."""
+    for name in KEYS:
+        if found := os.environ.get(name, "").strip():
+            if not (found.isascii() and found.isprintable()):
+                raise InputError(f"the environment variable {name} holds characters that no key has. Set it anew.")
+            return found
+    return None
 
 
 def end_started() -> None:
