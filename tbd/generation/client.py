@@ -59,7 +59,7 @@ class Address:
         self.failures = 0
         """one after the other"""
         self.back = self.cut = 0.0
-        """when it may be asked again, and when it was last found busy or down"""
+        """when it may be asked again, and when it was last found to fail"""
 
     def free(self, now: float) -> bool:
         return self.under_way < int(self.size) and self.back <= now
@@ -67,15 +67,18 @@ class Address:
     def well(self) -> None:
         self.failures, self.size = 0, min(self.most, self.size + 1 / self.size)
 
-    def failed(self, error: Failed, began: float, backoff: float) -> None:
+    def failed(self, error: Failed | Wrong, began: float, backoff: float, alone: bool) -> None:
+        """`alone`: no other address can be asked meanwhile, so that only one that is down is left alone for a while."""
         now = time.monotonic()
-        self.back = max(self.back, now + error.pause)
-        if began > self.cut and (error.busy or error.down):  # once for all that were under way together
+        busy, down = isinstance(error, Failed) and error.busy, isinstance(error, Failed) and error.down
+        if isinstance(error, Failed):
+            self.back = max(self.back, now + error.pause)
+        if began > self.cut:  # once for all that were under way together
             self.cut = now
             self.failures += 1
-            if error.busy:
+            if busy:
                 self.size = max(1.0, self.size / 2)
-            else:
+            elif down or not alone:
                 self.back = max(self.back, now + _pause(backoff, self.failures))
 
 
@@ -135,19 +138,21 @@ class Client:
             TransientFault: it does not answer.
         """
         failed: Exception | None = None
+        at: Address | None = None
+        alone = address is not None or len(self.addresses) == 1
         for number in range(1, self.params.tries + 1):
-            at = await self._take(address)
+            at = await self._take(address, other_than=at)
             began = time.monotonic()
             try:
                 status, headers, content = await self._send(at, "POST", path, body, most, self.params.timeout)
                 self._check(at, status, headers, content, path)
                 value = read(self._parsed(content))
             except Wrong as error:
-                failed = InputError(f"the server {at.name} cannot be used: {error}")
-                at.well()
+                failed, pause = InputError(f"the server {at.name} cannot be used: {error}"), 0.0
+                at.failed(error, began, self.params.backoff, alone)
             except Failed as error:
                 failed = TransientFault(f"the server {at.name} failed {number} times: {error}. Nothing done is lost.")
-                at.failed(error, began, self.params.backoff)
+                at.failed(error, began, self.params.backoff, alone)
                 while error.down and self.ready is not None and not self.ready():
                     await asyncio.sleep(WAIT)
                 pause = 0.0 if error.down else _pause(self.params.backoff, number)
@@ -156,19 +161,19 @@ class Client:
                 return value
             finally:
                 await self._give_back(at)
-            if isinstance(failed, TransientFault) and number < self.params.tries:
+            if pause and number < self.params.tries:
                 await asyncio.sleep(pause)
         assert failed is not None
         raise failed
 
-    async def _take(self, only: Address | None) -> Address:
-        """The address with the most room, as soon as one has any."""
+    async def _take(self, only: Address | None, other_than: Address | None) -> Address:
+        """The address with the most room, as soon as one has any; one that just failed only if no other has."""
         those = [only] if only else self.addresses
         async with self._room:
             while True:
                 now = time.monotonic()
                 if free := [one for one in those if one.free(now)]:
-                    found = min(free, key=lambda one: (one.under_way / one.size, random.random()))
+                    found = min(free, key=lambda one: (one is other_than, one.under_way / one.size, random.random()))
                     found.under_way += 1
                     return found
                 back = [one.back - now for one in those if one.back > now]

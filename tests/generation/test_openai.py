@@ -233,6 +233,34 @@ def test_addresses_share_the_work_and_one_that_goes_down_is_left(tiny_checkpoint
         assert len(found) == 399 and all(right(PROMPTS[row], each) for row, each in found.items())
 
 
+@pytest.mark.parametrize("fault", ["500", "hang up", "no log-probs", "no JSON"])
+def test_an_address_that_is_always_wrong_does_not_stop_the_others(tiny_checkpoint: Path, fault: str) -> None:
+    """It answers at once, so that it would always have the most room."""
+    with ModelServer() as well, ModelServer() as broken:
+        how = asked(urls=[well.url, broken.url], concurrency=8, backoff=0.05)
+        engine = OpenAIEngine.open(tiny_checkpoint, how)
+        broken.fault, before = lambda prompt: fault, broken.served[fault]
+
+        def late(handler: Any, body: dict[str, Any]) -> bool:
+            time.sleep(0.02)
+            return False
+
+        well.raw = late
+        found = dict(engine.generate(PROMPTS[:200], TOKENS))
+        assert all(right(PROMPTS[row], each) for row, each in found.items()) and len(found) == 200
+        assert broken.served[fault] - before < 60
+
+
+def test_what_fails_is_asked_again_at_another_address(tiny_checkpoint: Path) -> None:
+    with ModelServer() as well, ModelServer() as broken:
+        engine = OpenAIEngine.open(tiny_checkpoint, asked(urls=[well.url, broken.url], tries=2, backoff=0.001))
+        broken.fault = lambda prompt: "500"
+        for prompt in PROMPTS[:40]:
+            assert len(dict(engine.generate([prompt], TOKENS))) == 1
+            engine.client.addresses[1].back = 0.0  # not paused: the next may begin there again
+        assert broken.served["500"] > 5
+
+
 def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, server: ModelServer) -> None:
     first = iter(["429"])
     server.fault = lambda prompt: next(first, None)
