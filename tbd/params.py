@@ -116,7 +116,14 @@ def wrong_address(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-        odd = odd or bool(parts.query or parts.fragment)
+        odd = odd or bool(parts.query or parts.fragment) or not url.isprintable()
+        if not odd:
+            from httpx import URL, InvalidURL  # not at import: it takes long
+
+            try:
+                odd = not URL(url).host  # it decodes the name, which idna refuses with a ValueError
+            except InvalidURL:
+                odd = True
     except ValueError:
         odd = True
     if odd:

@@ -78,7 +78,7 @@ class ModelServer:
                     server.peak = max(server.peak, server.under_way)
                     busy = server.under_way > server.most
                 try:
-                    if not server.raw(self, body):
+                    if not server.instead(self, body):
                         server.answer(self, body, "429" if busy else server.fault(tuple(body["prompt"])))
                 finally:
                     with server.lock:
@@ -119,7 +119,7 @@ class ModelServer:
     def behave(self) -> None:
         """From now on be honest."""
         self.fault: Callable[[tuple[int, ...]], str | None] = lambda prompt: None
-        self.raw: Callable[[Any, dict[str, Any]], bool] = lambda handler, body: False
+        self.instead: Callable[[Any, dict[str, Any]], bool] = lambda handler, body: False
         """answers a request in place of this server, unless it returns False"""
         self.shape = "vllm"
         """or tokens (older vLLM), llama.cpp, text"""

@@ -6,7 +6,9 @@ says. Requests run on one event loop in a thread of its own, for all callers in 
 
 import asyncio
 import json
+import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -35,6 +37,9 @@ BUSY = (429, 503)
 HEALS = (408, 409, 425)
 """of the 4xx, those that are worth another try"""
 
+PROXY = re.compile("(http|https|all|no)_proxy|SSL_CERT_(FILE|DIR)", re.IGNORECASE)
+"""variables of the environment that httpx looks at"""
+
 
 class Wrong(Exception):
     """An answer that is not what was asked for: what is wrong with it, and what to do."""
@@ -58,8 +63,8 @@ class Address:
         self.under_way = 0
         self.failures = 0
         """one after the other"""
-        self.back = self.cut = 0.0
-        """when it may be asked again, and when it was last found to fail"""
+        self.back = self.cut = self.crowded = 0.0
+        """when it may be asked again, when it last failed, and when it was last found busy"""
 
     def free(self, now: float) -> bool:
         return self.under_way < int(self.size) and self.back <= now
@@ -73,12 +78,12 @@ class Address:
         busy, down = isinstance(error, Failed) and error.busy, isinstance(error, Failed) and error.down
         if isinstance(error, Failed):
             self.back = max(self.back, now + error.pause)
-        if began > self.cut:  # once for all that were under way together
+        if busy and began > self.crowded:  # once for all that were under way together
+            self.crowded, self.size = now, max(1.0, self.size / 2)
+        if began > self.cut:
             self.cut = now
             self.failures += 1
-            if busy:
-                self.size = max(1.0, self.size / 2)
-            elif down or not alone:
+            if down or not (busy or alone):
                 self.back = max(self.back, now + _pause(backoff, self.failures))
 
 
@@ -91,16 +96,26 @@ class Client:
     """The servers of one model."""
 
     def __init__(self, urls: list[str], params: Server, key: str | None, ready: Callable[[], bool] | None) -> None:
-        """`ready` tells whether a server that was started here answers, and starts it again where it ended."""
+        """`ready` tells whether a server that was started here answers, and starts it again where it ended.
+
+        Raises InputError where the environment names a proxy or certificates that cannot be used.
+        """
         self.params, self.key, self.ready = params, key, ready
         self.addresses = [Address(url, params.concurrency) for url in urls]
         self._room = asyncio.Condition()
-        self._http = httpx.AsyncClient(
-            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-            timeout=None,  # ours is of the whole answer
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=ready is None,  # no proxy before a server of our own
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+                timeout=None,  # ours is of the whole answer
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                trust_env=ready is None,  # no proxy before a server of our own
+            )
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            names = sorted(name for name in os.environ if PROXY.fullmatch(name) and os.environ[name])
+            raise InputError(
+                f"the environment's proxies or certificates cannot be used ({type(error).__name__}). "
+                f"Correct or unset {', '.join(names) or 'them'}."
+            ) from None
 
     def run(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
         """Do it on the event loop of all clients."""

@@ -6,11 +6,13 @@ bytes. A file is an Arrow stream with its SHA-256 after it, because Arrow reads 
 the process. One that is not what was written, such as one that a kill cut off, is not there.
 """
 
+import errno
 import hashlib
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +71,11 @@ class Shelf:
         self.folder = f"{root}/{sha256(json.dumps(identity, sort_keys=True))[:24]}"
         self._named = self.files.get_file_info(f"{self.folder}/{IDENTITY}").type == fs.FileType.File
         self._there: dict[str, list[int]] = defaultdict(list)
-        for name, tokens in _units(self.files, self.folder):
-            self._there[name].append(tokens)
+        try:
+            for name, tokens in _units(self.files, self.folder):
+                self._there[name].append(tokens)
+        except NotADirectoryError:
+            raise InputError(f"{self.folder}: is a file where a folder of answers should be. Remove it.") from None
 
     def has(self, name: str, tokens: int) -> bool:
         """Whether the unit was there when the shelf was opened, or was added since by this process."""
@@ -87,9 +92,18 @@ class Shelf:
                     content = file.read()
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                if error.errno == errno.ELOOP:  # a link to itself, in whose place the unit is written
+                    continue
+                if self.files.get_file_info(self._path(name, length)).type == fs.FileType.Directory:
+                    raise InputError(
+                        f"{self._path(name, length)}: is a folder where answers should be. Remove it."
+                    ) from None
+                raise
             unit, digest = content[:-DIGEST], content[-DIGEST:]
             if hashlib.sha256(unit).digest() == digest:
-                return pa.ipc.open_stream(unit).read_all()
+                with suppress(pa.ArrowException, OSError):  # somebody's junk with its right sum
+                    return pa.ipc.open_stream(unit).read_all()
         return None
 
     def add(self, name: str, tokens: int, unit: pa.Table) -> None:
@@ -163,5 +177,5 @@ def _units(files: fs.FileSystem, folder: str) -> Iterator[tuple[str, int]]:
     """Names and tokens."""
     for one in _infos(files, folder):
         name, _, tokens = one.base_name.removesuffix(SUFFIX).partition("-")
-        if one.base_name.endswith(SUFFIX) and not name.startswith(".") and tokens.isdigit():
+        if one.base_name.endswith(SUFFIX) and not name.startswith(".") and tokens.isascii() and tokens.isdecimal():
             yield name, int(tokens)

@@ -1,6 +1,8 @@
 """Generation: the plan, the store, executors, memory that runs out, and a kill -9 in the middle."""
 
+import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,6 +304,46 @@ def test_what_cannot_be_a_units_result_is_computed_again(
     assert units(tmp_path / "s") == whole
 
 
+def junk(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 20, None])
+def test_junk_with_its_right_sum_or_a_link_to_itself_is_computed_again(
+    fake, tmp_path: Path, content: bytes | None
+) -> None:
+    fresh = run(fake(), tmp_path / "s")
+    whole = units(tmp_path / "s")
+    (file, *_) = (tmp_path / "s").glob("*/*.arrow")
+    file.unlink()
+    if content is None:
+        file.symlink_to(file)
+    else:
+        file.write_bytes(junk(content))
+    (file.parent / f"{'0' * 64}-².arrow").touch()
+    engine = fake()
+    assert same(run(engine, tmp_path / "s"), fresh) and engine.calls == 1
+    (file.parent / f"{'0' * 64}-².arrow").unlink()
+    assert units(tmp_path / "s") == whole
+
+
+def test_what_stands_where_the_store_or_a_part_of_it_should_is_named(fake, tmp_path: Path) -> None:
+    run(fake(), tmp_path / "s")
+    (file, *_) = (tmp_path / "s").glob("*/*.arrow")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(InputError, match=r"\.arrow: is a folder where answers should be\. Remove it\.$"):
+        run(fake(), tmp_path / "s")
+    shutil.rmtree(file.parent)
+    file.parent.write_text("")
+    with pytest.raises(InputError, match=rf"{file.parent.name}: is a file where a folder of answers should be"):
+        run(fake(), tmp_path / "s")
+    (tmp_path / "file").write_text("")
+    for place in (str(tmp_path / "file"), "/dev/null"):
+        with pytest.raises(InputError, match="params.yaml: generate.store: .*: is no folder"):
+            run(fake(), place)
+
+
 class SideBySide(Counted):
     """Like a server: it takes several calls at once, and answers late."""
 
@@ -331,6 +373,23 @@ def test_a_failure_side_by_side_keeps_what_was_finished(fake, tmp_path: Path) ->
     assert done >= 1
     run(engine, tmp_path / "s")
     assert engine.calls == 6 - done
+
+
+def test_a_failure_side_by_side_waits_for_what_is_under_way_and_keeps_it(fake, tmp_path: Path) -> None:
+    begun = []
+
+    class Failing(SideBySide):
+        def generate(self, prompts, max_new_tokens, tick=unheard):
+            begun.append(prompts)
+            if len(begun) == 1:
+                time.sleep(0.05)
+                raise InputError("a question is too long")
+            time.sleep(0.3)
+            yield from FakeEngine.generate(self, prompts, max_new_tokens, tick)
+
+    with pytest.raises(InputError, match="a question is too long"):
+        run(Failing(tmp_path / "model"), tmp_path / "s")
+    assert len(begun) == 3 and len(units(tmp_path / "s")) == 2
 
 
 SLOW = """
