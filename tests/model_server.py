@@ -235,6 +235,6 @@ if __name__ == "__main__":
     checkpoint, port, notes = sys.argv[1:]
     Path(notes, f"{os.getpid()}.json").write_text(json.dumps(dict(os.environ)))
     if Path(notes, "broken").exists():
-        sys.exit("the weights are of another world")
+        sys.exit("loading 10%\rloading 100%\r\x1b[31mthe weights are of\x1b]0;a title\x07 another world\r")
     with ModelServer("whatever", port=int(port), root=checkpoint):
         threading.Event().wait()

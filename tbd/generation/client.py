@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -234,9 +235,13 @@ class Client:
         said = self._plain(_message(content))
         what = f"{status} {said}".strip()
         if status in BUSY or status in HEALS or status >= 500:
-            asked = headers.get("retry-after", "")
-            pause = min(float(asked), LONGEST_ASKED) if asked.isascii() and asked.isdigit() else 0.0
-            raise Failed(what, pause, busy=status in BUSY)
+            raise Failed(what, _asked(headers.get("retry-after", "")), busy=status in BUSY)
+        if 300 <= status < 400 and (to := headers.get("location")):
+            there = self._plain(urlsplit(str(to))._replace(query="", fragment="").geturl())
+            there = re.sub("//[^/]*@", "//", there)
+            raise InputError(
+                f"the server {address.name} redirects {path} to {there}. Use that address, without {path}."
+            )
         hint = {
             401: " Set TBD_SERVER_KEY to its key.",
             403: " Set TBD_SERVER_KEY to its key.",
@@ -254,6 +259,18 @@ class Client:
         """One line of what a server says, without our key."""
         shown = text.replace(self.key, "***") if self.key else text  # before it is cut, or a part of it would stay
         return " ".join(shown.split())[:200]
+
+
+def _asked(text: str) -> float:
+    """Seconds of a Retry-After, which is a number or a date, from 0 to LONGEST_ASKED."""
+    try:
+        pause = float(text)
+    except ValueError:
+        try:
+            pause = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(pause, LONGEST_ASKED) if pause > 0 else 0.0  # NaN is no pause
 
 
 def _message(content: bytes) -> str:

@@ -340,7 +340,7 @@ def test_what_stands_where_the_store_or_a_part_of_it_should_is_named(fake, tmp_p
         run(fake(), tmp_path / "s")
     (tmp_path / "file").write_text("")
     for place in (str(tmp_path / "file"), "/dev/null"):
-        with pytest.raises(InputError, match="params.yaml: generate.store: .*: is no folder"):
+        with pytest.raises(InputError, match=r"params\.yaml: generate\.store: .*: is no folder"):
             run(fake(), place)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from tbd import params
 from tbd.errors import InputError, TransientFault
-from tbd.generation import answers, noise
+from tbd.generation import answers, client, noise
 from tbd.generation.client import Client, Failed, Wrong
 from tbd.generation.engines import Completion
 from tbd.generation.engines.openai import OpenAIEngine, end_started, key
@@ -284,6 +285,32 @@ def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, server: ModelS
     dict(engine.generate(PROMPTS[:1], TOKENS))
     (before, _), (after, _) = server.requests[-2:]
     assert after - before >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("2", 2, 2),
+        ("0.5", 0.5, 0.5),
+        ("1e9", 120, 120),
+        ("inf", 120, 120),
+        (formatdate(time.time() + 60, usegmt=True), 30, 60),
+        (formatdate(time.time() + 9999, usegmt=True), 120, 120),
+        *[(text, 0, 0) for text in ("", "-5", "nan", "²", "soon", formatdate(0), "Mon, 99 Foo 2026")],
+    ],
+)
+def test_how_long_a_server_asks_to_be_left_alone(text: str, least: float, most: float) -> None:
+    assert least <= client._asked(text) <= most
+
+
+def test_a_redirect_says_where_to(engine: OpenAIEngine, server: ModelServer) -> None:
+    to = "https://me:word@elsewhere:8000/v1/completions?token=word"
+    server.instead = lambda handler, body: handler.send(307, {}, Location=to) is None
+    with pytest.raises(
+        InputError, match=r"redirects /v1/completions to https://elsewhere:8000/v1/completions\. Use"
+    ) as told:
+        dict(engine.generate(PROMPTS[:1], TOKENS))
+    assert "word" not in said(told)
 
 
 def test_the_key_is_sent_and_never_shown(
