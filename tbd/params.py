@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import yaml
 from cronsim import CronSim, CronSimError
@@ -116,12 +116,45 @@ def wrong_address(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-        odd = odd or bool(parts.query or parts.fragment)
+        odd = odd or bool(parts.query or parts.fragment) or not url.isprintable()
+        if not odd:
+            from httpx import URL, InvalidURL  # not at import: it takes long
+
+            try:
+                odd = not URL(url).host  # it decodes the name, which idna refuses with a ValueError
+            except InvalidURL:
+                odd = True
     except ValueError:
         odd = True
     if odd:
         return "is no address such as http://host:8000"
     return "holds credentials. Put the key into TBD_SERVER_KEY" if "@" in parts.netloc else None
+
+
+SECRETS = re.compile("key|token|secret|pass|sig|credential", re.IGNORECASE)
+"""in the names of what follows the ? of an address"""
+NAMED = ("abfs", "abfss", "gs", "hdfs")
+"""kinds of stores in whose addresses `NAME@` is a container or a user, and no secret"""
+
+
+def wrong_store(address: str) -> str | None:
+    """What is wrong with the address of a store, without a secret that may be in it, if anything is."""
+    if not address.strip():
+        return "is empty. Name a folder"
+    if not address.isprintable():
+        return "holds characters that cannot be printed"
+    if "://" not in address:
+        return None
+    try:
+        parts = urlsplit(address)
+        user, _, _ = parts.netloc.rpartition("@")
+        secret = user and (":" in user or parts.scheme not in NAMED)
+        if secret or any(map(SECRETS.search, parse_qs(parts.query, keep_blank_values=True))):
+            return "holds credentials. Put them into the environment, where the package of that store looks for them"
+        _ = parts.port  # what follows a colon; a password with a slash in it is no port
+    except ValueError:
+        return "is no address such as s3://BUCKET/FOLDER"
+    return None
 
 
 class Server(Section):
@@ -183,6 +216,13 @@ class Generate(Section):
     """who computes the units that are missing: the engine in this process, or actors on a Ray cluster"""
     ray: Ray = Ray()
     server: Server = Server()
+
+    @field_validator("store")
+    @classmethod
+    def _place(cls, store: str) -> str:
+        if wrong := wrong_store(store):
+            raise ValueError(wrong)
+        return store
 
     @model_validator(mode="after")
     def _one_server(self) -> Self:

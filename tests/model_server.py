@@ -79,7 +79,8 @@ class ModelServer:
                     server.peak = max(server.peak, server.under_way)
                     busy = server.under_way > server.most
                 try:
-                    server.answer(self, body, "429" if busy else server.fault(tuple(body["prompt"])))
+                    if not server.instead(self, body):
+                        server.answer(self, body, "429" if busy else server.fault(tuple(body["prompt"])))
                 finally:
                     with server.lock:
                         server.under_way -= 1
@@ -119,6 +120,8 @@ class ModelServer:
     def behave(self) -> None:
         """From now on be honest."""
         self.fault: Callable[[tuple[int, ...]], str | None] = lambda prompt: None
+        self.instead: Callable[[Any, dict[str, Any]], bool] = lambda handler, body: False
+        """answers a request in place of this server, unless it returns False"""
         self.shape = "vllm"
         """or tokens (older vLLM), llama.cpp, text"""
         self.echoes = True
@@ -242,6 +245,6 @@ if __name__ == "__main__":
     checkpoint, port, notes = sys.argv[1:]
     Path(notes, f"{os.getpid()}.json").write_text(json.dumps(dict(os.environ)))
     if Path(notes, "broken").exists():
-        sys.exit("the weights are of another world")
+        sys.exit("loading 10%\rloading 100%\r\x1b[31mthe weights are of\x1b]0;a title\x07 another world\r")
     with ModelServer("whatever", port=int(port), root=checkpoint):
         threading.Event().wait()

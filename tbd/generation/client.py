@@ -6,12 +6,15 @@ says. Requests run on one event loop in a thread of its own, for all callers in 
 
 import asyncio
 import json
+import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -34,6 +37,9 @@ GLANCES, GLANCE = 3, 10.0
 BUSY = (429, 503)
 HEALS = (408, 409, 425)
 """of the 4xx, those that are worth another try"""
+
+PROXY = re.compile("(http|https|all|no)_proxy|SSL_CERT_(FILE|DIR)", re.IGNORECASE)
+"""variables of the environment that httpx looks at"""
 
 
 class Wrong(Exception):
@@ -58,8 +64,8 @@ class Address:
         self.under_way = 0
         self.failures = 0
         """one after the other"""
-        self.back = self.cut = 0.0
-        """when it may be asked again, and when it was last found busy or down"""
+        self.back = self.cut = self.crowded = 0.0
+        """when it may be asked again, when it last failed, and when it was last found busy"""
 
     def free(self, now: float) -> bool:
         return self.under_way < int(self.size) and self.back <= now
@@ -67,15 +73,18 @@ class Address:
     def well(self) -> None:
         self.failures, self.size = 0, min(self.most, self.size + 1 / self.size)
 
-    def failed(self, error: Failed, began: float, backoff: float) -> None:
+    def failed(self, error: Failed | Wrong, began: float, backoff: float, alone: bool) -> None:
+        """`alone`: no other address can be asked meanwhile, so that only one that is down is left alone for a while."""
         now = time.monotonic()
-        self.back = max(self.back, now + error.pause)
-        if began > self.cut and (error.busy or error.down):  # once for all that were under way together
+        busy, down = isinstance(error, Failed) and error.busy, isinstance(error, Failed) and error.down
+        if isinstance(error, Failed):
+            self.back = max(self.back, now + error.pause)
+        if busy and began > self.crowded:  # once for all that were under way together
+            self.crowded, self.size = now, max(1.0, self.size / 2)
+        if began > self.cut:
             self.cut = now
             self.failures += 1
-            if error.busy:
-                self.size = max(1.0, self.size / 2)
-            else:
+            if down or not (busy or alone):
                 self.back = max(self.back, now + _pause(backoff, self.failures))
 
 
@@ -88,16 +97,26 @@ class Client:
     """The servers of one model."""
 
     def __init__(self, urls: list[str], params: Server, key: str | None, ready: Callable[[], bool] | None) -> None:
-        """`ready` tells whether a server that was started here answers, and starts it again where it ended."""
+        """`ready` tells whether a server that was started here answers, and starts it again where it ended.
+
+        Raises InputError where the environment names a proxy or certificates that cannot be used.
+        """
         self.params, self.key, self.ready = params, key, ready
         self.addresses = [Address(url, params.concurrency) for url in urls]
         self._room = asyncio.Condition()
-        self._http = httpx.AsyncClient(
-            headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-            timeout=None,  # ours is of the whole answer
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            trust_env=ready is None,  # no proxy before a server of our own
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+                timeout=None,  # ours is of the whole answer
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                trust_env=ready is None,  # no proxy before a server of our own
+            )
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            names = sorted(name for name in os.environ if PROXY.fullmatch(name) and os.environ[name])
+            raise InputError(
+                f"the environment's proxies or certificates cannot be used ({type(error).__name__}). "
+                f"Correct or unset {', '.join(names) or 'them'}."
+            ) from None
 
     def run(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
         """Do it on the event loop of all clients."""
@@ -135,19 +154,21 @@ class Client:
             TransientFault: it does not answer.
         """
         failed: Exception | None = None
+        at: Address | None = None
+        alone = address is not None or len(self.addresses) == 1
         for number in range(1, self.params.tries + 1):
-            at = await self._take(address)
+            at = await self._take(address, other_than=at)
             began = time.monotonic()
             try:
                 status, headers, content = await self._send(at, "POST", path, body, most, self.params.timeout)
                 self._check(at, status, headers, content, path)
                 value = read(self._parsed(content))
             except Wrong as error:
-                failed = InputError(f"the server {at.name} cannot be used: {error}")
-                at.well()
+                failed, pause = InputError(f"the server {at.name} cannot be used: {error}"), 0.0
+                at.failed(error, began, self.params.backoff, alone)
             except Failed as error:
                 failed = TransientFault(f"the server {at.name} failed {number} times: {error}. Nothing done is lost.")
-                at.failed(error, began, self.params.backoff)
+                at.failed(error, began, self.params.backoff, alone)
                 while error.down and self.ready is not None and not self.ready():
                     await asyncio.sleep(WAIT)
                 pause = 0.0 if error.down else _pause(self.params.backoff, number)
@@ -156,19 +177,19 @@ class Client:
                 return value
             finally:
                 await self._give_back(at)
-            if isinstance(failed, TransientFault) and number < self.params.tries:
+            if pause and number < self.params.tries:
                 await asyncio.sleep(pause)
         assert failed is not None
         raise failed
 
-    async def _take(self, only: Address | None) -> Address:
-        """The address with the most room, as soon as one has any."""
+    async def _take(self, only: Address | None, other_than: Address | None) -> Address:
+        """The address with the most room, as soon as one has any; one that just failed only if no other has."""
         those = [only] if only else self.addresses
         async with self._room:
             while True:
                 now = time.monotonic()
                 if free := [one for one in those if one.free(now)]:
-                    found = min(free, key=lambda one: (one.under_way / one.size, random.random()))
+                    found = min(free, key=lambda one: (one is other_than, one.under_way / one.size, random.random()))
                     found.under_way += 1
                     return found
                 back = [one.back - now for one in those if one.back > now]
@@ -214,9 +235,13 @@ class Client:
         said = self._plain(_message(content))
         what = f"{status} {said}".strip()
         if status in BUSY or status in HEALS or status >= 500:
-            asked = headers.get("retry-after", "")
-            pause = min(float(asked), LONGEST_ASKED) if asked.isascii() and asked.isdigit() else 0.0
-            raise Failed(what, pause, busy=status in BUSY)
+            raise Failed(what, _asked(headers.get("retry-after", "")), busy=status in BUSY)
+        if 300 <= status < 400 and (to := headers.get("location")):
+            there = self._plain(urlsplit(str(to))._replace(query="", fragment="").geturl())
+            there = re.sub("//[^/]*@", "//", there)
+            raise InputError(
+                f"the server {address.name} redirects {path} to {there}. Use that address, without {path}."
+            )
         hint = {
             401: " Set TBD_SERVER_KEY to its key.",
             403: " Set TBD_SERVER_KEY to its key.",
@@ -232,8 +257,20 @@ class Client:
 
     def _plain(self, text: str) -> str:
         """One line of what a server says, without our key."""
-        line = " ".join(text.split())[:200]
-        return line.replace(self.key, "***") if self.key else line
+        shown = text.replace(self.key, "***") if self.key else text  # before it is cut, or a part of it would stay
+        return " ".join(shown.split())[:200]
+
+
+def _asked(text: str) -> float:
+    """Seconds of a Retry-After, which is a number or a date, from 0 to LONGEST_ASKED."""
+    try:
+        pause = float(text)
+    except ValueError:
+        try:
+            pause = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(pause, LONGEST_ASKED) if pause > 0 else 0.0  # NaN is no pause
 
 
 def _message(content: bytes) -> str:

@@ -33,6 +33,8 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL|^(TBD|PREFECT|MLFLOW
 """names in our environment that are none of the server's business"""
 CREDENTIALS = re.compile("://[^/]*@")
 """values that are none either"""
+CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)?|[\x00-\x1f\x7f-\x9f]")
+"""colours, titles and other orders to a terminal"""
 
 
 class Server:
@@ -133,8 +135,9 @@ class Server:
     def _last_line(self) -> str:
         with self.log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-            lines = log.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            said = log.read().decode(errors="replace")
+        lines = [" ".join(CONTROL.sub(" ", line).split()) for line in re.split(r"[\r\n]", said)]
+        last = next(filter(None, reversed(lines)), "it said nothing")
         return f"{last[:200]} (log: {self.log})"
 
 

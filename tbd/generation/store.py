@@ -6,11 +6,13 @@ bytes. A file is an Arrow stream with its SHA-256 after it, because Arrow reads 
 the process. One that is not what was written, such as one that a kill cut off, is not there.
 """
 
+import errno
 import hashlib
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from tbd.errors import InputError
+from tbd.errors import InputError, first_line
+from tbd.params import wrong_store
 from tbd.records import atomic, sha256
 
 IDENTITY = "identity.json"
@@ -31,17 +34,32 @@ COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def opened(address: str) -> tuple[fs.FileSystem, str]:
-    """The file system of an address, and the folder in it. Raises InputError for an address that nothing opens."""
-    if "://" not in address:
-        return fs.LocalFileSystem(), str(Path(address).absolute())
+    """The file system of an address, and the folder in it.
+
+    Raises InputError for an address that nothing opens, that holds credentials, or that is a file's.
+    """
+    if wrong := wrong_store(address):
+        raise InputError(f"params.yaml: generate.store: {wrong}.")
+    place = f"params.yaml: generate.store: {hidden(address)}"
     try:
-        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(address)
+        if "://" in address:
+            files, root = fs.FileSystem.from_uri(address)
+        else:
+            files, root = fs.LocalFileSystem(), str(Path(address).absolute())
+        kind = files.get_file_info(root).type
     except (pa.ArrowException, ImportError, ValueError, OSError) as error:
         raise InputError(
-            f"params.yaml: generate.store: {address}: cannot be opened ({str(error).splitlines()[0]}). "
+            f"{place}: cannot be opened ({hidden(first_line(error))}). "
             "Name a folder, s3://BUCKET/FOLDER, or fsspec+PROTOCOL://... with the package of that protocol."
         ) from None
-    return found
+    if kind not in (fs.FileType.Directory, fs.FileType.NotFound):
+        raise InputError(f"{place}: is no folder. Name one, or remove what is there.")
+    return files, root
+
+
+def hidden(text: str) -> str:
+    """A text without the secrets that addresses in it may hold: what is before an @, and what follows a ?."""
+    return re.sub(r"\?\w+=[^\s'\"]*", "?***", re.sub(r"://\S*@", "://***@", text))
 
 
 class Shelf:
@@ -53,8 +71,11 @@ class Shelf:
         self.folder = f"{root}/{sha256(json.dumps(identity, sort_keys=True))[:24]}"
         self._named = self.files.get_file_info(f"{self.folder}/{IDENTITY}").type == fs.FileType.File
         self._there: dict[str, list[int]] = defaultdict(list)
-        for name, tokens in _units(self.files, self.folder):
-            self._there[name].append(tokens)
+        try:
+            for name, tokens in _units(self.files, self.folder):
+                self._there[name].append(tokens)
+        except NotADirectoryError:
+            raise InputError(f"{self.folder}: is a file where a folder of answers should be. Remove it.") from None
 
     def has(self, name: str, tokens: int) -> bool:
         """Whether the unit was there when the shelf was opened, or was added since by this process."""
@@ -71,9 +92,18 @@ class Shelf:
                     content = file.read()
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                if error.errno == errno.ELOOP:  # a link to itself, in whose place the unit is written
+                    continue
+                if self.files.get_file_info(self._path(name, length)).type == fs.FileType.Directory:
+                    raise InputError(
+                        f"{self._path(name, length)}: is a folder where answers should be. Remove it."
+                    ) from None
+                raise
             unit, digest = content[:-DIGEST], content[-DIGEST:]
             if hashlib.sha256(unit).digest() == digest:
-                return pa.ipc.open_stream(unit).read_all()
+                with suppress(pa.ArrowException, OSError):  # somebody's junk with its right sum
+                    return pa.ipc.open_stream(unit).read_all()
         return None
 
     def add(self, name: str, tokens: int, unit: pa.Table) -> None:
@@ -147,5 +177,5 @@ def _units(files: fs.FileSystem, folder: str) -> Iterator[tuple[str, int]]:
     """Names and tokens."""
     for one in _infos(files, folder):
         name, _, tokens = one.base_name.removesuffix(SUFFIX).partition("-")
-        if one.base_name.endswith(SUFFIX) and not name.startswith(".") and tokens.isdigit():
+        if one.base_name.endswith(SUFFIX) and not name.startswith(".") and tokens.isascii() and tokens.isdecimal():
             yield name, int(tokens)

@@ -1,6 +1,8 @@
 """Generation: the plan, the store, executors, memory that runs out, and a kill -9 in the middle."""
 
+import hashlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tbd import params
 from tbd.errors import InputError, TransientFault
+from tbd.generation import store
 from tbd.generation.engines import Completion, OutOfMemory, Prompt, Tick, unheard
 from tbd.generation.engines.fake import FakeEngine
 from tbd.generation.executors.local import Local
@@ -24,6 +28,7 @@ from tbd.generation.store import Shelf
 from tbd.generation.store import kept as stored
 from tbd.generation.units import PART, Job, plan
 from tbd.progress import Progress
+from tests.test_params import changed
 
 QUESTIONS = [f"What is {i} times {i * i}?" + " Think." * (i % 5) for i in range(23)]
 prompts_of = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6).map(tuple), max_size=40)
@@ -168,6 +173,41 @@ def test_an_address_that_nothing_opens_is_one_line() -> None:
         Shelf("nonsense://x", {})
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("fsspec+ftp://me:hidden@host/x", "holds credentials"),
+        ("fsspec+http://hidden@host/x", "holds credentials"),
+        ("s3://KEY:hidden@bucket/x", "holds credentials"),
+        ("s3://KEY:hid/den@bucket/x", "is no address such as"),
+        ("s3://bucket/x?secret_key=hidden", "holds credentials"),
+        ("s3://[hidden/x", "is no address such as"),
+        ("", "is empty"),
+        ("units\0", "cannot be printed"),
+    ],
+)
+def test_a_store_that_cannot_be_is_named_without_its_secrets(address: str, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        params.parse(changed("generate.store", address))
+    assert words in str(error.value) and str(error.value).startswith("params.yaml: generate.store: ")
+    with pytest.raises(InputError) as error:
+        Shelf(address, {})
+    assert words in str(error.value)
+    assert "hid" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["units", "/x/a@b", "s3://b/c@d", "hdfs://me@host:8020/x", "abfs://box@account/x", "gs://anonymous@b/x"]
+)
+def test_a_store_without_secrets_is_taken(address: str) -> None:
+    assert params.parse(changed("generate.store", address)).generate.store == address
+
+
+def test_what_a_library_says_of_a_store_shows_no_secrets() -> None:
+    said = store.hidden("Cannot parse URI: 's3://KEY:hid/den@bu cket/x?token=hidden' due to syntax error at ' '")
+    assert said == "Cannot parse URI: 's3://***@bu cket/x?***' due to syntax error at ' '"
+
+
 def test_a_shared_set_is_generated_once_in_whatever_order(fake, tmp_path: Path) -> None:
     engine = fake()
     fresh = run(engine, tmp_path / "s")
@@ -264,6 +304,46 @@ def test_what_cannot_be_a_units_result_is_computed_again(
     assert units(tmp_path / "s") == whole
 
 
+def junk(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 20, None])
+def test_junk_with_its_right_sum_or_a_link_to_itself_is_computed_again(
+    fake, tmp_path: Path, content: bytes | None
+) -> None:
+    fresh = run(fake(), tmp_path / "s")
+    whole = units(tmp_path / "s")
+    (file, *_) = (tmp_path / "s").glob("*/*.arrow")
+    file.unlink()
+    if content is None:
+        file.symlink_to(file)
+    else:
+        file.write_bytes(junk(content))
+    (file.parent / f"{'0' * 64}-².arrow").touch()
+    engine = fake()
+    assert same(run(engine, tmp_path / "s"), fresh) and engine.calls == 1
+    (file.parent / f"{'0' * 64}-².arrow").unlink()
+    assert units(tmp_path / "s") == whole
+
+
+def test_what_stands_where_the_store_or_a_part_of_it_should_is_named(fake, tmp_path: Path) -> None:
+    run(fake(), tmp_path / "s")
+    (file, *_) = (tmp_path / "s").glob("*/*.arrow")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(InputError, match=r"\.arrow: is a folder where answers should be\. Remove it\.$"):
+        run(fake(), tmp_path / "s")
+    shutil.rmtree(file.parent)
+    file.parent.write_text("")
+    with pytest.raises(InputError, match=rf"{file.parent.name}: is a file where a folder of answers should be"):
+        run(fake(), tmp_path / "s")
+    (tmp_path / "file").write_text("")
+    for place in (str(tmp_path / "file"), "/dev/null"):
+        with pytest.raises(InputError, match=r"params\.yaml: generate\.store: .*: is no folder"):
+            run(fake(), place)
+
+
 class SideBySide(Counted):
     """Like a server: it takes several calls at once, and answers late."""
 
@@ -293,6 +373,23 @@ def test_a_failure_side_by_side_keeps_what_was_finished(fake, tmp_path: Path) ->
     assert done >= 1
     run(engine, tmp_path / "s")
     assert engine.calls == 6 - done
+
+
+def test_a_failure_side_by_side_waits_for_what_is_under_way_and_keeps_it(fake, tmp_path: Path) -> None:
+    begun = []
+
+    class Failing(SideBySide):
+        def generate(self, prompts, max_new_tokens, tick=unheard):
+            begun.append(prompts)
+            if len(begun) == 1:
+                time.sleep(0.05)
+                raise InputError("a question is too long")
+            time.sleep(0.3)
+            yield from FakeEngine.generate(self, prompts, max_new_tokens, tick)
+
+    with pytest.raises(InputError, match="a question is too long"):
+        run(Failing(tmp_path / "model"), tmp_path / "s")
+    assert len(begun) == 3 and len(units(tmp_path / "s")) == 2
 
 
 SLOW = """

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from hypothesis import strategies as st
 
 from tbd import params
 from tbd.errors import InputError, TransientFault
-from tbd.generation import answers, noise
+from tbd.generation import answers, client, noise
 from tbd.generation.client import Client, Failed, Wrong
 from tbd.generation.engines import Completion
-from tbd.generation.engines.openai import OpenAIEngine, end_started
+from tbd.generation.engines.openai import OpenAIEngine, end_started, key
 from tbd.params import Generate, Server
 from tbd.records import sha256
 from tests import model_server
@@ -173,6 +174,22 @@ def test_one_that_never_answers_is_a_transient_fault(engine: OpenAIEngine, serve
         dict(engine.generate(PROMPTS[:1], TOKENS))
 
 
+@pytest.mark.parametrize(("status", "error"), [(400, InputError), (413, InputError), (500, TransientFault)])
+def test_a_question_that_a_server_does_not_take_is_told(
+    engine: OpenAIEngine, server: ModelServer, status: int, error: type[Exception]
+) -> None:
+    def raw(handler: Any, body: dict[str, Any]) -> bool:
+        return tuple(body["prompt"]) == PROMPTS[6] and handler.send(status, {"error": "no"}) is None
+
+    server.instead = raw
+    with pytest.raises(error, match=rf"question 7 of a batch of 20 \(5 tokens\): the server 127.* {status} no") as told:
+        dict(engine.generate(PROMPTS[:20], TOKENS))
+    said(told)
+    server.instead = lambda handler, body: len(body["prompt"]) == 7 and handler.send(status, {}) is None
+    with pytest.raises(error, match=r"question 3 of a batch of 4 \(7 tokens\): the server"):
+        engine.logprobs([PROMPTS[1][:3]] * 4, [np.array([5] * n, np.int32) for n in (1, 2, 4, 3)])
+
+
 def test_an_answer_that_stops_short_or_without_an_end_token_is_refused(
     engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +306,34 @@ def test_addresses_share_the_work_and_one_that_goes_down_is_left(tiny_checkpoint
         assert len(found) == 399 and all(right(PROMPTS[row], each) for row, each in found.items())
 
 
+@pytest.mark.parametrize("fault", ["500", "no log-probs"])
+def test_an_address_that_is_always_wrong_does_not_stop_the_others(tiny_checkpoint: Path, fault: str) -> None:
+    """It answers at once, so that it would always have the most room."""
+    with ModelServer() as well, ModelServer() as broken:
+        how = asked(urls=[well.url, broken.url], concurrency=8, backoff=0.05)
+        engine = OpenAIEngine.open(tiny_checkpoint, how)
+        broken.fault, before = lambda prompt: fault, broken.served[fault]
+
+        def late(handler: Any, body: dict[str, Any]) -> bool:
+            time.sleep(0.02)
+            return False
+
+        well.instead = late
+        found = dict(engine.generate(PROMPTS[:80], TOKENS))
+        assert all(right(PROMPTS[row], each) for row, each in found.items()) and len(found) == 80
+        assert broken.served[fault] - before < 80
+
+
+def test_what_fails_is_asked_again_at_another_address(tiny_checkpoint: Path) -> None:
+    with ModelServer() as well, ModelServer() as broken:
+        engine = OpenAIEngine.open(tiny_checkpoint, asked(urls=[well.url, broken.url], tries=2, backoff=0.001))
+        broken.fault = lambda prompt: "500"
+        for prompt in PROMPTS[:20]:
+            assert len(dict(engine.generate([prompt], TOKENS))) == 1
+            engine.client.addresses[1].back = 0.0  # not paused: the next may begin there again
+        assert broken.served["500"] > 2
+
+
 def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, server: ModelServer) -> None:
     first = iter(["429"])
     server.fault = lambda prompt: next(first, None)
@@ -296,6 +341,32 @@ def test_it_waits_as_long_as_it_is_asked_to(engine: OpenAIEngine, server: ModelS
     dict(engine.generate(PROMPTS[:1], TOKENS))
     (before, _), (after, _) = server.requests[-2:]
     assert after - before >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        ("2", 2, 2),
+        ("0.5", 0.5, 0.5),
+        ("1e9", 120, 120),
+        ("inf", 120, 120),
+        (formatdate(time.time() + 60, usegmt=True), 30, 60),
+        (formatdate(time.time() + 9999, usegmt=True), 120, 120),
+        *[(text, 0, 0) for text in ("", "-5", "nan", "²", "soon", formatdate(0), "Mon, 99 Foo 2026")],
+    ],
+)
+def test_how_long_a_server_asks_to_be_left_alone(text: str, least: float, most: float) -> None:
+    assert least <= client._asked(text) <= most
+
+
+def test_a_redirect_says_where_to(engine: OpenAIEngine, server: ModelServer) -> None:
+    to = "https://me:word@elsewhere:8000/v1/completions?token=word"
+    server.instead = lambda handler, body: handler.send(307, {}, Location=to) is None
+    with pytest.raises(
+        InputError, match=r"redirects /v1/completions to https://elsewhere:8000/v1/completions\. Use"
+    ) as told:
+        dict(engine.generate(PROMPTS[:1], TOKENS))
+    assert "word" not in said(told)
 
 
 def test_the_key_is_sent_and_never_shown(
@@ -312,6 +383,54 @@ def test_the_key_is_sent_and_never_shown(
         messages.append(said(error))
     assert "TBD_SERVER_KEY" in messages[0] and "***" in messages[1]
     assert "hidden" not in "".join([*messages, json.dumps(engine.identity), *capfd.readouterr()])
+
+
+def test_a_key_with_a_line_break_is_that_key(
+    server: ModelServer, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TBD_SERVER_KEY", " sk-hidden\n")
+    OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url]))
+    assert server.requests[-1][1]["Authorization"] == "Bearer sk-hidden"
+
+
+@pytest.mark.parametrize("value", ["sk-hid\nden", "“sk-hidden”", "schlüssel-hidden", "sk-hid\x7fden"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", value)
+    with pytest.raises(InputError, match="OPENAI_API_KEY") as error:
+        key()
+    assert "hid" not in said(error)
+
+
+def test_a_key_is_not_shown_where_a_long_error_is_cut(
+    server: ModelServer, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TBD_SERVER_KEY", "sk-hidden-0123456789")
+    engine = OpenAIEngine.open(tiny_checkpoint, asked(urls=[server.url]))
+    for padding in range(170, 205, 7):
+        told = {"error": {"message": "x" * padding + " sk-hidden-0123456789"}}
+        server.instead = lambda handler, body, told=told: handler.send(400, told) or True  # type: ignore[misc]
+        with pytest.raises(InputError, match="refuses the request") as error:
+            dict(engine.generate(PROMPTS[:1], TOKENS))
+        assert "sk" not in said(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://me:word@127.0.0.1:1"),
+        ("NO_PROXY", "::1/128,[::1]"),
+        ("HTTP_PROXY", "ftp://me:word@127.0.0.1:1"),
+        ("http_proxy", "http://me:word@127.0.0.1:port"),
+        ("SSL_CERT_FILE", "/nowhere/word"),
+    ],
+)
+def test_a_proxy_or_certificate_that_cannot_be_used_is_named(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"Correct or unset .*{name}") as error:
+        Client(["http://127.0.0.1:1"], Server(), None, None)
+    assert "word" not in said(error)
 
 
 # --- a server that tbd starts ----------------------------------------------------------------------------------------
@@ -401,6 +520,11 @@ def test_one_that_does_not_start_says_why(notes: Path, tiny_checkpoint: Path) ->
         ("openai", {"urls": ["http://a:1"], "command": "x {checkpoint} {port}"}, "one of server.urls"),
         ("fake", {"urls": ["http://me:word@host:1"]}, "number 1 holds credentials"),
         ("fake", {"urls": ["http://host:1", "host:2"]}, "number 2 is no address"),
+        ("fake", {"urls": ["http://xn--a"]}, "number 1 is no address"),
+        ("fake", {"urls": ["http://☃.net"]}, "number 1 is no address"),
+        ("fake", {"urls": ["http://[v1.a]:1"]}, "number 1 is no address"),
+        ("fake", {"urls": ["http://\xad"]}, "number 1 is no address"),
+        ("fake", {"urls": ["http://host:1\t"]}, "number 1 is no address"),
         ("fake", {"command": "vllm serve {checkpoint}"}, "has no {port}"),
         ("fake", {"concurrency": 0}, "generate.server.concurrency"),
     ],

@@ -1,9 +1,11 @@
 """Actors on a Ray cluster: the same store as without, whatever their number, also when one is lost."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,38 @@ with cluster(Dying, Path(model), params) as executor:
     given = [one.token_ids for one in job.completions()]
     Job(shelf, prompts, 4, answers=given).run(executor, Progress("test"))
 """
+
+NEVER = """
+import json, sys
+from pathlib import Path
+from tbd.errors import InputError
+from tbd.generation.engines.fake import FakeEngine
+from tbd.generation.executors.ray import cluster
+from tbd.params import Generate
+
+how = {"engine": "fake", "device": "cpu", "dtype": "auto", "max_new_tokens": 8, "batch_size": 4, "executor": "ray"}
+try:
+    with cluster(FakeEngine, Path(sys.argv[1]), Generate(**how, ray=json.loads(sys.argv[2]))):
+        pass
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ray", "words"),
+    [
+        ({"actors": 1, "gpus": 1000}, "an actor of 1 cpus and 1000 gpus fits on no machine of the cluster (1 and"),
+        ({"address": "127.0.0.1:1"}, "generate.ray.address: 127.0.0.1:1: nobody answers there"),
+    ],
+)
+def test_what_can_never_run_is_told_at_once(tmp_path: Path, ray: dict[str, Any], words: str) -> None:
+    model = fake_checkpoint(tmp_path / "model", QUESTIONS[0])
+    done = subprocess.run(
+        [sys.executable, "-c", NEVER, model, json.dumps(ray)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith("params.yaml: generate.ray") and words in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
 
 
 def test_one_actor_or_two_of_which_one_dies_make_the_same_store(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,7 +123,9 @@ class OpenAIEngine:
     ) -> Iterator[tuple[int, Completion]]:
         asked = {self.client.run(self._answer(prompt, max_new_tokens)): row for row, prompt in enumerate(prompts)}
         for future in _ended(asked):
-            row, found = asked[future], future.result()
+            row = asked[future]
+            with _told(row, len(prompts), len(prompts[row])):
+                found = future.result()
             tick("written", len(found.token_ids))  # first, as most of the time went there
             tick("read", len(prompts[row]))
             yield row, found
@@ -137,7 +140,8 @@ class OpenAIEngine:
         found = {}
         for future in _ended(asked):
             row = asked[future]
-            found[row] = future.result()
+            with _told(row, len(prompts), len(prompts[row]) + len(answers[row])):
+                found[row] = future.result()
             tick("read", len(prompts[row]) + len(answers[row]))
         return [found[row] for row in range(len(prompts))]
 
@@ -293,8 +297,13 @@ class OpenAIEngine:
 
 
 def key() -> str | None:
-    """The API key of the servers, from the environment."""
-    return next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    """The API key of the servers, from the environment. Raises InputError for one that no request can carry."""
+    for name in KEYS:
+        if found := os.environ.get(name, "").strip():
+            if not (found.isascii() and found.isprintable()):
+                raise InputError(f"the environment variable {name} holds characters that no key has. Set it anew.")
+            return found
+    return None
 
 
 def end_started() -> None:
@@ -313,6 +322,15 @@ def _ended(asked: dict[Future[Value], int]) -> Iterator[Future[Value]]:
     finally:
         for future in asked:
             future.cancel()
+
+
+@contextmanager
+def _told(row: int, batch: int, tokens: int) -> Iterator[None]:
+    """Say which question it is that fails."""
+    try:
+        yield
+    except (InputError, TransientFault) as error:
+        raise type(error)(f"question {row + 1} of a batch of {batch} ({tokens} tokens): {error}") from None
 
 
 def _bytes(prompt: Sequence[int], tokens: int) -> int:

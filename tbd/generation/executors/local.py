@@ -31,7 +31,9 @@ class Local:
                     if not under_way:
                         return
                     ended = wait(under_way, return_when=FIRST_COMPLETED).done
-                    for future in sorted(ended, key=lambda one: one.exception() is not None):  # a failure loses none
+                    if any(future.exception() for future in ended):  # it loses none of those that still end well
+                        ended = wait(under_way).done
+                    for future in sorted(ended, key=lambda one: one.exception() is not None):
                         yield under_way.pop(future), future.result()
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -5,6 +5,7 @@ that is lost costs the units it was at; they go to another.
 """
 
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ except ImportError:
 
 AHEAD = 2
 """units that an actor is given at a time, so that it never waits for the next"""
+KNOCK = 5.0
+"""seconds until an address at which nobody answers is given up"""
 TRIES = 3
 """of a unit whose actor is lost"""
 
@@ -134,11 +137,13 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
     """Actors that have loaded `checkpoint`, a path that every machine has. They end with the context.
 
     Raises:
-        InputError: the cluster cannot be reached, or its machines compute in different ways.
+        InputError: the cluster cannot be reached, none of its machines is large enough for an actor, or they compute
+            in different ways.
         TransientFault: Ray failed.
     """
     wanted, workers = params.ray, list[Any]()
     if not ray.is_initialized():  # it ends with this process
+        _reachable(wanted.address)
         local = {} if wanted.address else {"num_cpus": max(1, wanted.actors * wanted.cpus), "include_dashboard": False}
         try:
             ray.init(wanted.address or "local", log_to_driver=False, logging_level="warning", **local)
@@ -146,6 +151,7 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
             if wanted.address:
                 raise InputError(f"params.yaml: generate.ray.address: {wanted.address}: {_said(error)}.") from None
             raise TransientFault(f"Ray did not start: {_said(error)}.") from None
+    _room(wanted.cpus, wanted.gpus, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     environment = {"OMP_NUM_THREADS": str(max(1, int(wanted.cpus))), "PYTHONPATH": os.getcwd()}
     actor = ray.remote(Worker).options(
         num_cpus=wanted.cpus, num_gpus=wanted.gpus, runtime_env={"env_vars": environment}
@@ -168,6 +174,29 @@ def cluster(kind: type[Engine], checkpoint: Path, params: Generate) -> Iterator[
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def _reachable(address: str | None) -> None:
+    """Raise InputError where nobody listens at HOST:PORT; Ray would wait for minutes, or for ever."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isascii() and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), KNOCK).close()
+        except (OSError, OverflowError, ValueError) as error:
+            raise InputError(
+                f"params.yaml: generate.ray.address: {address}: nobody answers there ({_said(error)}). "
+                "Start the cluster, or correct the address."
+            ) from None
+
+
+def _room(cpus: float, gpus: float, machines: list[dict[str, float]]) -> None:
+    """Raise InputError where no machine can ever hold one actor; Ray would wait for a larger one."""
+    if not any(one.get("CPU", 0) >= cpus and one.get("GPU", 0) >= gpus for one in machines):
+        most = " or ".join(f"{one.get('CPU', 0):g} and {one.get('GPU', 0):g}" for one in machines[:3])
+        raise InputError(
+            f"params.yaml: generate.ray: an actor of {cpus:g} cpus and {gpus:g} gpus fits on no machine of the cluster "
+            f"({most or 'it has none'}). Lower cpus or gpus, or add such a machine."
+        )
 
 
 def _said(error: BaseException) -> str:
