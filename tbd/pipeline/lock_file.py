@@ -5,7 +5,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class LockFile:
         for name in dict.fromkeys(["", *self.references, self.audit]):
             file = workspace / self._file(name)
             if file.is_file():
-                entries = _stages(file)
+                entries = _stages(file, md5(file))
                 self.stages |= {f"{kind}@{name}" if name else kind: entry for kind, entry in entries.items()}
         if stage not in self.stages:
             raise InputError(f"{self._file(self.audit)}: no stage {stage!r}. {self._again()}")
@@ -88,11 +88,11 @@ class LockFile:
 
     def _check_params(self) -> None:
         """Refuse other parameters than those of the result, in `params.yaml` and in the audit's `audit.yaml`."""
+        tree = cache(lambda file: _tree(self.workspace / file))
         for name in self.lineage:
             for file, values in self.stages[name].get("params", {}).items():
-                tree = _tree(self.workspace / file)
                 for key, value in values.items():
-                    if not same(lookup(tree, key), value):
+                    if not same(lookup(tree(file), key), value):
                         raise InputError(f"{file}: {key} is not what {name!r} ran with. {self._again()}")
 
     def _out(self, path: str) -> str | None:
@@ -189,10 +189,24 @@ class LockFile:
         }
 
 
-def _stages(file: Path) -> dict[str, Any]:
-    """The stages in a `dvc.lock`. Raises InputError if it is none."""
+def _tree(file: Path) -> Any:
+    """What a YAML file holds. Raises InputError if it is not there, or is none.
+
+    Every audit needs some of them, so each is kept while it stays the same: do not change what is returned.
+    """
+    return _read(file, md5(file) if file.is_file() else "")
+
+
+@lru_cache(maxsize=1024)
+def _read(file: Path, _: str) -> Any:
+    return load_yaml(file)
+
+
+@lru_cache(maxsize=1024)
+def _stages(file: Path, digest: str) -> dict[str, Any]:
+    """The stages in a `dvc.lock` with that digest, kept in the same way. Raises InputError if it is none."""
     try:
-        stages: dict[str, Any] = (_tree(file) or {}).get("stages", {})
+        stages: dict[str, Any] = (_read(file, digest) or {}).get("stages", {})
         for entry in stages.values():
             for one in (*entry.get("deps", []), *entry.get("outs", [])):
                 str(one["path"]), str(one["md5"])
@@ -201,16 +215,6 @@ def _stages(file: Path) -> dict[str, Any]:
     except (AttributeError, LookupError, TypeError):
         raise InputError(f"{file}: not a lock file of DVC. Restore it from git.") from None
     return stages
-
-
-def _tree(file: Path) -> Any:
-    """What a YAML file holds. Every audit needs some of them: each is read once, so do not change what is returned."""
-    return _read(file, md5(file) if file.is_file() else "")
-
-
-@lru_cache(maxsize=1024)
-def _read(file: Path, _: str) -> Any:
-    return load_yaml(file)
 
 
 def _upwards(path: str) -> list[str]:
