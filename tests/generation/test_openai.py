@@ -34,6 +34,8 @@ from tests.receiver import slow
 from tests.test_params import TREE, changed
 from tests.workspace import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [(2, 4 + i % 300, 4 + i // 300, 7, 3) for i in range(1000)]
 TOKENS = 6
 QUICK: dict[str, Any] = {"backoff": 0.002, "tries": 8}

@@ -16,6 +16,8 @@ from tbd.generation.engines.served import differs, register
 from tbd.params import Generate, Server
 from tests.model_server import CONTEXT, ModelServer, answer
 
+pytestmark = pytest.mark.slow
+
 QUICK = Server(urls=["http://127.0.0.1:9"], backoff=0.002, tries=3)
 """of a server that nobody is to ask"""
 HOW = Generate(engine="fake", device="cpu", dtype="auto", max_new_tokens=6, batch_size=50, server=QUICK)
