@@ -29,11 +29,11 @@ def _inputs(stage: str) -> dict[str, Any]:
     """Each dependency with size and time of its files, each parameter with its value; none where no pipeline is."""
     kind, _, audit = stage.partition("@")
     file = AUDITS / audit / "dvc.yaml" if audit else Path("dvc.yaml")
-    entry = lookup(load_yaml(file), f"stages.{kind}") if file.is_file() else None
+    entry = (lookup(load_yaml(file), f"stages.{kind}") if file.is_file() else None) or {}
     found: dict[str, Any] = {}
-    for dep in (entry or {}).get("deps", []):
+    for dep in entry.get("deps", []):
         found[dep] = _files(Path(dep))
-    for param in (entry or {}).get("params", []):
+    for param in entry.get("params", []):
         for name, keys in param.items() if isinstance(param, dict) else [("params.yaml", [param])]:
             tree = load_yaml(Path(name)) if Path(name).is_file() else None
             found |= {f"{name}: {key}": lookup(tree, key) for key in keys}
